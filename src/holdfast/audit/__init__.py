@@ -1,0 +1,1 @@
+"""Audit of logged rollouts: loaders, checks, findings."""

@@ -1,0 +1,1 @@
+"""Pure mathematics over tensors: ratios, divergences, bounds, certificates, normalisers, entropy."""

@@ -1,0 +1,31 @@
+"""The errors that Holdfast raises on purpose: each message names the value, what is allowed, and the fix."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HoldfastError(Exception):
+    """Base of every error raised on purpose; the command line prints its message without a traceback."""
+
+
+class ConfigError(HoldfastError, ValueError):
+    """A setting that cannot be honoured: unknown key, value out of range, parts that do not fit together."""
+
+
+class DataError(HoldfastError, ValueError):
+    """Tensors or records that do not fit: shapes, NaN, positive logprobs, missing fields."""
+
+
+class EngineError(HoldfastError, RuntimeError):
+    """The rollout engine failed or returned something that cannot be trained on."""
+
+
+def nearest(name: str, allowed: Iterable[str], count: int = 3) -> str:
+    """Say which allowed names are close to an unknown one, or list them all where none is.
+
+    >>> nearest("grppo", ["grpo", "ppo", "sapo"])
+    'did you mean grpo, ppo?'
+    """
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    return f"did you mean {', '.join(close)}?" if close else f"allowed: {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""Adapters that put Holdfast objectives into other trainers; rename tables, no mathematics."""

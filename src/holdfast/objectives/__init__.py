@@ -1,0 +1,1 @@
+"""Objectives: parts (gates, pools, masks, weights, penalties), their composition, and the table of presets."""

@@ -1,0 +1,1 @@
+"""Rollout engines, sampling support, and the store of logged rollouts."""

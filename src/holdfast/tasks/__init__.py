@@ -1,0 +1,1 @@
+"""Tasks with verifiable answers and their rewards."""

@@ -1,0 +1,1 @@
+"""The trainer: configuration, loop, data, checkpoints, metrics, display."""

@@ -1,0 +1,147 @@
+"""The data that everything else passes around: frozen dataclasses over tensors, no behaviour beyond row selection.
+
+Shapes: B sequences, T response tokens (right padded), V vocabulary. Log-probabilities are natural logarithms (nats).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is known about B rollouts before the current policy sees them.
+
+    `advantages` may be [B] (one per sequence) or [B, T]. `response_mask` is data: True on tokens that the policy
+    itself sampled (not padding, not tool output). No objective edits it. `sequence_ids` give a sequence an identity
+    that survives shuffling and splitting: random draws (Clip-Cov) are made from it. `turn_ids` number the turns of
+    a multi-turn rollout from 0.
+    """
+
+    advantages: Float[Tensor, "B *T"]
+    response_mask: Bool[Tensor, "B T"]
+    old_logprobs: Float[Tensor, "B T"] | None = None
+    rollout_logprobs: Float[Tensor, "B T"] | None = None
+    ref_logprobs: Float[Tensor, "B T"] | None = None
+    turn_ids: Int[Tensor, "B T"] | None = None
+    sequence_ids: Int[Tensor, " B"] | None = None
+
+    def select(self, rows: Int[Tensor, " b"] | slice) -> Batch:
+        """The same batch with only these rows."""
+        return _select(self, rows)
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """What one forward pass of the current policy says about each sampled token.
+
+    `logprobs` carries the gradient; `entropy` (nats) carries one where an objective asks for it. The rest is
+    detached and optional: divergences of the current policy from the rollout policy at the same context,
+    KL(rollout||current) in nats and TV in [0, 1]. `*_lower` and `*_upper` come from the engine's top-K and are
+    rigorous one-sided bounds; the unmarked ones are exact over the whole vocabulary.
+    """
+
+    logprobs: Float[Tensor, "*shape"]
+    entropy: Float[Tensor, "*shape"] | None = None
+    kl_rollout: Float[Tensor, "*shape"] | None = None
+    tv_rollout: Float[Tensor, "*shape"] | None = None
+    chi2_rollout: Float[Tensor, "*shape"] | None = None
+    kl_rollout_lower: Float[Tensor, "*shape"] | None = None
+    tv_rollout_lower: Float[Tensor, "*shape"] | None = None
+    tv_rollout_upper: Float[Tensor, "*shape"] | None = None
+
+    def select(self, rows: Int[Tensor, " b"] | slice) -> TokenStats:
+        """The same statistics with only these rows."""
+        return _select(self, rows)
+
+    def detach(self) -> TokenStats:
+        """The same numbers without a gradient."""
+        return _map(self, lambda t: t.detach())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sizes of one whole optimiser step, over all micro-batches and all ranks: the denominators of every mean.
+
+    `sequences` counts sequences with at least one response token; an empty row is padding. Both are 0-d tensors so
+    that no device synchronisation is needed.
+    """
+
+    sequences: Float[Tensor, ""]
+    tokens: Float[Tensor, ""]
+
+    @staticmethod
+    def of(mask: Bool[Tensor, "B T"]) -> Counts:
+        """Count one mask that is the whole optimiser step."""
+        return Counts(sequences=mask.any(dim=-1).sum().float(), tokens=mask.sum().float())
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.sequences + other.sequences, self.tokens + other.tokens)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """One (micro-)batch's share of the loss: shares of one optimiser step add up, they are never averaged.
+
+    `trust_mask` is True where the objective lets a response token into the gradient of the policy term.
+    `metrics` are detached 0-d tensors; `reasons` maps the name of each mask part to the tokens it rejected.
+    """
+
+    loss: Float[Tensor, ""]
+    metrics: Mapping[str, Tensor]
+    trust_mask: Bool[Tensor, "B T"]
+    reasons: Mapping[str, Bool[Tensor, "B T"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled sequence as it is logged, audited and trained on; token fields have the response's length.
+
+    `rollout_logprobs` are the log-probabilities the engine really sampled with (after temperature and support
+    truncation); `trainer_logprobs` the trainer's for the same tokens on the same support. `weight_versions` is the
+    policy version that sampled each token. A field the source does not give is None, never zero.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    rollout_logprobs: tuple[float, ...] | None = None
+    trainer_logprobs: tuple[float, ...] | None = None
+    response_mask: tuple[bool, ...] | None = None
+    kl_exact: tuple[float, ...] | None = None
+    entropy: tuple[float, ...] | None = None
+    advantages: tuple[float, ...] | None = None
+    trust_mask: tuple[bool, ...] | None = None
+    turn_ids: tuple[int, ...] | None = None
+    weight_versions: tuple[int, ...] | None = None
+    reward: float | None = None
+    mask_reason: str | None = None
+    finish_reason: str | None = None
+    step: int | None = None
+    sequence_id: int | None = None
+    group_id: int | None = None
+    environment: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    prompt_text: str | None = None
+    response_text: str | None = None
+    token_texts: tuple[str, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _map(record: Any, change: Any) -> Any:
+    return replace(
+        record,
+        **{f.name: change(v) for f in fields(record) if isinstance(v := getattr(record, f.name), torch.Tensor)},
+    )
+
+
+def _select(record: Any, rows: Any) -> Any:
+    return _map(record, lambda t: t[rows])
