@@ -13,11 +13,11 @@ True
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, SupportsFloat
 
 from holdfast.errors import DataError
+from holdfast.report.frame import FOOT, Axes, Reference, Values, dot, draw_frame, draw_legend, drawable, floats
 from holdfast.report.scales import Scale, number, scale_of
 from holdfast.report.svg import (
     Box,
@@ -33,9 +33,6 @@ from holdfast.report.svg import (
 )
 
 MOST_POINTS = 240
-_TOP, _FOOT = 26.0, 40.0
-
-Values = Iterable[SupportsFloat | None]
 
 
 @dataclass(frozen=True)
@@ -47,15 +44,6 @@ class Series:
     y: Values
     low: Values | None = None
     high: Values | None = None
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A labelled rule across the plot at one value of an axis, such as a threshold."""
-
-    value: float | int
-    label: str
-    axis: Literal["x", "y"] = "y"
 
 
 @dataclass(frozen=True)
@@ -71,17 +59,6 @@ class _Points:
     @property
     def banded(self) -> bool:
         return any(math.isfinite(v) for v in self.low)
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """What the frame of a chart needs: scales, labels and rules."""
-
-    x: Scale
-    y: Scale
-    x_label: str
-    y_label: str
-    references: tuple[Reference, ...]
 
 
 def line_chart(
@@ -101,7 +78,7 @@ def line_chart(
     the vertical scale. Raises DataError for series of unequal lengths.
     """
     full = [_points(s) for s in series]
-    points = [_thin(p, MOST_POINTS) for p in full]
+    points = _thin(full, MOST_POINTS)
     axes = _axes(points, x_label, y_label, (log_x, log_y), references, y_range, tight_x=True)
     rows = _line_rows(points, axes)
     kept, total = max((len(p.x) for p in points), default=0), max((len(p.x) for p in full), default=0)
@@ -110,12 +87,12 @@ def line_chart(
     def layout(width: float) -> Drawing:
         named = len(points) > 1 or bool(points and points[0].banded)
         direct = named and max(text_width(p.name) for p in points) + 18 <= 0.26 * width
-        legend, legend_height = _legend([p.name for p in points], width) if named and not direct else ("", 0.0)
+        legend, legend_height = draw_legend([p.name for p in points], width) if named and not direct else ("", 0.0)
         ends = max(text_width(p.name) for p in points) + 18 if direct else 12.0
-        frame, box = _frame(axes, width, legend_height, ends)
+        frame, box = draw_frame(axes, width, legend_height, ends)
         lines = "".join(_line(p, i, axes, box) for i, p in enumerate(points))
         names = _end_labels(points, axes, box, width) if direct else ""
-        return Drawing(legend + frame + lines + names, box.bottom + _FOOT, box)
+        return Drawing(legend + frame + lines + names, box.bottom + FOOT, box)
 
     headers = (x_label, *(name for p in points for name in _columns(p)))
     return Svg(title, _describe("Line chart", points, axes) + note, layout, headers, rows, note)
@@ -138,19 +115,19 @@ def scatter_chart(
         Row((p.name, number(a), number(b)), axes.x.fraction(a), 1 - axes.y.fraction(b))
         for p in points
         for a, b in zip(p.x, p.y, strict=True)
-        if _drawable(a, axes.x) and _drawable(b, axes.y)
+        if drawable(a, axes.x) and drawable(b, axes.y)
     )
 
     def layout(width: float) -> Drawing:
-        legend, height = _legend([p.name for p in points], width) if len(points) > 1 else ("", 0.0)
-        frame, box = _frame(axes, width, height, 12.0)
+        legend, height = draw_legend([p.name for p in points], width) if len(points) > 1 else ("", 0.0)
+        frame, box = draw_frame(axes, width, height, 12.0)
         dots = "".join(
-            _dot(box.x(axes.x.fraction(a)), box.y(axes.y.fraction(b)), i, 3.2, 0.65)
+            dot(box.x(axes.x.fraction(a)), box.y(axes.y.fraction(b)), i, 3.2, 0.65)
             for i, p in enumerate(points)
             for a, b in zip(p.x, p.y, strict=True)
-            if _drawable(a, axes.x) and _drawable(b, axes.y)
+            if drawable(a, axes.x) and drawable(b, axes.y)
         )
-        return Drawing(legend + frame + dots, box.bottom + _FOOT, box)
+        return Drawing(legend + frame + dots, box.bottom + FOOT, box)
 
     return Svg(title, _describe("Scatter plot", points, axes), layout, ("series", x_label, y_label), rows)
 
@@ -161,14 +138,14 @@ def histogram(
     """Counts of values in equal bins (equal in logarithm if `log_x`); gaps are left out and counted in the note."""
     if bins < 1:
         raise DataError(f"bins={bins}: a histogram needs at least 1 bin")
-    everything = _floats(values)
+    everything = floats(values)
     scale = scale_of(everything, log=log_x, tight=True)
-    usable = [v for v in everything if _drawable(v, scale)]
+    usable = [v for v in everything if drawable(v, scale)]
     counts = [0] * bins
     for value in usable:
         counts[min(bins - 1, int(scale.fraction(value) * bins))] += 1
     y = scale_of([*(float(c) for c in counts if c or not log_y), 0.8 if log_y else 0.0], log=log_y)
-    axes = _Axes(scale, y, x_label, "count", ())
+    axes = Axes(scale, y, x_label, "count", ())
     edge = [_inverse(scale, i / bins) for i in range(bins + 1)]
     rows = tuple(
         Row((f"{number(edge[i])} to {number(edge[i + 1])}", f"{c:,}"), (i + 0.5) / bins) for i, c in enumerate(counts)
@@ -177,27 +154,23 @@ def histogram(
     note = f"{left_out} of {len(everything)} values cannot be drawn (missing or not positive)." if left_out else ""
 
     def layout(width: float) -> Drawing:
-        frame, box = _frame(axes, width, 0.0, 12.0)
+        frame, box = draw_frame(axes, width, 0.0, 12.0)
         bars = "".join(
             tag("rect", class_="f1", x=box.x(i / bins) + 0.5, y=box.y(y.fraction(c)), height=height, width=step - 1)
             for i, c in enumerate(counts)
             if c and (height := box.bottom - box.y(y.fraction(c))) and (step := (box.right - box.left) / bins)
         )
-        return Drawing(frame + bars, box.bottom + _FOOT, box)
+        return Drawing(frame + bars, box.bottom + FOOT, box)
 
     ends = f"{number(min(usable, default=None))} to {number(max(usable, default=None))}"
     description = f"Histogram of {len(usable)} values of {x_label}, {ends}. {note}"
     return Svg(title, description, layout, (x_label, "count"), rows, note)
 
 
-def _floats(values: Values) -> list[float]:
-    return [math.nan if v is None else float(v) for v in values]
-
-
 def _points(series: Series) -> _Points:
-    x, y = _floats(series.x), _floats(series.y)
-    low = _floats(series.low) if series.low is not None else [math.nan] * len(x)
-    high = _floats(series.high) if series.high is not None else [math.nan] * len(x)
+    x, y = floats(series.x), floats(series.y)
+    low = floats(series.low) if series.low is not None else [math.nan] * len(x)
+    high = floats(series.high) if series.high is not None else [math.nan] * len(x)
     if not len(x) == len(y) == len(low) == len(high):
         raise DataError(
             f"series {series.name!r}: x, y, low and high must have one length,"
@@ -206,22 +179,31 @@ def _points(series: Series) -> _Points:
     return _Points(series.name, x, y, low, high)
 
 
-def _thin(points: _Points, most: int) -> _Points:
-    """Keep the lowest and highest y (and the ends) of equal stretches, so that no spike is lost."""
-    count = len(points.x)
-    if count <= most:
-        return points
+def _thin(series: list[_Points], most: int) -> list[_Points]:
+    """Keep the lowest and highest y (and the ends) of equal stretches, so that no spike is lost.
+
+    Series over the same x keep the same rows, so that every row of the data has a value of each.
+    """
+    share = max(40, most // max(1, len(series)))
+    kept = [_extremes(p.y, share) for p in series]
+    if all(p.x == series[0].x for p in series):
+        kept = [sorted(set().union(*kept))] * len(series)
+    return [
+        _Points(p.name, *([v[i] for i in rows] for v in (p.x, p.y, p.low, p.high)))
+        for p, rows in zip(series, kept, strict=True)
+    ]
+
+
+def _extremes(y: list[float], most: int) -> list[int]:
+    count = len(y)
+    if count <= MOST_POINTS:
+        return list(range(count))
     stretches, keep = most // 2 - 1, {0, count - 1}
     for k in range(stretches):
-        stretch = [i for i in range(k * count // stretches, (k + 1) * count // stretches) if math.isfinite(points.y[i])]
+        stretch = [i for i in range(k * count // stretches, (k + 1) * count // stretches) if math.isfinite(y[i])]
         if stretch:
-            keep |= {min(stretch, key=points.y.__getitem__), max(stretch, key=points.y.__getitem__)}
-    rows = sorted(keep)
-    return _Points(points.name, *([v[i] for i in rows] for v in (points.x, points.y, points.low, points.high)))
-
-
-def _drawable(value: float, scale: Scale) -> bool:
-    return math.isfinite(value) and (value > 0 or not scale.log)
+            keep |= {min(stretch, key=y.__getitem__), max(stretch, key=y.__getitem__)}
+    return sorted(keep)
 
 
 def _inverse(scale: Scale, share: float) -> float:
@@ -238,71 +220,20 @@ def _axes(
     references: Sequence[Reference],
     y_range: tuple[float, float] | None,
     tight_x: bool = False,
-) -> _Axes:
+) -> Axes:
     xs = [v for p in points for v in p.x] + [float(r.value) for r in references if r.axis == "x"]
     ys = [v for p in points for v in (*p.y, *p.low, *p.high)] + [float(r.value) for r in references if r.axis == "y"]
     x, y = scale_of(xs, log=log[0], ticks=6, tight=tight_x), scale_of([*ys, *(y_range or ())], log=log[1])
-    return _Axes(x, y, x_label, y_label, tuple(references))
+    return Axes(x, y, x_label, y_label, tuple(references))
 
 
-def _frame(axes: _Axes, width: float, legend: float, right: float) -> tuple[str, Box]:
-    """Grid, ticks, axis labels and rules; the box that is left for the data."""
-    left = max((text_width(axes.y.tick_text(t)) for t in axes.y.ticks), default=20.0) + 10
-    height = min(240.0, max(150.0, 0.45 * width))
-    box = Box(left, legend + _TOP, width - right, legend + _TOP + height)
-    parts = [label(shorten(axes.y_label, width), 0.0, legend + 12, "tick", "start")]
-    for tick in axes.y.ticks:
-        y = box.y(axes.y.fraction(tick))
-        parts.append(tag("path", class_="grid", d=f"M{box.left:.1f} {y:.1f}H{box.right:.1f}"))
-        parts.append(label(axes.y.tick_text(tick), box.left - 8, y + 4, anchor="end"))
-    parts.append(tag("path", class_="axis", d=f"M{box.left:.1f} {box.bottom:.1f}H{box.right:.1f}"))
-    taken = -math.inf
-    for tick in axes.x.ticks:
-        x, half = box.x(axes.x.fraction(tick)), text_width(axes.x.tick_text(tick)) / 2
-        if x - half > taken + 8 and x + half <= width:
-            parts.append(label(axes.x.tick_text(tick), x, box.bottom + 17))
-            taken = x + half
-    parts.append(label(shorten(axes.x_label, width - left), box.right, box.bottom + 34, anchor="end"))
-    parts += [_rule(r, axes, box) for r in axes.references]
-    return "".join(parts), box
-
-
-def _rule(reference: Reference, axes: _Axes, box: Box) -> str:
-    if reference.axis == "y":
-        y = box.y(axes.y.fraction(reference.value))
-        path, at = f"M{box.left:.1f} {y:.1f}H{box.right:.1f}", (box.left + 4, y - 5, "start")
-    else:
-        x = box.x(axes.x.fraction(reference.value))
-        anchor = "start" if x < (box.left + box.right) / 2 else "end"
-        path, at = (
-            f"M{x:.1f} {box.top:.1f}V{box.bottom:.1f}",
-            (x + (4 if anchor == "start" else -4), box.top + 10, anchor),
-        )
-    text = shorten(reference.label, box.right - box.left - 8)
-    return tag("path", class_="reference", d=path) + label(text, at[0], at[1], "name", at[2])
-
-
-def _legend(names: Sequence[str], width: float) -> tuple[str, float]:
-    """Names in rows above the plot, each behind a stroke of its colour."""
-    parts, x, y = [], 0.0, 12.0
-    for i, name in enumerate(names):
-        text = shorten(name, width - 26)
-        size = text_width(text) + 36
-        if x and x + size - 14 > width:
-            x, y = 0.0, y + 18
-        parts.append(tag("path", class_=f"curve {series_class(i, 'l')}", d=f"M{x + 1:.1f} {y - 4:.1f}h15"))
-        parts.append(label(text, x + 22, y, "name", "start"))
-        x += size
-    return "".join(parts), y + 12
-
-
-def _line(points: _Points, index: int, axes: _Axes, box: Box) -> str:
+def _line(points: _Points, index: int, axes: Axes, box: Box) -> str:
     def at(x: float, y: float) -> str:
         return f"{box.x(axes.x.fraction(x)):.1f} {box.y(axes.y.fraction(y)):.1f}"
 
     parts, runs = [], _runs(points, axes)
     for run in runs:
-        rows = [i for i in run if _drawable(points.low[i], axes.y) and _drawable(points.high[i], axes.y)]
+        rows = [i for i in run if drawable(points.low[i], axes.y) and drawable(points.high[i], axes.y)]
         if len(rows) > 1:
             upper = "L".join(at(points.x[i], points.high[i]) for i in rows)
             lower = "L".join(at(points.x[i], points.low[i]) for i in reversed(rows))
@@ -312,7 +243,7 @@ def _line(points: _Points, index: int, axes: _Axes, box: Box) -> str:
         parts.append(tag("path", class_=f"curve {series_class(index, 'l')}", d=path))
     sparse = sum(map(len, runs)) <= 16
     parts += [
-        _dot(box.x(axes.x.fraction(points.x[i])), box.y(axes.y.fraction(points.y[i])), index, 2.4)
+        dot(box.x(axes.x.fraction(points.x[i])), box.y(axes.y.fraction(points.y[i])), index, 2.4)
         for run in runs
         if sparse or len(run) == 1
         for i in run
@@ -320,23 +251,18 @@ def _line(points: _Points, index: int, axes: _Axes, box: Box) -> str:
     return "".join(parts)
 
 
-def _runs(points: _Points, axes: _Axes) -> list[list[int]]:
+def _runs(points: _Points, axes: Axes) -> list[list[int]]:
     """Stretches of consecutive drawable points."""
     runs: list[list[int]] = [[]]
     for i, (x, y) in enumerate(zip(points.x, points.y, strict=True)):
-        if _drawable(x, axes.x) and _drawable(y, axes.y):
+        if drawable(x, axes.x) and drawable(y, axes.y):
             runs[-1].append(i)
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
 
 
-def _dot(x: float, y: float, index: int, radius: float, opacity: float | None = None) -> str:
-    shade = None if opacity is None else f"{opacity:g}"
-    return tag("circle", class_=series_class(index, "f"), cx=x, cy=y, r=f"{radius:g}", fill_opacity=shade)
-
-
-def _end_labels(points: Sequence[_Points], axes: _Axes, box: Box, width: float) -> str:
+def _end_labels(points: Sequence[_Points], axes: Axes, box: Box, width: float) -> str:
     ends = [
         (i, box.x(axes.x.fraction(p.x[run[-1]])), box.y(axes.y.fraction(p.y[run[-1]])))
         for i, p in enumerate(points)
@@ -345,7 +271,7 @@ def _end_labels(points: Sequence[_Points], axes: _Axes, box: Box, width: float) 
     heights = spread([y for _, _, y in ends], 14.0, box.top, box.bottom)
     parts = []
     for (i, _, _), y in zip(ends, heights, strict=True):
-        parts.append(_dot(box.right + 6, y, i, 3))
+        parts.append(dot(box.right + 6, y, i, 3))
         parts.append(label(shorten(points[i].name, width - box.right - 14), box.right + 13, y + 4, "name", "start"))
     return "".join(parts)
 
@@ -354,14 +280,14 @@ def _columns(points: _Points) -> tuple[str, ...]:
     return (points.name, f"{points.name}: low", f"{points.name}: high") if points.banded else (points.name,)
 
 
-def _line_rows(points: Sequence[_Points], axes: _Axes) -> tuple[Row, ...]:
+def _line_rows(points: Sequence[_Points], axes: Axes) -> tuple[Row, ...]:
     """One row per x, with a column for every series (and its band)."""
     cells: dict[float, list[str]] = {}
     width = sum(len(_columns(p)) for p in points)
     offset = 0
     for p in points:
         for i, x in enumerate(p.x):
-            if _drawable(x, axes.x):
+            if drawable(x, axes.x):
                 row = cells.setdefault(x, ["–"] * width)
                 values = (p.y[i], p.low[i], p.high[i]) if p.banded else (p.y[i],)
                 row[offset : offset + len(values)] = [number(v) for v in values]
@@ -369,10 +295,10 @@ def _line_rows(points: Sequence[_Points], axes: _Axes) -> tuple[Row, ...]:
     return tuple(Row((number(x, 6), *cells[x]), axes.x.fraction(x)) for x in sorted(cells))
 
 
-def _describe(kind: str, points: Sequence[_Points], axes: _Axes) -> str:
+def _describe(kind: str, points: Sequence[_Points], axes: Axes) -> str:
     parts = [f"{kind} of {axes.y_label} against {axes.x_label}."]
     for p in points:
-        drawn = [(x, y) for x, y in zip(p.x, p.y, strict=True) if _drawable(x, axes.x) and _drawable(y, axes.y)]
+        drawn = [(x, y) for x, y in zip(p.x, p.y, strict=True) if drawable(x, axes.x) and drawable(y, axes.y)]
         if not drawn:
             parts.append(f"{p.name}: nothing measured.")
             continue
