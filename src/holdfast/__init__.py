@@ -1,6 +1,9 @@
 """Holdfast: reinforcement learning of language models that stays stable over long horizons."""
 
 from holdfast.errors import ConfigError, DataError, EngineError, HoldfastError
+from holdfast.objectives.metrics import merge_metrics
+from holdfast.objectives.objective import Objective, Plan
+from holdfast.objectives.presets import list_presets, preset
 from holdfast.types import Batch, Counts, LossOutput, Rollout, TokenStats
 
 __version__ = "0.1.0"
@@ -13,7 +16,12 @@ __all__ = [
     "EngineError",
     "HoldfastError",
     "LossOutput",
+    "Objective",
+    "Plan",
     "Rollout",
     "TokenStats",
     "__version__",
+    "list_presets",
+    "merge_metrics",
+    "preset",
 ]

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from holdfast.errors import DataError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,6 +33,19 @@ class Batch:
     ref_logprobs: Float[Tensor, "B T"] | None = None
     turn_ids: Int[Tensor, "B T"] | None = None
     sequence_ids: Int[Tensor, " B"] | None = None
+
+    def __post_init__(self) -> None:
+        mask = self.response_mask
+        if mask.dtype != torch.bool:
+            if not bool(((mask == 0) | (mask == 1)).all()):
+                raise DataError(f"Batch.response_mask must be boolean or hold only 0 and 1, got {mask.dtype}")
+            object.__setattr__(self, "response_mask", mask.bool())
+        if mask.ndim != 2:
+            raise DataError(f"Batch.response_mask must be [B, T], got shape {tuple(mask.shape)}")
+        for name in ("old_logprobs", "rollout_logprobs", "ref_logprobs", "turn_ids"):
+            _check_shape(name, getattr(self, name), [tuple(mask.shape)])
+        _check_shape("sequence_ids", self.sequence_ids, [(mask.shape[0],)])
+        _check_shape("advantages", self.advantages, [(mask.shape[0],), tuple(mask.shape)])
 
     def select(self, rows: Int[Tensor, " b"] | slice) -> Batch:
         """The same batch with only these rows."""
@@ -134,6 +149,12 @@ class Rollout:
     response_text: str | None = None
     token_texts: tuple[str, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _check_shape(name: str, value: Tensor | None, allowed: list[tuple[int, ...]]) -> None:
+    if value is not None and tuple(value.shape) not in allowed:
+        shapes = " or ".join(str(shape) for shape in allowed)
+        raise DataError(f"Batch.{name} has shape {tuple(value.shape)}; with this response_mask it must be {shapes}")
 
 
 def _map(record: Any, change: Any) -> Any:

@@ -1,0 +1,41 @@
+"""A reduction is a [B, T] weight made from a mask and global counts, never a bare mean.
+
+Because the counts are those of the whole optimiser step, the shares of micro-batches and ranks add up to exactly the
+loss of the whole batch.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from holdfast.types import Counts
+
+Reduction = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "fixed_length"]
+
+
+def reduction_weights(
+    mask: Bool[Tensor, "B T"], counts: Counts, reduction: Reduction, length: int | None = None
+) -> Float[Tensor, "B T"]:
+    """The weight n_it with which each token enters the loss; zero where `mask` is False.
+
+    With N sequences and K tokens in the optimiser step and n_i tokens in sequence i:
+    token_mean 1/K (DAPO);  sequence_mean_token_mean 1/(N n_i) (GRPO, GSPO);  sequence_mean_token_sum 1/N (LUSPO);
+    fixed_length 1/(N L) with L = `length` tokens (Dr.GRPO).
+    """
+    weight = mask.to(counts.tokens.dtype)
+    if reduction == "token_mean":
+        return weight / counts.tokens.clamp(min=1)
+    weight = weight / counts.sequences.clamp(min=1)
+    if reduction == "sequence_mean_token_sum":
+        return weight
+    if reduction == "fixed_length":
+        assert length is not None, "fixed_length needs a length; Normalize checks this"
+        return weight / length
+    return weight / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def masked_mean(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], tokens: Float[Tensor, ""]) -> Tensor:
+    """This batch's share of the mean over all `tokens` of the step: Σ m x / K; shares add up over micro-batches."""
+    return torch.where(mask, values, 0).sum() / tokens.clamp(min=1)

@@ -1,0 +1,130 @@
+"""What a person needs to see of every step. Every value is a share of the optimiser step, so micro-batches add up.
+
+Names ending in `_max` are maxima; `ess`, `effective_tokens` are derived after adding; the rest add up over the
+micro-batches and ranks of one step. `merge_metrics` does all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from holdfast.objectives.terms import Terms
+from holdfast.types import Counts
+
+
+@dataclass(frozen=True)
+class LengthQuartiles:
+    """Quartile edges of the response lengths of a whole optimiser step, and how many sequences each quartile has."""
+
+    edges: Float[Tensor, "3"]
+    sizes: Float[Tensor, "4"]
+
+    @staticmethod
+    def of(mask: Bool[Tensor, "B T"]) -> LengthQuartiles:
+        """Quartiles over non-empty sequences; a quartile holds the lengths up to and including its upper edge."""
+        lengths = mask.sum(dim=-1).float()
+        if lengths.numel() == 0:
+            return LengthQuartiles(edges=torch.zeros(3, device=mask.device), sizes=torch.zeros(4, device=mask.device))
+        ordered = torch.where(lengths > 0, lengths, torch.inf).sort().values
+        shares = torch.tensor([0.25, 0.5, 0.75], device=mask.device)
+        ranks = (shares * (lengths > 0).sum()).ceil().long().clamp(min=1) - 1
+        edges = ordered[ranks].nan_to_num(posinf=0.0)
+        return LengthQuartiles(edges=edges, sizes=_tally(lengths, edges, lengths > 0))
+
+    def shares(self, mask: Bool[Tensor, "B T"], chosen: Bool[Tensor, " B"]) -> Float[Tensor, "4"]:
+        """For each quartile, chosen sequences of this batch over all sequences of the step."""
+        lengths = mask.sum(dim=-1).float()
+        return _tally(lengths, self.edges, chosen & (lengths > 0)) / self.sizes.clamp(min=1)
+
+
+def _tally(lengths: Tensor, edges: Tensor, chosen: Tensor) -> Tensor:
+    quartile = (lengths[:, None] > edges[None, :]).sum(dim=-1)
+    return torch.stack([((quartile == q) & chosen).sum() for q in range(4)]).float()
+
+
+def loss_metrics(
+    terms: Terms,
+    counts: Counts,
+    quartiles: LengthQuartiles,
+    keep: Bool[Tensor, "B T"],
+    coefficient: Float[Tensor, "B T"],
+    clipped: Tensor,
+    weight: Tensor,
+) -> dict[str, Tensor]:
+    """This batch's share of every metric.
+
+    masked_tokens, masked_sequences (no token kept), masked_sequences_q1..q4 (by length quartile), clip_share (of all
+    response tokens), coefficient_* (factor on A ∇log π relative to REINFORCE), weight_* (importance weights),
+    {old,rollout}_{k1,k2,k3}_mean and _k2_max, _k3_max, _abs_log_mean, _abs_log_max, entropy, and the measured
+    divergences kl_exact_mean, kl_exact_max.
+    """
+    tokens, sequences = counts.tokens.clamp(min=1), counts.sequences.clamp(min=1)
+    rejected = terms.mask.any(dim=-1) & ~keep.any(dim=-1)
+    weights = torch.where(terms.mask, weight.expand(terms.mask.shape), 0)
+    metrics = {
+        "masked_tokens": (terms.mask & ~keep).sum() / tokens,
+        "masked_sequences": rejected.sum() / sequences,
+        "clip_share": clipped.sum() / tokens,
+        "coefficient_mean": coefficient.sum() / tokens,
+        "coefficient_square_mean": coefficient.square().sum() / tokens,
+        "coefficient_max": _max(coefficient.abs()),
+        "weight_mean": weights.sum() / tokens,
+        "weight_square_mean": weights.square().sum() / tokens,
+        "weight_max": _max(weights),
+    }
+    for quartile, share in enumerate(quartiles.shares(terms.mask, rejected).unbind()):
+        metrics[f"masked_sequences_q{quartile + 1}"] = share
+    for policy in ("old", "rollout"):
+        if getattr(terms.batch, f"{policy}_logprobs") is not None:
+            metrics |= _drift(terms.log_ratio(policy).detach(), tokens, policy)
+    if terms.entropy is not None:
+        metrics["entropy"] = terms.entropy.detach().sum() / tokens
+    if terms.stats.kl_rollout is not None:
+        exact = terms.divergence("kl_exact", "rollout")
+        metrics |= {"kl_exact_mean": exact.sum() / tokens, "kl_exact_max": _max(exact)}
+    return _derive(metrics)
+
+
+def _drift(log_ratio: Tensor, tokens: Tensor, policy: str) -> dict[str, Tensor]:
+    """Sampled divergences from one policy; masked-out tokens have log-ratio 0 and add nothing."""
+    size = log_ratio.abs()
+    k2 = log_ratio.square() / 2
+    k3 = torch.expm1(log_ratio) - log_ratio
+    return {
+        f"{policy}_k1_mean": -log_ratio.sum() / tokens,
+        f"{policy}_k2_mean": k2.sum() / tokens,
+        f"{policy}_k2_max": _max(k2),
+        f"{policy}_k3_mean": k3.sum() / tokens,
+        f"{policy}_k3_max": _max(k3),
+        f"{policy}_abs_log_mean": size.sum() / tokens,
+        f"{policy}_abs_log_max": _max(size),
+    }
+
+
+def _max(values: Tensor) -> Tensor:
+    return values.max() if values.numel() else values.new_zeros(())
+
+
+def _derive(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """ess = (Σw)²/(K Σw²), effective_tokens = (Σc)²/(K Σc²), both in [0, 1]; 0 where nothing has weight."""
+    for name, base in (("ess", "weight"), ("effective_tokens", "coefficient")):
+        square = metrics[f"{base}_square_mean"]
+        metrics[name] = torch.where(square > 0, metrics[f"{base}_mean"].square() / square.clamp(min=1e-30), 0)
+    return metrics
+
+
+def merge_metrics(shares: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The metrics of one optimiser step from those of its micro-batches (all made with the same Plan)."""
+    if not shares:
+        return {}
+    names = shares[0].keys()
+    merged = {}
+    for name in names:
+        values = torch.stack([share[name] for share in shares])
+        merged[name] = values.amax() if name.endswith("_max") else values.sum()
+    return _derive(merged)

@@ -1,0 +1,292 @@
+"""The objective: parts composed into one loss.
+
+    L = − Σ_it n_it M_it w_it φ_it + Σ_it n'_it Σ_p penalty_p,it
+
+with n the normaliser, M the masks, w the weights and φ the gated, pooled, carried ratio times the advantage. Shares
+of micro-batches add up to L exactly: whole-batch statistics are made once, in `prepare`, and handed down in a Plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from holdfast.core.ratios import LOG_RATIO_LIMIT, pool
+from holdfast.errors import ConfigError, nearest
+from holdfast.objectives import checks
+from holdfast.objectives.advantages import Advantage, Group
+from holdfast.objectives.gates import Gate, Identity, One
+from holdfast.objectives.masks import Mask
+from holdfast.objectives.metrics import LengthQuartiles, loss_metrics
+from holdfast.objectives.part import Part, coerce, coerce_fields
+from holdfast.objectives.penalties import Penalty
+from holdfast.objectives.reduce import Normalize, Pool
+from holdfast.objectives.terms import Terms
+from holdfast.objectives.weights import Weight
+from holdfast.types import Batch, Counts, LossOutput, TokenStats
+
+Carrier = Literal["ratio", "score"]
+_LISTS: dict[str, type[Part]] = {"masks": Mask, "weights": Weight, "penalties": Penalty}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` learnt about one whole optimiser step; `select` gives the share of a micro-batch.
+
+    `prepared` holds one whole-batch statistic (or None) per mask, weight and penalty, in that order.
+    """
+
+    counts: Counts
+    accepted: Counts
+    quartiles: LengthQuartiles
+    prepared: tuple[Tensor | None, ...]
+    step: int
+
+    def select(self, rows: Int[Tensor, " b"] | slice, length: int | None = None) -> Plan:
+        """The plan for these rows, optionally trimmed to the first `length` columns; 0-d statistics stay whole."""
+        chosen = tuple(p if p is None or p.ndim == 0 else p[rows][:, :length] for p in self.prepared)
+        return replace(self, prepared=chosen)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A policy objective as data: call it on a batch and one forward pass to get a loss.
+
+    `denominator`: the policy below the ratio r = θ/μ, `old` (PPO's proximal policy) or `rollout` (the engine).
+    `carrier`: the gradient runs through the gate ("ratio": ∇f(r)) or past it ("score": sg(f(r)) ∇log π).
+    """
+
+    gate: Gate = field(default_factory=Identity)
+    pool: Pool = field(default_factory=Pool)
+    carrier: Carrier = "ratio"
+    denominator: Literal["old", "rollout"] = "old"
+    masks: tuple[Mask, ...] = ()
+    weights: tuple[Weight, ...] = ()
+    penalties: tuple[Penalty, ...] = ()
+    normalize: Normalize = field(default_factory=Normalize)
+    advantage: Advantage = field(default_factory=Group)
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gate, One) and self.carrier == "ratio":
+            raise ConfigError("gate 'one' is constant, so carrier 'ratio' has no gradient: use carrier='score'")
+        for name, family in _LISTS.items():
+            for part in getattr(self, name):
+                if not isinstance(part, family):
+                    raise ConfigError(f"{name} holds {part!r}: expected {family.family}s")
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Masks, weights and penalties: the parts that may look at the whole batch."""
+        return (*self.masks, *self.weights, *self.penalties)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of Batch and TokenStats that may not be None (`old_logprobs` may: then old is the current policy)."""
+        needed = frozenset().union(self.pool.needs, *(part.needs for part in self.parts))
+        needed |= {"rollout_logprobs"} if self.denominator == "rollout" else frozenset()
+        return needed - {"old_logprobs"}
+
+    def estimate_advantages(
+        self, rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"], response_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]:
+        """Advantages of every response token from the rewards of B sequences, by `self.advantage`."""
+        advantages = self.advantage.estimate(rewards, group_ids, response_mask)
+        if advantages.ndim == 1:
+            advantages = advantages[:, None].expand(response_mask.shape)
+        return torch.where(response_mask, advantages, 0)
+
+    def prepare(
+        self,
+        batch: Batch,
+        stats: TokenStats | None = None,
+        *,
+        step: int = 0,
+        counts: Counts | None = None,
+        validate: bool = True,
+    ) -> Plan:
+        """Whole-batch statistics of one optimiser step, without a gradient.
+
+        `stats` is the current policy on the whole batch (a pass without gradient); None stands for "θ = old" and
+        then needs `old_logprobs`. `counts` sums over ranks where the batch is spread over several. Validation reads
+        values back from the device; switch it off to avoid the synchronisation.
+        """
+        with torch.no_grad():
+            stats = checks.stats_or_old(batch, stats, self.needs)
+            if validate:
+                checks.validate(batch, stats, self.needs)
+            terms = Terms.of(batch, stats)
+            prepared = tuple(part.prepare(terms, step) for part in self.parts)
+            keep, _ = self._keep(terms, prepared)
+            return Plan(
+                counts=counts or Counts.of(terms.mask),
+                accepted=Counts.of(keep),
+                quartiles=LengthQuartiles.of(terms.mask),
+                prepared=prepared,
+                step=step,
+            )
+
+    def __call__(self, batch: Batch, stats: TokenStats, *, plan: Plan | None = None) -> LossOutput:
+        """This batch's share of the loss. Without a plan the batch is the whole optimiser step."""
+        if plan is None:
+            plan = self.prepare(batch, stats.detach())
+        terms = Terms.of(batch, stats)
+        masks, weights = len(self.masks), len(self.masks) + len(self.weights)
+        keep, reasons = self._keep(terms, plan.prepared)
+        normalize = self.normalize.weights(terms.mask, plan.counts)
+        accepted = normalize if self.normalize.over == "all" else self.normalize.weights(keep, plan.accepted)
+        log_ratio, value, surrogate = self._surrogate(terms)
+        weight = torch.ones((), dtype=value.dtype, device=value.device)
+        for part, prepared in zip(self.weights, plan.prepared[masks:weights], strict=True):
+            weight = weight * part.weight(terms, prepared)
+        loss = -(torch.where(keep, accepted * weight, 0) * surrogate).sum()
+        for part, prepared in zip(self.penalties, plan.prepared[weights:], strict=True):
+            loss = loss + (normalize * part.penalty(terms, prepared, plan.step)).sum()
+        with torch.no_grad():
+            coefficient = torch.where(keep, weight * self._coefficient(terms, log_ratio, value), 0)
+            clipped = self._clipped(terms, log_ratio) & terms.mask
+            metrics = loss_metrics(terms, plan.counts, plan.quartiles, keep, coefficient, clipped, weight)
+        return LossOutput(loss=loss, metrics=metrics, trust_mask=keep, reasons=reasons)
+
+    def _keep(self, terms: Terms, prepared: tuple[Tensor | None, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The trust mask, and per mask part the response tokens that it rejected."""
+        keep, reasons = terms.mask, {}
+        with torch.no_grad():
+            for part, statistic in zip(self.masks, prepared[: len(self.masks)], strict=True):
+                kept = part.keep(terms, statistic)
+                reasons[part.kind()] = terms.mask & ~kept
+                keep = keep & kept
+        return keep, reasons
+
+    def _surrogate(self, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+        """(log ratio that enters the gate, detached; gated value, detached; φ·A with its gradient)."""
+        with torch.set_grad_enabled(self.carrier == "ratio" and torch.is_grad_enabled()):
+            log_ratio = terms.log_ratio(self.denominator)
+            if self.pool.order == "before":
+                log_ratio = self._pool(log_ratio, terms)
+                if self.pool.gradient == "token":
+                    log_ratio = terms.logprobs - terms.logprobs.detach() + log_ratio.detach()
+            log_value = self.gate.log_value(log_ratio, terms.positive)
+            if self.pool.order == "after":
+                log_value = self._pool(log_value, terms)
+            value = log_value.exp()
+        surrogate = value * terms.advantages
+        return log_ratio.detach(), value.detach(), surrogate * terms.logprobs if self.carrier == "score" else surrogate
+
+    def _pool(self, values: Tensor, terms: Terms) -> Tensor:
+        if self.pool.over == "token":
+            return values
+        pooled = pool(values, terms.mask, self.pool.over, terms.batch.turn_ids)
+        return pooled.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+    def _coefficient(self, terms: Terms, log_ratio: Tensor, value: Tensor) -> Tensor:
+        """The factor on A ∇log π relative to REINFORCE: f·e through the ratio, f through the score."""
+        if self.carrier == "score":
+            return value.expand(terms.mask.shape)
+        return (value * self.gate.slope(log_ratio, terms.positive)).expand(terms.mask.shape)
+
+    def _clipped(self, terms: Terms, log_ratio: Tensor) -> Tensor:
+        if not self.gate.hard:
+            return torch.zeros((), dtype=torch.bool, device=log_ratio.device)
+        return self.gate.log_value(log_ratio, terms.positive) != log_ratio
+
+    def with_(self, **changes: Any) -> Objective:
+        """The same objective with these fields, or these fields of its parts, replaced.
+
+        `with_(gate=Clip(0.1))` replaces a field; `with_(delta=0.3)` the field `delta` of the one part that has it;
+        `with_(**{"clip_cov.high": 3.0})` names the part where several have the field.
+        """
+        objective = self
+        for key, value in changes.items():
+            if key in {f.name for f in fields(Objective)}:
+                objective = replace(objective, **{key: _coerce_field(key, value)})
+            else:
+                objective = objective._with_knob(key, value)
+        return objective
+
+    def _with_knob(self, key: str, value: Any) -> Objective:
+        owner, _, knob = key.rpartition(".")
+        owners = [
+            (slot, part)
+            for slot, part in self._slots()
+            if any(f.name == knob for f in fields(part)) and owner in ("", part.kind(), slot)
+        ]
+        if len(owners) != 1:
+            raise ConfigError(self._knob_error(key, owners))
+        slot, part = owners[0]
+        changed = replace(part, **coerce_fields(type(part), {knob: value}))
+        if slot in _LISTS:
+            return replace(self, **{slot: tuple(changed if p is part else p for p in getattr(self, slot))})
+        return replace(self, **{slot: changed})
+
+    def _slots(self) -> list[tuple[str, Any]]:
+        single = [(slot, getattr(self, slot)) for slot in ("gate", "pool", "normalize", "advantage")]
+        return single + [(slot, part) for slot in _LISTS for part in getattr(self, slot)]
+
+    def _knob_error(self, key: str, owners: list[tuple[str, Any]]) -> str:
+        if owners:
+            names = ", ".join(f"{part.kind()}.{key.rpartition('.')[2]}" for _, part in owners)
+            return f"{key!r} is a setting of several parts of {self.name!r}: name one of {names}"
+        known = {f.name for _, part in self._slots() for f in fields(part)} | {f.name for f in fields(Objective)}
+        return f"{self.name!r} has no setting {key!r}: {nearest(key.rpartition('.')[2], known)}"
+
+    def explain(self) -> str:
+        """The composed formula in unicode, with its numbers."""
+        value = "f(r)" if self.pool.over == "token" else "φ"
+        carried = f"{value}·A" if self.carrier == "ratio" else f"sg({value})·A·log θ"
+        factors = ["n", "M" if self.masks else "", "w" if self.weights else "", carried]
+        lines = [
+            f"{self.name}:  L = −Σ_it {'·'.join(f for f in factors if f)}" + (" + Σ_it n·P" if self.penalties else ""),
+            f"  r_t = θ/{self.denominator}",
+            f"  {self.gate.formula()}",
+            f"  {self.pool.formula()}",
+            f"  n = {self.normalize.formula()}",
+            *(f"  M: {mask.formula()}" for mask in self.masks),
+            *(f"  w: {weight.formula()}" for weight in self.weights),
+            *(f"  P: {penalty.formula()}" for penalty in self.penalties),
+            f"  {self.advantage.formula()}",
+        ]
+        return "\n".join(line for line in lines if line.strip())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every part as plain data (strings, numbers, lists, dicts): fit for TOML and JSON; `from_dict` reads it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            name: [part.to_dict() for part in value]
+            if isinstance(value, tuple)
+            else value.to_dict()
+            if isinstance(value, Part)
+            else value
+            for name, value in values.items()
+        }
+
+    @staticmethod
+    def from_dict(settings: Mapping[str, Any]) -> Objective:
+        """The objective that `to_dict` wrote; missing keys take their defaults, unknown ones raise ConfigError."""
+        known = {f.name for f in fields(Objective)}
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"unknown key {key!r} for an objective: {nearest(key, known)}")
+        return Objective(**{key: _coerce_field(key, value) for key, value in settings.items()})
+
+
+def _coerce_field(key: str, value: Any) -> Any:
+    if key in _LISTS:
+        if isinstance(value, str | Mapping | Part):
+            raise ConfigError(f"{key} = {value!r}: expected a list")
+        return tuple(v if isinstance(v, Part) else _LISTS[key].from_dict(v) for v in value)
+    hints: dict[str, Any] = {
+        "gate": Gate,
+        "pool": Pool,
+        "normalize": Normalize,
+        "advantage": Advantage,
+        "carrier": Carrier,
+        "denominator": Literal["old", "rollout"],
+        "name": str,
+    }
+    return coerce(value, hints[key], key)

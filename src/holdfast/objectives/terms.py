@@ -1,0 +1,124 @@
+"""What the parts of an objective see of a batch: masked, clamped, float32 or wider, each ratio computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from holdfast.core import divergences
+from holdfast.core.ratios import log_ratio, masked
+from holdfast.errors import DataError
+from holdfast.types import Batch, TokenStats
+
+Policy = Literal["old", "rollout", "ref"]
+
+Detector = Literal[
+    "k1", "k2", "k3", "abs_log", "binary_tv", "binary_kl",
+    "kl_exact", "tv_exact", "chi2_exact", "kl_lower", "tv_lower", "tv_upper",
+]  # fmt: skip
+"""Divergence of the current policy from another one, per token: sampled, binary, exact, or bounded by the top-K."""
+
+_MEASURED = {
+    "kl_exact": "kl_rollout",
+    "tv_exact": "tv_rollout",
+    "chi2_exact": "chi2_rollout",
+    "kl_lower": "kl_rollout_lower",
+    "tv_lower": "tv_rollout_lower",
+    "tv_upper": "tv_rollout_upper",
+}
+
+
+def detector_needs(detector: Detector, policy: Policy) -> frozenset[str]:
+    """The field of Batch or TokenStats that this detector reads."""
+    return frozenset({_MEASURED.get(detector, f"{policy}_logprobs")})
+
+
+@dataclass(frozen=True)
+class Terms:
+    """One (micro-)batch as the parts see it; build it with `Terms.of`."""
+
+    batch: Batch
+    mask: Bool[Tensor, "B T"]
+    advantages: Float[Tensor, "B T"]
+    logprobs: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"] | None
+    stats: TokenStats
+    _ratios: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(batch: Batch, stats: TokenStats) -> Terms:
+        """Mask, widen to float32, broadcast [B] advantages to [B, T]."""
+        mask = batch.response_mask
+        advantages = batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None].expand(mask.shape)
+        return Terms(
+            batch=batch,
+            mask=mask,
+            advantages=masked(_wide(advantages), mask),
+            logprobs=masked(_wide(stats.logprobs), mask),
+            entropy=None if stats.entropy is None else masked(_wide(stats.entropy), mask),
+            stats=stats,
+        )
+
+    @property
+    def positive(self) -> Bool[Tensor, "B T"]:
+        """True where the advantage is above zero."""
+        return self.advantages > 0
+
+    def log_ratio(self, policy: Policy) -> Float[Tensor, "B T"]:
+        """log(current / policy), with gradient, zero where masked out, clamped to ±20.
+
+        Without `old_logprobs` the current policy is its own old policy: the ratio is 1 and carries the gradient.
+        """
+        # A ratio first computed without gradient must not silence a part that needs its gradient.
+        key = f"{policy}{torch.is_grad_enabled()}"
+        if key not in self._ratios:
+            self._ratios[key] = log_ratio(self.logprobs, self.logprobs_of(policy), self.mask)
+        return self._ratios[key]
+
+    def logprobs_of(self, policy: Policy) -> Float[Tensor, "B T"]:
+        """Log-probabilities that `policy` gave to the sampled tokens; `old` defaults to the current ones, detached."""
+        logprobs = getattr(self.batch, f"{policy}_logprobs")
+        if logprobs is None:
+            if policy == "old":
+                return self.logprobs.detach()
+            raise DataError(missing(f"{policy}_logprobs", "this objective"))
+        return _wide(logprobs)
+
+    def divergence(self, detector: Detector, policy: Policy) -> Float[Tensor, "B T"]:
+        """The detector's value per token, detached, zero where masked out."""
+        if detector in _MEASURED:
+            measured = getattr(self.stats, _MEASURED[detector])
+            if measured is None:
+                raise DataError(missing(_MEASURED[detector], f"the detector {detector!r}"))
+            return masked(_wide(measured.detach()), self.mask)
+        if detector in ("binary_tv", "binary_kl"):
+            other = masked(self.logprobs_of(policy), self.mask)
+            binary = getattr(divergences, detector)(self.logprobs.detach(), other).value
+            return masked(binary, self.mask)
+        return getattr(divergences, detector)(self.log_ratio(policy).detach()).value
+
+
+def missing(name: str, who: str) -> str:
+    """The message for a field that a part needs and the batch lacks."""
+    if name.endswith("_logprobs"):
+        return (
+            f"{who} needs Batch.{name}, which is None: pass the log-probabilities that the {name.split('_')[0]} policy "
+            "gave to the sampled tokens, or choose parts that do not need them (objective.needs lists what is needed)"
+        )
+    if name == "turn_ids":
+        return f"{who} needs Batch.turn_ids, which is None: number the turns of each sequence from 0, [B, T] integers"
+    hints = {
+        "entropy": "ask the model for entropies",
+        "sequence_ids": "give every sequence a number that survives shuffling and splitting",
+    }
+    owner = "Batch" if name == "sequence_ids" else "TokenStats"
+    hint = hints.get(name, "measure it (holdfast.kernels.lm_head_stats), or choose a sampled detector such as 'k2'")
+    return f"{who} needs {owner}.{name}, which is None: {hint}"
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
