@@ -214,6 +214,8 @@ _RULES = (
     (".curve", "fill:none;stroke-width:1.75;stroke-linejoin:round;stroke-linecap:round"),
     (".band", "stroke:none;fill-opacity:.14"),
     (".dashed", "stroke-dasharray:5 3"),
+    (".whisker,.mean", "stroke:{ink};stroke-width:1.5;fill:none"),
+    (".range", "stroke:{accent};stroke-width:1.5;stroke-opacity:.4;fill:none"),
     (".ring", "stroke:{surface};stroke-width:1.5"),
 )
 
