@@ -24,11 +24,11 @@ class Gate(Part, family="gate", abstract=True):
     hard: ClassVar[bool] = False
     """True for gates that are flat somewhere on purpose: their clip share is a metric."""
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
-        """log f at this log-ratio (the rows and columns broadcast)."""
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
+        """log f at this log-ratio: [B, T] for tokens, [B, 1] for a pooled sequence; the two arguments broadcast."""
         raise NotImplementedError
 
-    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         """e(r) = d log f / d log r; zero where the gate is flat."""
         raise NotImplementedError
 
@@ -38,7 +38,7 @@ class HardGate(Gate, abstract=True):
 
     hard: ClassVar[bool] = True
 
-    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return (self.log_value(log_ratio, positive) == log_ratio).to(log_ratio.dtype)
 
 
@@ -46,10 +46,10 @@ class HardGate(Gate, abstract=True):
 class Identity(Gate):
     """f(r) = r: plain importance sampling."""
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return log_ratio
 
-    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return torch.ones_like(log_ratio)
 
     def formula(self) -> str:
@@ -60,10 +60,10 @@ class Identity(Gate):
 class One(Gate):
     """f(r) = 1: no importance weight (REINFORCE); needs the score carrier, since it has no gradient of its own."""
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return torch.zeros_like(log_ratio)
 
-    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return torch.zeros_like(log_ratio)
 
     def formula(self) -> str:
@@ -88,7 +88,7 @@ class Clip(HardGate):
         if self.dual is not None:
             require(self, "dual", 1 < self.dual < math.inf, "above 1 (or left out)")
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         low = math.log1p(-self.low) if self.low < 1 else -math.inf
         dual = None if self.dual is None else math.log(self.dual)
         return torch.where(positive, log_ratio.clamp(max=math.log1p(self.high)), log_ratio.clamp(low, dual))
@@ -112,7 +112,7 @@ class LogClip(HardGate):
         require(self, "low", 0 <= self.low < math.inf, "at least 0")
         require(self, "high", 0 <= self.high < math.inf, "at least 0")
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return torch.where(positive, log_ratio.clamp(max=self.high), log_ratio.clamp(min=-self.low))
 
     def formula(self) -> str:
@@ -145,7 +145,7 @@ class Box(HardGate):
             require_bounds(self, "low", "high")
         require_bounds(self, "low_negative", "high_negative")
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         low, high = _log(self._limits()[0]), _log(self._limits()[1])
         if self.low_negative is None and self.high_negative is None:
             return log_ratio.clamp(low, high) if (low, high) != (None, None) else log_ratio
@@ -190,11 +190,11 @@ class Sigmoid(SoftGate):
     SAPO (Gao et al., arXiv 2511.20347, eq. 6) on tokens; SSPO v1 inside the geometric mean.
     """
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         tau = self._tau(positive, log_ratio)
         return (4 / tau).log() + logsigmoid(tau * torch.expm1(log_ratio))
 
-    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         tau = self._tau(positive, log_ratio)
         return tau * torch.exp(log_ratio) * torch.sigmoid(-tau * torch.expm1(log_ratio))
 
@@ -209,11 +209,11 @@ class LogArctan(SoftGate):
     SSPO (Glazyrina et al., arXiv 2602.19327): the later versions name an arctan of the log-ratio as their default.
     """
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         tau = self._tau(positive, log_ratio)
         return torch.atan(tau * log_ratio) / tau
 
-    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return 1 / (1 + (self._tau(positive, log_ratio) * log_ratio).square())
 
     def formula(self) -> str:
@@ -230,11 +230,11 @@ class RatioSoftGate(SoftGate, abstract=True):
     def _shape_slope(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         tau = self._tau(positive, log_ratio)
         return torch.log1p(self._shape(tau * torch.expm1(log_ratio)) / tau)
 
-    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         tau = self._tau(positive, log_ratio)
         x = tau * torch.expm1(log_ratio)
         return torch.exp(log_ratio) * self._shape_slope(x) / (1 + self._shape(x) / tau)
@@ -297,11 +297,11 @@ class Gamma(Gate):
     def __post_init__(self) -> None:
         require_positive(self, "k_pos", "lambda_pos", "k_neg", "lambda_neg")
 
-    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         k, rate = self._shape(positive, log_ratio)
         return k * log_ratio - rate * torch.expm1(log_ratio)
 
-    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         k, rate = self._shape(positive, log_ratio)
         return k - rate * torch.exp(log_ratio)
 

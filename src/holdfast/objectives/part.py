@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from holdfast.errors import ConfigError, nearest
 
@@ -57,7 +57,7 @@ class Part:
         }
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any] | str) -> Self:
+    def from_dict(cls, settings: Mapping[str, Any] | str) -> Any:
         """Build the part of this family that `settings["kind"]` names; a bare string is a kind with its defaults.
 
         Raises ConfigError for an unknown kind or key and for a value of the wrong type or range.
@@ -69,7 +69,7 @@ class Part:
         if kind not in cls._kinds:
             raise ConfigError(f"unknown {cls.family} {kind!r}: {nearest(str(kind), cls._kinds)}")
         part = cls._kinds[kind]
-        return part(**coerce_fields(part, settings))  # pyright: ignore[reportReturnType]
+        return part(**coerce_fields(part, settings))
 
 
 def coerce_fields(part: type, settings: Mapping[str, Any]) -> dict[str, Any]:
