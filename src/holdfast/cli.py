@@ -1,0 +1,75 @@
+"""The command `holdfast`: finds the command's file, imports only that, and turns errors into messages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from holdfast import __version__
+from holdfast.errors import HoldfastError, nearest
+
+COMMANDS = {
+    "demo": "train the built-in example and open its report: ten minutes on a laptop",
+    "train": "train a model from a TOML file",
+    "compare": "train several objectives on the same task and seeds; one table, one figure",
+    "presets": "list the published objectives, or explain one",
+    "bounds": "what a measured drift can cost, and which threshold guarantees a limit",
+    "lab": "exact enumeration of small policies: check bounds, masks and entropy laws",
+    "audit": "read logged rollouts and say where and why they drifted",
+    "convert": "turn other frameworks' rollout logs into Holdfast's parquet",
+    "watch": "show a run that is being written",
+}
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m holdfast`."""
+    raise SystemExit(dispatch(sys.argv[1:]))
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Run one command and give its exit code: 0 fine, 1 findings or failed check, 2 unusable input, 130 interrupted."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"holdfast {__version__}")
+        return 0
+    name = argv[0]
+    if name not in available():
+        print(f"holdfast: unknown command {name!r}; {nearest(name, available())}", file=sys.stderr)
+        return 2
+    try:
+        return import_module(f"holdfast.commands.{name}").run(list(argv[1:]))
+    except HoldfastError as error:
+        print(f"holdfast {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nholdfast {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away (`holdfast presets | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def available() -> list[str]:
+    """The commands of this installation."""
+    return [name for name in COMMANDS if find_spec(f"holdfast.commands.{name}") is not None]
+
+
+def usage() -> str:
+    """The page of `holdfast --help`."""
+    lines = [f"  {name:<9} {COMMANDS[name]}" for name in available()]
+    return "\n".join(
+        [
+            "usage: holdfast COMMAND [options]      (holdfast COMMAND --help for its options)",
+            "",
+            "Keeps reinforcement learning of language models stable over long horizons.",
+            "",
+            *lines,
+            "",
+            "exit codes: 0 fine, 1 findings or a failed check, 2 unusable input, 130 interrupted",
+        ]
+    )

@@ -1,0 +1,204 @@
+"""The typed configuration of a training run: sections, ranges and defaults; unknown keys are refused.
+
+A run is one TOML file. Every key can be overridden on the command line (`--optimizer.learning_rate 1e-4`), and the
+resolved configuration is written into the run folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A table of the configuration file: immutable, strictly typed, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class OpenSection(Section):
+    """A table whose further keys belong to a part chosen by name, which checks them itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that this table passes on."""
+        return dict(self.model_extra or {})
+
+
+class TaskConfig(OpenSection):
+    """Where problems and rewards come from; further keys are the task's own options (`entries = 12`)."""
+
+    name: str = Field(default="ledger", description="a built-in task, or jsonl")
+    reward: str | None = Field(
+        default=None, description="module:function(problem, response_text) instead of the task's own"
+    )
+
+
+class ModelConfig(Section):
+    """A Hugging Face causal language model, or a tiny Qwen3 over the task's characters where `source` is absent."""
+
+    source: str | None = Field(default=None, description="model folder or hub name; absent: a tiny model from scratch")
+    hidden: int = Field(default=96, ge=8, le=8192, description="width of the tiny model")
+    layers: int = Field(default=3, ge=1, le=128, description="depth of the tiny model")
+    heads: int = Field(default=4, ge=1, le=128, description="attention heads of the tiny model")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="numerics of the trainer")
+    chat: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.source is None and self.hidden % (2 * self.heads):
+            valid = [n for n in range(1, self.hidden // 2 + 1) if self.hidden % (2 * n) == 0]
+            closest = min(valid, key=lambda n: abs(n - self.heads)) if valid else 1
+            raise ValueError(
+                f"heads = {self.heads} does not split hidden = {self.hidden} into even parts; "
+                f"nearest valid value: {closest}"
+            )
+        return self
+
+
+class WarmStartConfig(Section):
+    """Supervised phase before reinforcement learning: clean solutions, then those of a sloppy teacher."""
+
+    clean_steps: int = Field(default=0, ge=0, description="updates on correct solutions")
+    sloppy_steps: int = Field(default=0, ge=0, description="updates on solutions with wrong steps")
+    error_rate: float = Field(default=0.1, ge=0.0, le=1.0, description="share of wrong steps of the sloppy teacher")
+    learning_rate: float = Field(default=2e-3, gt=0.0, le=1.0, description="peak learning rate of the clean phase")
+    sloppy_learning_rate: float = Field(default=5e-4, gt=0.0, le=1.0, description="learning rate of the sloppy phase")
+    batch_size: int = Field(default=64, ge=1, description="solutions per update")
+
+
+class EngineConfig(Section):
+    """The rollout engine: another program state than the trainer."""
+
+    precision: str = Field(default="int8", description="numerics of the engine's copy of the weights")
+    lag: int = Field(default=0, ge=0, le=1024, description="updates that the engine's weights are behind")
+    exact_kl: bool = Field(
+        default=True, description="measure exact KL from full distributions even if no mask needs it"
+    )
+
+
+class SamplingConfig(Section):
+    """How the engine samples; trainer log-probabilities are taken on the same temperature and support."""
+
+    temperature: float = Field(default=1.0, gt=0.0, le=10.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0, description="0: off")
+    min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
+    max_tokens: int = Field(default=256, ge=1, description="longest response")
+    trainer_support: Literal["processed", "raw"] = Field(
+        default="processed", description="raw: the trainer ignores temperature and truncation (a mismatch on purpose)"
+    )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens cannot be sampled at all."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+class ObjectiveConfig(OpenSection):
+    """The objective by preset name, parts joined with "+"; further keys override its defaults (`delta = 0.3`)."""
+
+    preset: str = Field(default="ppo", min_length=1)
+
+
+class OptimizerConfig(Section):
+    """AdamW with a linear warm-up to a constant learning rate."""
+
+    learning_rate: float = Field(default=2e-4, gt=0.0, le=1.0)
+    warmup_steps: int = Field(default=0, ge=0)
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    epsilon: float = Field(default=1e-8, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+
+
+class BatchConfig(Section):
+    """How many rollouts a step samples and how they are split into optimiser steps and micro-batches."""
+
+    prompts: int = Field(default=16, ge=1, description="problems per step")
+    group_size: int = Field(default=8, ge=1, description="responses per problem")
+    minibatches: int = Field(default=1, ge=1, description="optimiser steps per pass over the rollouts")
+    epochs: int = Field(default=1, ge=1, description="passes over the rollouts")
+    micro_batch_tokens: int = Field(default=4096, ge=1, description="padded tokens per forward pass; changes no number")
+    max_prompt_tokens: int | None = Field(
+        default=None, ge=1, description="longer prompts are skipped; absent: what fits"
+    )
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> Self:
+        sequences = self.prompts * self.group_size
+        if sequences % self.minibatches:
+            divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
+            closest = min(divisors, key=lambda n: abs(n - self.minibatches))
+            raise ValueError(
+                f"minibatches = {self.minibatches} does not divide {self.prompts} prompts x {self.group_size} "
+                f"responses = {sequences} sequences; nearest valid value: {closest}"
+            )
+        return self
+
+    @property
+    def sequences(self) -> int:
+        """Rollouts per step."""
+        return self.prompts * self.group_size
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps per rollout batch."""
+        return self.minibatches * self.epochs
+
+
+class EvaluationConfig(Section):
+    """Accuracy of the trainer's own policy on held-out problems."""
+
+    every: int = Field(default=10, ge=0, description="steps between evaluations; 0: only at the start and the end")
+    problems: int = Field(default=128, ge=1)
+    greedy: bool = Field(default=True, description="also decode greedily")
+
+
+class CheckpointConfig(Section):
+    """When the state is written, and how many of them are kept."""
+
+    every: int = Field(default=20, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(default=2, ge=1)
+
+
+class LogConfig(Section):
+    """What a step leaves behind besides its line in metrics.jsonl."""
+
+    rollouts_every: int = Field(default=1, ge=0, description="steps between parquet files of rollouts; 0: none")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    project: str = Field(default="holdfast", description="project name given to the trackers")
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    steps: int = Field(default=60, ge=0, description="rollout batches")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    threads: int = Field(default=1, ge=1, le=1024, description="CPU threads of torch; same number, same results")
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    batch: BatchConfig = Field(default_factory=BatchConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values as they are written to config.toml: TOML has no null, so absent keys stay absent."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def warm_start_key(self) -> str:
+        """Names the model that the warm start produces: equal for two runs exactly when they may share it."""
+        parts = self.model_dump(mode="json", include={"seed", "threads", "task", "model", "warm_start"})
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,123 @@
+"""The training loop, to be read from top to bottom.
+
+One step: draw problems, sample a group of responses to each with the engine, score them, look at them with the
+trainer's own numerics, update the policy, hand the new weights to the engine. Left out: distributed training,
+asynchronous rollouts, multi-turn environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from holdfast.train.checkpoint import save_checkpoint
+from holdfast.train.config import RunConfig
+from holdfast.train.data import Rollouts, assemble
+from holdfast.train.display import Display
+from holdfast.train.evaluate import evaluate
+from holdfast.train.folder import RunFolder
+from holdfast.train.metrics import step_metrics, step_warnings
+from holdfast.train.records import rollout_records
+from holdfast.train.seeds import derive_seed
+from holdfast.train.setup import Run, sampling_of, set_up, wants_distributions
+from holdfast.train.stopwatch import Stopwatch
+from holdfast.train.summary import summarize, threshold_hint
+from holdfast.train.trackers import Trackers
+
+
+def train(
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    display: Display,
+    resume: bool = False,
+    warm_starts: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train to the end, or until `stop` says so; returns what summary.json holds.
+
+    Same configuration, same numbers, bit for bit on one machine, with or without interruptions in between.
+
+    Raises:
+        HoldfastError: the configuration cannot be built, or a step produced something that cannot be trained on.
+    """
+    run = set_up(config, folder, resume=resume, warm_starts=warm_starts, progress=display.warm)
+    trackers = Trackers(config, folder)
+    if run.step == 0:
+        report(run, {"step": 0} | evaluate(run), display, trackers)
+    while run.step < config.steps and not stop():
+        step, clock = run.step + 1, Stopwatch()
+        set_learning_rate(run, step)
+        with clock.measure("generate"):
+            rollouts = sample(run, step)
+        updated = run.updater.step(rollouts, step, clock)
+        with clock.measure("update"):
+            run.engine.sync(run.policy.model, step)
+        run.step = step
+        record = {"step": step, "learning_rate": run.optimizer.param_groups[0]["lr"]}
+        record |= step_metrics(rollouts, updated)
+        record["policy_lag"] = step - 1 - min(c.policy_version for c in rollouts.completions)
+        record["warnings"] = step_warnings(record, threshold_hint(run, updated, rollouts))
+        if due(step, config.evaluation.every, config.steps):
+            with clock.measure("evaluate"):
+                record |= evaluate(run)
+        if config.log.rollouts_every and step % config.log.rollouts_every == 0:
+            folder.write_rollouts(step, rollout_records(config, run.source.tokenizer, rollouts, updated, step))
+        report(run, record | clock.record(rollouts.tokens), display, trackers)
+        if due(step, config.checkpoint.every, config.steps):
+            keep(run)
+    if run.step < config.steps:
+        keep(run)
+    summary = summarize(run)
+    folder.write_summary(summary)
+    trackers.close()
+    run.close()
+    return summary
+
+
+def sample(run: Run, step: int) -> Rollouts:
+    """A group of responses to each of the step's problems, scored."""
+    config = run.config
+    seed = derive_seed(config.seed, "train", step)
+    prompts = run.source.draw(seed, config.batch.prompts, "train").repeat(config.batch.group_size)
+    first_id = (step - 1) * len(prompts)
+    completions = run.engine.generate(
+        prompts.token_ids,
+        sampling_of(config),
+        seed=derive_seed(config.seed, "sample"),
+        sequence_ids=range(first_id, first_id + len(prompts)),
+        return_distributions=wants_distributions(config, run.objective),
+    )
+    return assemble(run.source, prompts, completions, run.reward, first_id, config.batch.group_size)
+
+
+def set_learning_rate(run: Run, step: int) -> None:
+    """Linear warm-up to a constant."""
+    settings = run.config.optimizer
+    for group in run.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * min(1.0, step / (settings.warmup_steps + 1))
+
+
+def report(run: Run, record: dict[str, Any], display: Display, trackers: Trackers) -> None:
+    """The step's line, on disk first."""
+    run.folder.append_metrics(record)
+    trackers.log(record)
+    display.step(record, run.config.steps)
+
+
+def keep(run: Run) -> None:
+    """A checkpoint of the finished steps."""
+    save_checkpoint(
+        run.folder.checkpoints,
+        run.step,
+        run.config.checkpoint.keep,
+        model=run.policy.model,
+        tokenizer=run.source.tokenizer,
+        state=run.state(),
+    )
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Every `every` steps (0: never) and after the last."""
+    return step == last or (every > 0 and step % every == 0)

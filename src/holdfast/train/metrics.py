@@ -1,0 +1,118 @@
+"""One step's numbers: how well the policy does, how far engine and trainer have drifted, what was masked.
+
+The names are those of metrics.jsonl; docs/trainer.md explains each. A number that was not measured has no key.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from holdfast.core.divergences import abs_log, k1, k2, k3
+from holdfast.train.data import Rollouts
+from holdfast.train.update import Updated
+
+# What the objective reports about an update, under the names of metrics.jsonl.
+_OF_OBJECTIVE = (
+    "loss",
+    "grad_norm",
+    "masked_sequences",
+    "masked_tokens",
+    "clip_share",
+    "ess",
+    "weight_mean",
+    "weight_max",
+    "effective_tokens",
+    "coefficient_max",
+    "covariance_share",
+)
+
+
+def step_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
+    """Everything about one step that is not time."""
+    return outcome_metrics(rollouts) | drift_metrics(rollouts, updated) | update_metrics(updated)
+
+
+def outcome_metrics(rollouts: Rollouts) -> dict[str, Any]:
+    """What was sampled and how it was rewarded."""
+    rewards, lengths = rollouts.rewards, rollouts.sequences.response_mask.sum(dim=1).float()
+    truncated = [completion.finish_reason == "length" for completion in rollouts.completions]
+    return {
+        "tokens": rollouts.tokens,
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std(correction=0)),
+        "accuracy": float((rewards >= 1.0).float().mean()),
+        "response_length_mean": float(lengths.mean()),
+        "truncated_share": sum(truncated) / len(truncated),
+    }
+
+
+def drift_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
+    """How far the trainer's policy, before its update, is from the one that sampled; nats per token."""
+    mask, stats = rollouts.sequences.response_mask, updated.stats
+    difference = stats.logprobs - rollouts.rollout_logprobs
+    log_ratio = difference[mask]
+    record: dict[str, Any] = {"rollout_k1_mean": float(k1(log_ratio).value.mean())}
+    for name, value in (
+        ("rollout_k2", k2(log_ratio).value),
+        ("rollout_k3", k3(log_ratio).value),
+        ("abs_log_ratio", abs_log(log_ratio).value),
+        ("kl_exact", None if stats.kl_rollout is None else stats.kl_rollout[mask]),
+    ):
+        if value is not None:
+            record |= {f"{name}_mean": float(value.mean()), f"{name}_max": float(value.max())}
+    if stats.entropy is not None:
+        record["entropy"] = float(stats.entropy[mask].mean())
+    return record | {"drift_by_position": drift_by_position(mask, difference, stats.kl_rollout)}
+
+
+def drift_by_position(
+    mask: Bool[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], kl: Float[Tensor, "B T"] | None, bins: int = 16
+) -> dict[str, list[float]]:
+    """Mean |log ratio| and exact KL in equal bins of the response position; `edges` has one more entry."""
+    width = mask.shape[1]
+    cuts = sorted({round(width * i / bins) for i in range(bins + 1)})
+    spans = [(a, b) for a, b in pairwise(cuts) if bool(mask[:, a:b].any())]
+    record = {
+        "edges": [float(spans[0][0]), *(float(b) for _, b in spans)],
+        "abs_log_mean": [float(log_ratio[:, a:b].abs()[mask[:, a:b]].mean()) for a, b in spans],
+    }
+    if kl is not None:
+        record["kl_exact_mean"] = [float(kl[:, a:b][mask[:, a:b]].mean()) for a, b in spans]
+        record["kl_exact_max"] = [float(kl[:, a:b][mask[:, a:b]].max()) for a, b in spans]
+    return record
+
+
+def update_metrics(updated: Updated) -> dict[str, Any]:
+    """What the objective kept, clipped and weighted, with acceptance against response length."""
+    known = updated.metrics
+    record: dict[str, Any] = {name: known[name] for name in _OF_OBJECTIVE if name in known}
+    record["masked_by_length"] = [known[f"masked_sequences_q{quartile}"] for quartile in (1, 2, 3, 4)]
+    record["length_quartiles"] = list(updated.length_quartiles)
+    return record
+
+
+def step_warnings(record: dict[str, Any], threshold_hint: str | None) -> list[str]:
+    """What a person should know about this step, in plain words."""
+    warnings = []
+    if record["reward_std"] == 0.0:
+        warnings.append(
+            f"all rewards equal {record['reward_mean']:g}: advantages are zero and nothing is learned from this step"
+        )
+    if record["masked_sequences"] == 1.0:
+        advice = threshold_hint or "raise the mask's threshold"
+        warnings.append(f"every sequence masked: no gradient; {advice}")
+    elif record["masked_tokens"] == 1.0:
+        warnings.append("every token masked: no gradient")
+    shares = record["masked_by_length"]
+    if shares[3] - shares[0] > 0.2 and shares[3] > 1.5 * shares[0]:
+        warnings.append(
+            f"acceptance falls with length: {1 - shares[0]:.0%} of the shortest quarter is kept, {1 - shares[3]:.0%} "
+            "of the longest; a length-neutral mask (trm_avg) or a larger threshold trains on long responses too"
+        )
+    if record["truncated_share"] > 0.5:
+        warnings.append(f"{record['truncated_share']:.0%} of responses hit sampling.max_tokens")
+    return warnings

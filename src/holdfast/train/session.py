@@ -1,0 +1,85 @@
+"""A run as a person sees it: display, Ctrl-C, report; what `holdfast train` and `holdfast demo` share."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from holdfast.train.config import RunConfig
+from holdfast.train.display import Display, Lines, Panels
+from holdfast.train.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Session:
+    """How a run ended."""
+
+    summary: dict[str, Any]
+    report: Path
+    exit_code: int
+
+
+class StopRequest:
+    """Set by the first Ctrl-C; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> bool:
+        return self.requested
+
+
+@contextmanager
+def stop_on_interrupt(note: Any) -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the current step."""
+    request = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.requested:
+            raise KeyboardInterrupt
+        request.requested = True
+        note("interrupted: finishing this step, then saving a checkpoint and the report (again to stop at once)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_session(
+    config: RunConfig, folder: RunFolder, *, resume: bool = False, warm_starts: Path | None = None
+) -> Session:
+    """Train with a live display, then write the report; exit code 130 where a person stopped it."""
+    from holdfast.report.run import write_run_report
+    from holdfast.train.loop import train
+
+    console = Console()
+    with ExitStack() as stack:
+        display: Display = stack.enter_context(Panels(console)) if console.is_terminal else Lines(console)
+        request = stack.enter_context(stop_on_interrupt(display.note))
+        summary = train(config, folder, display=display, resume=resume, warm_starts=warm_starts, stop=request)
+        report = write_run_report(folder.path)
+    console.print(ending(summary, folder, report), markup=False, highlight=False, soft_wrap=True)
+    return Session(summary, report, 130 if request.requested and not summary["finished"] else 0)
+
+
+def ending(summary: dict[str, Any], folder: RunFolder, report: Path) -> str:
+    """The last words of a run: what came out and where it is."""
+    lines = []
+    if "start_accuracy" in summary:
+        lines.append(
+            f"sampled accuracy on held-out problems: {summary['start_accuracy']:.2f} at the start, "
+            f"{summary['final_accuracy']:.2f} after {summary['steps']} steps"
+        )
+    if not summary["finished"]:
+        lines.append(f"stopped early; continue with --run-dir {folder.path} --resume")
+    return "\n".join([*lines, f"report: {report}"])

@@ -1,0 +1,195 @@
+"""Builds what a run consists of from its configuration: task, model, engines, objective, optimiser."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.errors import ConfigError
+from holdfast.objectives.objective import Objective
+from holdfast.objectives.presets import preset
+from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.engine import Engine, Sampling
+from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
+from holdfast.tasks import get_task
+from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weights, save_model
+from holdfast.train.config import RunConfig
+from holdfast.train.data import PromptSource, Reward, load_reward
+from holdfast.train.folder import RunFolder, replace_folder
+from holdfast.train.forward import Policy
+from holdfast.train.seeds import derive_seed
+from holdfast.train.update import Updater
+from holdfast.train.warmstart import Progress, cached_warm_start, has_warm_start, warm_start
+
+
+@dataclass
+class Run:
+    """The parts of one run; `step` counts finished steps."""
+
+    config: RunConfig
+    folder: RunFolder
+    source: PromptSource
+    reward: Reward
+    objective: Objective
+    policy: Policy
+    updater: Updater
+    optimizer: torch.optim.Optimizer
+    engine: Engine
+    judge: Engine
+    step: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the model folder."""
+        return {"optimizer": self.optimizer.state_dict(), "engine": self.engine.state_dict()}
+
+    def close(self) -> None:
+        """Free the engines."""
+        self.engine.close()
+        self.judge.close()
+
+
+def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: Path | None, progress: Progress) -> Run:
+    """Everything a run needs, warm-started or put back to its newest checkpoint.
+
+    Raises:
+        ConfigError: parts that cannot be built or do not fit together.
+    """
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(derive_seed(config.seed, "torch"))
+    objective = preset(config.objective.preset, **config.objective.options)
+    task = get_task(config.task.name, **config.task.options)
+    model, tokenizer = build_model(config, task.alphabet)
+    source = PromptSource(task, tokenizer, max_tokens=_longest_prompt(config, model), chat=config.model.chat)
+    processed = config.sampling.trainer_support == "processed"
+    policy = Policy(
+        model,
+        temperature=config.sampling.temperature if processed else 1.0,
+        renormalize=processed and config.sampling.truncates,
+    )
+    root = warm_starts or folder.warm_starts
+    _warm(config, Policy(model), source, root, progress)
+    run = _assemble(config, folder, source, load_reward(task, config.task.reward), objective, policy)
+    if resume:
+        _restore(run)
+    return run
+
+
+def build_model(config: RunConfig, alphabet: str) -> tuple[Any, Any]:
+    """The configured model and its tokenizer; a tiny model is made from the seed."""
+    settings = config.model
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    if settings.source is not None:
+        return load_model(settings.source, dtype)
+    tokenizer = character_tokenizer(alphabet)
+    model = tiny_model(
+        tokenizer,
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
+        seed=derive_seed(config.seed, "model"),
+    )
+    return model.to(dtype), tokenizer
+
+
+def sampling_of(config: RunConfig) -> Sampling:
+    """How rollouts are sampled."""
+    settings = config.sampling
+    return Sampling(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        max_tokens=settings.max_tokens,
+    )
+
+
+def wants_distributions(config: RunConfig, objective: Objective) -> bool:
+    """Whether the engine must return whole distributions: for exact KL, and to know the support it sampled from."""
+    renormalize = config.sampling.truncates and config.sampling.trainer_support == "processed"
+    return config.engine.exact_kl or renormalize or "kl_rollout" in objective.needs
+
+
+def _longest_prompt(config: RunConfig, model: Any) -> int:
+    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    room = context - config.sampling.max_tokens
+    if room < 1:
+        raise ConfigError(
+            f"sampling.max_tokens = {config.sampling.max_tokens} leaves no room for a prompt in the model's context "
+            f"of {context} tokens; nearest valid value: {context - 1}"
+        )
+    return room if config.batch.max_prompt_tokens is None else min(room, config.batch.max_prompt_tokens)
+
+
+def _warm(config: RunConfig, policy: Policy, source: PromptSource, root: Path, progress: Progress) -> None:
+    if not has_warm_start(config):
+        return
+    cached = cached_warm_start(root, config)
+    if not cached.is_dir():
+        warm_start(policy, source, config, progress)
+        temporary = cached.with_name(f".{cached.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_model(temporary, policy.model, source.tokenizer)
+        replace_folder(temporary, cached)
+    load_weights(policy.model, cached)
+
+
+def _assemble(
+    config: RunConfig, folder: RunFolder, source: PromptSource, reward: Reward, objective: Objective, policy: Policy
+) -> Run:
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(),
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    return Run(
+        config=config,
+        folder=folder,
+        source=source,
+        reward=reward,
+        objective=objective,
+        policy=policy,
+        updater=Updater(config, objective, policy, _reference(policy, objective), optimizer),
+        optimizer=optimizer,
+        engine=_engine(policy, source, config.engine.precision, config.engine.lag),
+        judge=_engine(policy, source, config.model.dtype, 0),
+    )
+
+
+def _reference(policy: Policy, objective: Objective) -> Policy | None:
+    """A frozen copy of the warm-started model where the objective penalises the distance from it."""
+    if "ref_logprobs" not in objective.needs:
+        return None
+    import copy
+
+    return Policy(copy.deepcopy(policy.model).requires_grad_(False), policy.temperature, policy.renormalize)
+
+
+def _engine(policy: Policy, source: PromptSource, precision: str, lag: int) -> Engine:
+    return EmbeddedEngine(
+        policy.model,
+        precision=precision,
+        lag=lag,
+        eos_token_id=source.tokenizer.eos_token_id,
+        pad_token_id=source.tokenizer.pad_token_id,
+    )
+
+
+def _restore(run: Run) -> None:
+    checkpoint = latest_checkpoint(run.folder.checkpoints)
+    if checkpoint is None:
+        run.folder.truncate_metrics(-1)
+        return
+    load_weights(run.policy.model, checkpoint / "model")
+    state = load_state(checkpoint)
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.engine.load_state_dict(state["engine"])
+    run.step = state["step"]
+    run.folder.truncate_metrics(run.step)

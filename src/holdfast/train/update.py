@@ -1,0 +1,201 @@
+"""From rollouts to new weights: the trainer's own look at the rollouts, then one or more optimiser steps.
+
+Splitting a step into micro-batches changes no gradient: whole-batch statistics are prepared once per optimiser
+step, and the micro-batches' losses are shares that add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from holdfast.errors import DataError
+from holdfast.objectives.masks import Mask
+from holdfast.objectives.metrics import merge_metrics
+from holdfast.objectives.objective import Objective, Plan
+from holdfast.objectives.penalties import Penalty
+from holdfast.objectives.weights import Weight
+from holdfast.train.config import RunConfig
+from holdfast.train.data import Rollouts
+from holdfast.train.forward import Policy, Sequences, gather_stats, micro_batches, stats_of
+from holdfast.train.seeds import derive_seed
+from holdfast.train.stopwatch import Stopwatch
+from holdfast.types import Batch, LossOutput, TokenStats
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What one step's updates saw and did; tensors are [B, T] over the step's rollouts.
+
+    `stats` is the trainer's view before any update of this step; `advantages`, `trust_mask` and `reasons` are those
+    of the first pass. `metrics` are means over the optimiser steps (maxima where the name ends in _max).
+    """
+
+    stats: TokenStats
+    advantages: Float[Tensor, "B T"]
+    trust_mask: Bool[Tensor, "B T"]
+    reasons: Mapping[str, Bool[Tensor, "B T"]]
+    metrics: Mapping[str, float]
+    length_quartiles: tuple[float, float, float]
+
+
+class Updater:
+    """The objective, the policy and the optimiser, and how a step's rollouts are cut into updates."""
+
+    def __init__(
+        self, config: RunConfig, objective: Objective, policy: Policy, reference: Policy | None, optimizer: Any
+    ) -> None:
+        self.config = config
+        self.objective = objective
+        self.policy = policy
+        self.reference = reference
+        self.optimizer = optimizer
+        self.max_tokens = config.batch.micro_batch_tokens
+
+    def step(self, rollouts: Rollouts, step: int, clock: Stopwatch) -> Updated:
+        """All optimiser steps of one rollout batch."""
+        sequences = rollouts.sequences
+        everything = torch.arange(len(rollouts.prompts))
+        with clock.measure("old_logprobs"):
+            parts = list(micro_batches(sequences.lengths, everything, self.max_tokens))
+            fused = self.config.batch.updates == 1 and self._fused(parts)
+            known = None if fused else stats_of(self.policy, sequences, everything, self.max_tokens)
+            batch = self._batch(rollouts, known)
+        outputs = []
+        with clock.measure("update"):
+            for number, (epoch, rows) in enumerate(self._minibatches(step)):
+                still = known.select(rows) if known is not None and number == 0 else None
+                outputs.append((epoch, rows, self._optimizer_step(batch, sequences, rows, still, step)))
+        trust_mask, reasons = _verdicts([(rows, done) for epoch, rows, done in outputs if epoch == 0], batch)
+        return Updated(
+            stats=known if known is not None else outputs[0][2].stats,
+            advantages=batch.advantages,
+            trust_mask=trust_mask,
+            reasons=reasons,
+            metrics=_mean_metrics([done.metrics for _, _, done in outputs]),
+            length_quartiles=tuple(outputs[0][2].length_quartiles.tolist()),
+        )
+
+    def _fused(self, parts: Sequence[Tensor]) -> bool:
+        """Whether the update's own forward pass can serve as the look before it, so that nothing is computed twice.
+
+        It can where nothing is prepared from the policy over the whole batch, or the whole batch is one pass.
+        """
+        return len(parts) == 1 or not looks_at_whole_batch(self.objective)
+
+    def _batch(self, rollouts: Rollouts, known: TokenStats | None) -> Batch:
+        mask = rollouts.sequences.response_mask
+        everything = torch.arange(len(rollouts.prompts))
+        reference = None
+        if self.reference is not None:
+            reference = stats_of(self.reference, rollouts.sequences, everything, self.max_tokens).logprobs
+        return Batch(
+            advantages=self.objective.estimate_advantages(rollouts.rewards, rollouts.group_ids, mask),
+            response_mask=mask,
+            old_logprobs=None if known is None else known.logprobs,
+            rollout_logprobs=rollouts.rollout_logprobs,
+            ref_logprobs=reference,
+            sequence_ids=rollouts.sequence_ids,
+        )
+
+    def _minibatches(self, step: int) -> Iterator[tuple[int, Int[Tensor, " b"]]]:
+        """Every epoch visits every sequence once, in an order that depends on seed, step and epoch only."""
+        total, parts = self.config.batch.sequences, self.config.batch.minibatches
+        for epoch in range(self.config.batch.epochs):
+            order = torch.arange(total)
+            if parts > 1:
+                generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "shuffle", step, epoch))
+                order = torch.randperm(total, generator=generator)
+            for rows in order.chunk(parts):
+                yield epoch, rows
+
+    def _optimizer_step(
+        self, batch: Batch, sequences: Sequences, rows: Int[Tensor, " b"], known: TokenStats | None, step: int
+    ) -> _Done:
+        """One update from these rows; `known` is the current policy on them, where that has been computed already."""
+        parts = list(micro_batches(sequences.lengths, rows, self.max_tokens))
+        if known is None and not self._fused(parts):
+            known = stats_of(self.policy, sequences, rows, self.max_tokens)
+        place = torch.zeros(len(batch.response_mask), dtype=torch.long)
+        place[rows] = torch.arange(len(rows))
+        plan = None if known is None and len(parts) == 1 else self._plan(batch.select(rows), known, step)
+        pieces, outputs = [], []
+        for part in parts:
+            stats = self.policy.stats(sequences.select(part))
+            if plan is None:  # the only part is the whole batch, in the order of its lengths
+                plan, place[part] = self._plan(batch.select(part), stats.detach(), step), torch.arange(len(part))
+            output = self.objective(batch.select(part), stats, plan=plan.select(place[part]))
+            output.loss.backward()
+            pieces.append(stats.detach())
+            outputs.append((part, output))
+        assert plan is not None
+        loss = torch.stack([output.loss.detach() for _, output in outputs]).sum()
+        metrics = merge_metrics([output.metrics for _, output in outputs])
+        metrics |= {"loss": loss, "grad_norm": self._apply(step)}
+        seen = known if known is not None else gather_stats(pieces, parts, rows)
+        return _Done(seen, outputs, metrics, plan.quartiles.edges)
+
+    def _plan(self, batch: Batch, stats: TokenStats | None, step: int) -> Plan:
+        """Whole-batch statistics; without `stats` the plan is known to ignore the policy and anything may stand in."""
+        if stats is None:
+            zeros = torch.zeros(batch.response_mask.shape)
+            stats = TokenStats(logprobs=zeros, entropy=zeros, kl_rollout=zeros)
+        return self.objective.prepare(batch, stats, step=step)
+
+    def _apply(self, step: int) -> Tensor:
+        """Clip the gradient, step, clear; returns the norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.optimizer.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise DataError(
+                f"step {step}: the gradient norm is {float(norm)}; lower optimizer.learning_rate "
+                f"({self.config.optimizer.learning_rate:g}) or choose an objective with a trust region"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def looks_at_whole_batch(objective: Objective) -> bool:
+    """Whether `prepare` needs the current policy on every sequence of the optimiser step before the first gradient."""
+    if objective.normalize.over == "accepted":
+        return True
+    return any(type(part).prepare not in _PREPARES_NOTHING for part in objective.parts)
+
+
+_PREPARES_NOTHING = (Mask.prepare, Weight.prepare, Penalty.prepare)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One optimiser step: statistics in row order, what the objective said per micro-batch, merged metrics."""
+
+    stats: TokenStats
+    outputs: Sequence[tuple[Int[Tensor, " _"], LossOutput]]
+    metrics: Mapping[str, Tensor]
+    length_quartiles: Float[Tensor, "3"]
+
+
+def _verdicts(
+    steps: Sequence[tuple[Int[Tensor, " b"], _Done]], batch: Batch
+) -> tuple[Bool[Tensor, "B T"], dict[str, Bool[Tensor, "B T"]]]:
+    """The trust mask of every sequence and the tokens that each named part rejected."""
+    trusted = torch.zeros_like(batch.response_mask)
+    reasons: dict[str, Tensor] = {}
+    for rows, output in (pair for _, done in steps for pair in done.outputs):
+        trusted[rows] = output.trust_mask
+        for name, rejected in output.reasons.items():
+            reasons.setdefault(name, torch.zeros_like(trusted))[rows] = rejected
+    return trusted, reasons
+
+
+def _mean_metrics(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    merged = {}
+    for name in steps[0]:
+        values = [float(metrics[name]) for metrics in steps]
+        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return merged
