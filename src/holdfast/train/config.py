@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,7 +50,7 @@ class ModelConfig(Section):
     chat: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _heads_divide(self) -> ModelConfig:
         if self.source is None and self.hidden % (2 * self.heads):
             valid = [n for n in range(1, self.hidden // 2 + 1) if self.hidden % (2 * n) == 0]
             closest = min(valid, key=lambda n: abs(n - self.heads)) if valid else 1
@@ -131,7 +131,7 @@ class BatchConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _minibatches_divide(self) -> Self:
+    def _minibatches_divide(self) -> BatchConfig:
         sequences = self.prompts * self.group_size
         if sequences % self.minibatches:
             divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]

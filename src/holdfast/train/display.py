@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -78,7 +78,7 @@ class Panels:
         self.warnings: list[str] = []
         self.live = Live(console=console, refresh_per_second=4, transient=False)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Panels:
         self.live.__enter__()
         return self
 
