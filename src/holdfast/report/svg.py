@@ -153,7 +153,8 @@ class Svg:
 
     def markup(self, width: float = 480) -> str:
         """The `<svg>` element for a page that has `CHART_CSS` and the palette's variables."""
-        drawing, plot = self.layout(width), self.layout(width).plot
+        drawing = self.layout(width)
+        plot = drawing.plot
         hover = tag("rect", "<title></title>", class_="hover", width=float(width), height=drawing.height)
         return tag(
             "svg",

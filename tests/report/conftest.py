@@ -1,0 +1,125 @@
+"""Made-up runs for the report's tests: the shapes of a real one, drawn from a seed."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.types import Rollout
+
+FORMULA = "L = − Σ n · m · M · φ(r, A)\nφ = min(r A, clip(r, 0.8, 1.2) A)\nM = 1[max_t KL(roll‖θ) ≤ 0.3]"
+
+
+def make_rollout(rng: random.Random, step: int, *, text: str | None = None, delta: float = 0.3) -> Rollout:
+    """A sequence whose mask follows its exact KL: rejected as a whole where its largest exceeds delta."""
+    entries = rng.randint(8, 13)
+    text = text or " ".join(
+        f"{rng.choice('abcdefgh')}{rng.randint(1, 9)}={rng.randint(10, 99)}" for _ in range(entries)
+    )
+    count, reward = len(text), float(rng.random() < 0.3 + step / 90)
+    engine = tuple(-abs(rng.gauss(0, 0.3)) for _ in range(count))
+    noise = [rng.gauss(0, 0.02) if rng.random() > 0.03 else rng.gauss(0, 0.6) for _ in range(count)]
+    trainer = tuple(min(-1e-6, e + d) for e, d in zip(engine, noise, strict=True))
+    kl = tuple((t - e) ** 2 / 2 for e, t in zip(engine, trainer, strict=True))
+    kept = max(kl) <= delta
+    worst = max(range(count), key=kl.__getitem__)
+    return Rollout(
+        prompt_ids=(1, 2, 3),
+        response_ids=tuple(ord(c) for c in text),
+        rollout_logprobs=engine,
+        trainer_logprobs=trainer,
+        response_mask=(True,) * count,
+        kl_exact=kl,
+        trust_mask=(kept,) * count,
+        reward=reward,
+        mask_reason=None if kept else f"trm_max: exact KL {kl[worst]:.2f} at token {worst + 1} > {delta}",
+        finish_reason="stop",
+        step=step,
+        environment="ledger",
+        prompt_text="a5=31 b2=+4 c7=-9 ?h3\n",
+        token_texts=tuple(text),
+        extra={"answer": "88"},
+    )
+
+
+def metrics_row(rng: random.Random, step: int, steps: int) -> dict[str, Any]:
+    """One line of metrics.jsonl with every key the report knows."""
+    progress, noise = 1 - math.exp(-3 * step / steps), rng.gauss(0, 0.02)
+    kl = 1.3e-3 * (1 + progress) * math.exp(rng.gauss(0, 0.2))
+    masked = min(1.0, max(0.0, 0.08 + 0.25 * progress + rng.gauss(0, 0.05)))
+    edges = [5.0 * k for k in range(17)]
+    row = {
+        "step": step,
+        "seconds": 3.1 + rng.random(),
+        "cpu_seconds": 3.0,
+        "tokens": 9700,
+        "tokens_per_cpu_second": 3200 + rng.gauss(0, 150),
+        "reward_mean": 0.27 + 0.5 * progress + noise,
+        "reward_std": 0.4,
+        "accuracy": 0.27 + 0.5 * progress + noise,
+        "entropy": 0.25 * (1 - 0.75 * progress) + abs(noise) / 10,
+        "kl_exact_mean": kl,
+        "kl_exact_max": kl * 150 * math.exp(rng.gauss(0, 0.5)),
+        "abs_log_ratio_mean": 0.011 * (1 + progress),
+        "abs_log_ratio_max": 1.5 + rng.random(),
+        "masked_sequences": masked,
+        "masked_tokens": masked * 1.02,
+        "clip_share": 0.01 + 0.01 * rng.random(),
+        "masked_by_length": [masked * f for f in (0.5, 0.8, 1.1, 1.6)],
+        "length_quartiles": [62.0, 74.0, 85.0],
+        "drift_by_position": {
+            "edges": edges,
+            "abs_log_mean": [0.006 + 2e-4 * e for e in edges[1:]],
+            "kl_exact_mean": [kl * (0.4 + e / 80) for e in edges[1:]],
+            "kl_exact_max": [kl * 90 * (0.3 + e / 60) for e in edges[1:]],
+        },
+        "bounds": {
+            "classical": 78 * kl * 78,
+            "coupling": 900 * kl,
+            "pinsker-marginal": 520 * kl,
+            "mixed": 240 * kl,
+            "path": 160 * kl,
+            "martingale": 85 * kl,
+            "unified": 85 * kl,
+            "unified_name": "martingale",
+        },
+        "time_split": {"generate": 1.5, "old_logprobs": 0.5, "update": 0.9, "evaluate": 0.12, "other": 0.08},
+    }
+    if step % 10 == 0:
+        row |= {"eval_accuracy": 0.27 + 0.52 * progress, "eval_greedy_accuracy": 1.0 - 0.04 * rng.random()}
+    if step > 0.7 * steps:
+        row["warnings"] = ["acceptance falls with length: 83 % of the shortest quarter is kept, 47 % of the longest"]
+    return row
+
+
+def make_run(folder: Path, steps: int = 60, seed: int = 0) -> tuple[Path, list[Rollout]]:
+    """A run folder without its parquet, and the rollouts that it would hold."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [metrics_row(rng, step, steps) for step in range(1, steps + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = {
+        "objective": "trm_max+ppo",
+        "formula": FORMULA,
+        "task": "ledger",
+        "engine": "int8 copy of the float32 trainer, 2 updates behind",
+        "parameters": 341_376,
+        "seconds": 214.7,
+        "tokens": 582_000,
+        "start_accuracy": 0.27,
+        "final_accuracy": 0.78,
+        "finished": True,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.toml").write_text('[objective]\npreset = "trm_max+ppo"\ndelta = 0.3\n')
+    return folder, [make_rollout(rng, step) for step in range(1, steps + 1) for _ in range(8)]
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Callable[..., tuple[Path, list[Rollout]]]:
+    """Makes a run folder under the test's own directory."""
+    return lambda **options: make_run(tmp_path / "run-one", **options)
