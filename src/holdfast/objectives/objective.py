@@ -93,10 +93,17 @@ class Objective:
         return needed - {"old_logprobs"}
 
     def estimate_advantages(
-        self, rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"], response_mask: Bool[Tensor, "B T"]
+        self,
+        rewards: Float[Tensor, " B"],
+        group_ids: Int[Tensor, " B"],
+        response_mask: Bool[Tensor, "B T"],
+        values: Float[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T"]:
-        """Advantages of every response token from the rewards of B sequences, by `self.advantage`."""
-        advantages = self.advantage.estimate(rewards, group_ids, response_mask)
+        """Advantages of every response token from the rewards of B sequences, by `self.advantage`.
+
+        `group_ids` number the prompts; `values` are a value head's estimates, for advantages that use one.
+        """
+        advantages = self.advantage.estimate(rewards, group_ids, response_mask, values)
         if advantages.ndim == 1:
             advantages = advantages[:, None].expand(response_mask.shape)
         return torch.where(response_mask, advantages, 0)
@@ -194,6 +201,13 @@ class Objective:
         if not self.gate.hard:
             return torch.zeros((), dtype=torch.bool, device=log_ratio.device)
         return self.gate.log_value(log_ratio, terms.positive) != log_ratio
+
+    def after_step(self, metrics: Mapping[str, Tensor | float]) -> Objective:
+        """The objective for the next optimiser step: adaptive coefficients move by the step's `metrics["entropy"]`."""
+        if "entropy" not in metrics:
+            return self
+        entropy = float(metrics["entropy"])
+        return replace(self, penalties=tuple(penalty.after_step(entropy) for penalty in self.penalties))
 
     def with_(self, **changes: Any) -> Objective:
         """The same objective with these fields, or these fields of its parts, replaced.

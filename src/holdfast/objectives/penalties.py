@@ -1,7 +1,7 @@
 """Penalties: per-token terms added to the loss over the response mask, whatever the trust mask says."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -24,6 +24,10 @@ class Penalty(Part, family="penalty", abstract=True):
     def penalty(self, terms: Terms, prepared: Tensor | None, step: int) -> Float[Tensor, "B T"]:
         """What is added to each token's loss."""
         raise NotImplementedError
+
+    def after_step(self, entropy: float) -> "Penalty":
+        """This penalty for the next optimiser step, given the mean entropy (nats) of the one just taken."""
+        return self
 
 
 Estimator = Literal["k1", "k2", "k3"]
@@ -71,18 +75,22 @@ class Kl(Penalty):
 class EntropyBonus(Penalty):
     """−α H(π): the classical dense bonus. Its stationary point is π ∝ exp(Q/α): biased unless α is annealed to 0.
 
-    `target`: active only while the batch's mean entropy is at or below it (Skywork-OR1, arXiv 2505.22312).
-    Source: Lei and Baehr, arXiv 2604.09676.
+    Lei and Baehr (arXiv 2604.09676). `target`: active only while the step's mean entropy is at or below it; with
+    `adapt` above 0 α also moves by `adapt` after every step, up below the target and down above it, within
+    [0, alpha_max] (Skywork-OR1, arXiv 2505.22312): train with the objective that `Objective.after_step` returns.
     """
 
     alpha: float = 0.001
     anneal: Anneal = field(default_factory=Anneal)
     target: float | None = None
+    adapt: float = 0.0
+    alpha_max: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self, "alpha", 0 <= self.alpha < math.inf, "at least 0")
+        require(self, "alpha", 0 <= self.alpha <= self.alpha_max, f"in [0, alpha_max = {self.alpha_max:g}]")
         if self.target is not None:
             require(self, "target", self.target > 0, "above 0 nats (or left out)")
+        require(self, "adapt", self.adapt == 0 or (self.adapt > 0 and self.target is not None), "0 without a target")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -100,9 +108,16 @@ class EntropyBonus(Penalty):
         bonus = -self.alpha * self.anneal.factor(step) * terms.entropy
         return bonus if prepared is None else bonus * prepared
 
+    def after_step(self, entropy: float) -> "EntropyBonus":
+        if self.target is None or self.adapt == 0:
+            return self
+        move = self.adapt if entropy <= self.target else -self.adapt
+        return replace(self, alpha=min(self.alpha_max, max(0.0, self.alpha + move)))
+
     def formula(self) -> str:
         target = "" if self.target is None else f"·1[H ≤ {self.target:g}]"
-        return f"−{self.alpha:g}{self.anneal.formula()}{target}·H_t"
+        adapt = "" if self.adapt == 0 else f", ±{self.adapt:g} a step"
+        return f"−{self.alpha:g}{self.anneal.formula()}{target}·H_t{adapt}"
 
 
 @dataclass(frozen=True)
