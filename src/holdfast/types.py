@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from holdfast.errors import DataError
@@ -85,16 +85,16 @@ class Counts:
     """Sizes of one whole optimiser step, over all micro-batches and all ranks: the denominators of every mean.
 
     `sequences` counts sequences with at least one response token; an empty row is padding. Both are 0-d tensors so
-    that no device synchronisation is needed.
+    that no device synchronisation is needed, and integers so that they are exact beyond float32's 16.7 million.
     """
 
-    sequences: Float[Tensor, ""]
-    tokens: Float[Tensor, ""]
+    sequences: Real[Tensor, ""]
+    tokens: Real[Tensor, ""]
 
     @staticmethod
     def of(mask: Bool[Tensor, "B T"]) -> Counts:
         """Count one mask that is the whole optimiser step."""
-        return Counts(sequences=mask.any(dim=-1).sum().float(), tokens=mask.sum().float())
+        return Counts(sequences=mask.any(dim=-1).sum(), tokens=mask.sum())
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.sequences + other.sequences, self.tokens + other.tokens)

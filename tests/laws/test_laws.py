@@ -75,7 +75,9 @@ def test_on_policy_gradient_is_reinforce_under_the_same_normaliser(name):
     keep = objective(batch, stats, plan=plan).trust_mask
     _, gradient, _ = gradients(objective, batch, stats, plan)
     counts = Counts.of(batch.response_mask)
-    reinforce = -objective.normalize.weights(batch.response_mask, counts) * batch.advantages[:, None] * keep
+    reinforce = (
+        -objective.normalize.weights(batch.response_mask, counts, torch.float64) * batch.advantages[:, None] * keep
+    )
     torch.testing.assert_close(gradient, reinforce, rtol=1e-9, atol=1e-12)
     if "clip_cov" not in name and name != "top entropy":
         assert torch.equal(keep, batch.response_mask), "nothing to distrust on policy"

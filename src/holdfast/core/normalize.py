@@ -16,7 +16,11 @@ Reduction = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_tok
 
 
 def reduction_weights(
-    mask: Bool[Tensor, "B T"], counts: Counts, reduction: Reduction, length: int | None = None
+    mask: Bool[Tensor, "B T"],
+    counts: Counts,
+    reduction: Reduction,
+    length: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "B T"]:
     """The weight n_it with which each token enters the loss; zero where `mask` is False.
 
@@ -24,7 +28,7 @@ def reduction_weights(
     token_mean 1/K (DAPO);  sequence_mean_token_mean 1/(N n_i) (GRPO, GSPO);  sequence_mean_token_sum 1/N (LUSPO);
     fixed_length 1/(N L) with L = `length` tokens (Dr.GRPO).
     """
-    weight = mask.to(counts.tokens.dtype)
+    weight = mask.to(dtype)
     if reduction == "token_mean":
         return weight / counts.tokens.clamp(min=1)
     weight = weight / counts.sequences.clamp(min=1)
@@ -34,8 +38,3 @@ def reduction_weights(
         assert length is not None, "fixed_length needs a length; Normalize checks this"
         return weight / length
     return weight / mask.sum(dim=-1, keepdim=True).clamp(min=1)
-
-
-def masked_mean(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], tokens: Float[Tensor, ""]) -> Tensor:
-    """This batch's share of the mean over all `tokens` of the step: Σ m x / K; shares add up over micro-batches."""
-    return torch.where(mask, values, 0).sum() / tokens.clamp(min=1)

@@ -177,7 +177,7 @@ class SoftGate(Gate, abstract=True):
         require_positive(self, "tau_pos", "tau_neg")
 
     def _tau(self, positive: Tensor, like: Tensor) -> Tensor:
-        return torch.where(positive, self.tau_pos, self.tau_neg).to(like.dtype)
+        return _by_sign(positive, self.tau_pos, self.tau_neg, like)
 
     def _numbers(self) -> str:
         return f"τ = {self.tau_pos:g} if A > 0 else {self.tau_neg:g}"
@@ -306,8 +306,8 @@ class Gamma(Gate):
         return k - rate * torch.exp(log_ratio)
 
     def _shape(self, positive: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        k = torch.where(positive, self.k_pos, self.k_neg).to(like.dtype)
-        return k, torch.where(positive, self.lambda_pos, self.lambda_neg).to(like.dtype)
+        k = _by_sign(positive, self.k_pos, self.k_neg, like)
+        return k, _by_sign(positive, self.lambda_pos, self.lambda_neg, like)
 
     def formula(self) -> str:
         return (
@@ -319,3 +319,8 @@ class Gamma(Gate):
 def _log(limit: float | None) -> float | None:
     """log of a limit; 0 is no limit in log space."""
     return None if limit is None or limit == 0 else math.log(limit)
+
+
+def _by_sign(positive: Tensor, first: float, second: float, like: Tensor) -> Tensor:
+    """`first` where positive, else `second`, in the dtype of `like` (two bare floats would come out as float32)."""
+    return torch.where(positive, like.new_full((), first), like.new_full((), second))

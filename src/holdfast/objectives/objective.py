@@ -145,8 +145,9 @@ class Objective:
         terms = Terms.of(batch, stats)
         masks, weights = len(self.masks), len(self.masks) + len(self.weights)
         keep, reasons = self._keep(terms, plan.prepared)
-        normalize = self.normalize.weights(terms.mask, plan.counts)
-        accepted = normalize if self.normalize.over == "all" else self.normalize.weights(keep, plan.accepted)
+        dtype = terms.logprobs.dtype
+        normalize = self.normalize.weights(terms.mask, plan.counts, dtype)
+        accepted = normalize if self.normalize.over == "all" else self.normalize.weights(keep, plan.accepted, dtype)
         log_ratio, value, surrogate = self._surrogate(terms)
         weight = torch.ones((), dtype=value.dtype, device=value.device)
         for part, prepared in zip(self.weights, plan.prepared[masks:weights], strict=True):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -62,9 +63,11 @@ class Normalize(Part, family="normalize"):
         else:
             require(self, "length", self.length is None, "left out unless reduction = 'fixed_length'")
 
-    def weights(self, mask: Bool[Tensor, "B T"], counts: Counts) -> Float[Tensor, "B T"]:
+    def weights(
+        self, mask: Bool[Tensor, "B T"], counts: Counts, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "B T"]:
         """n_it for this mask and these counts."""
-        return reduction_weights(mask, counts, self.reduction, self.length)
+        return reduction_weights(mask, counts, self.reduction, self.length, dtype)
 
     def formula(self) -> str:
         text = {
