@@ -85,7 +85,9 @@ def test_binary_by_hand():
 
 
 def test_binary_kl_near_agreement_and_at_the_edges():
-    p = torch.logspace(-6, -0.01, 50, dtype=torch.float64)
+    p = torch.cat(
+        [torch.logspace(-6, -0.01, 50, dtype=torch.float64), 1 - torch.logspace(-6, -2, 5, dtype=torch.float64)]
+    )
     current = (p * (1 - 1e-4)).log()
     with mpmath.workdps(50):
         q = [mpmath.exp(mpmath.mpf(v)) for v in current.float().tolist()]
@@ -151,6 +153,14 @@ def test_top_k_by_hand_and_with_padding():
     assert (bounds.kl_lower.kind, bounds.tv_lower.kind, bounds.tv_upper.kind) == (Kind.LOWER, Kind.LOWER, Kind.UPPER)
 
 
+def test_top_k_where_one_policy_excludes_a_token():
+    # p = (.5, 0 | .5), q = (.5, .25 | .25): KL = .5 ln 2
+    p, q = torch.tensor([0.5, 0.0]).log(), torch.tensor([0.5, 0.25]).log()
+    assert top_k(q, p).kl_lower.value.item() == pytest.approx(LN2 / 2, rel=1e-5)
+    disjoint = top_k(torch.tensor([0.0, -torch.inf]), torch.tensor([-torch.inf, 0.0]))
+    assert disjoint.tv_upper.value.item() == 1
+
+
 def test_top_k_upper_bound_survives_float32():
     generator = torch.Generator().manual_seed(1)
     rollout = 4 * torch.randn(2000, 100, generator=generator)
@@ -188,10 +198,26 @@ def test_exact_divergences_at_the_extremes():
     rollout = torch.tensor([[0.0, -300.0], [0.0, 0.0], [0.0, -200.0], [0.0, -30.0]])
     current = torch.tensor([[0.0, -300.0], [0.0, -inf], [-200.0, 0.0], [-30.0, 0.0]])
     exact = exact_from_logits(current, rollout)
-    # the last row: KL = 30 (1 - 2 e^-30), chi2 = e^30
+    # KL of the last row is 30 (1 - 2 e^-30), its chi2 e^30
     assert exact.kl.value.tolist() == pytest.approx([0, inf, 200, 30])
     assert exact.tv.value.tolist() == pytest.approx([0, 0.5, 1, 1])
     assert exact.chi2.value.tolist() == pytest.approx([0, 1, inf, math.exp(30)])
+
+    # p = e^-200 is 0 in float32, yet chi2 = e^(-2·80 + 200) = e^40 is not; where q excludes the token too, nothing is left
+    exact = exact_from_logits(torch.tensor([[0.0, -80.0], [0.0, -inf]]), torch.tensor([[0.0, -200.0], [0.0, -200.0]]))
+    assert exact.kl.value.tolist() == pytest.approx([0, 0], abs=1e-30)
+    assert exact.tv.value.tolist() == pytest.approx([0, 0], abs=1e-30)
+    assert exact.chi2.value.tolist() == pytest.approx([math.exp(40), 0], rel=1e-4)
+
+
+def test_half_precision_states_are_widened_before_the_head():
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(6, 64, generator=generator).bfloat16()
+    rollout_hidden = (hidden.float() + 0.01 * torch.randn(6, 64, generator=generator)).bfloat16()
+    head = (torch.randn(300, 64, generator=generator) / 4).bfloat16()
+    exact = exact_from_hidden(hidden, head, rollout_hidden, head)
+    expected = reference(hidden.double() @ head.double().T, rollout_hidden.double() @ head.double().T)[0]
+    torch.testing.assert_close(exact.kl.value.double(), expected, rtol=1e-4, atol=0)
 
 
 def test_hidden_states_and_chunks_agree_with_logits():

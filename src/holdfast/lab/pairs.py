@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,12 +12,12 @@ from torch import Tensor
 from holdfast.errors import ConfigError, nearest
 from holdfast.lab.trees import Drift, Levels, TreePair, error_weights, measure, worst_error
 
-PairKind = Literal["random", "sparse", "dense", "late", "tight"]
+KINDS = ("random", "sparse", "dense", "late", "tight")
 LEAVES = 4**9
 
 
 def make_pairs(
-    kind: PairKind,
+    kind: str,
     size: Float[Tensor, " N"],
     *,
     vocabulary: int,
@@ -105,8 +104,8 @@ def _detach(levels: Levels) -> Levels:
 
 
 def _check(kind: str, vocabulary: int, horizon: int, share: float) -> None:
-    if kind not in get_args(PairKind):
-        raise ConfigError(f"unknown kind of pair {kind!r}: {nearest(kind, get_args(PairKind))}")
+    if kind not in KINDS:
+        raise ConfigError(f"unknown kind of pair {kind!r}: {nearest(kind, KINDS)}")
     if vocabulary < 2 or horizon < 1:
         raise ConfigError(f"vocabulary {vocabulary} and horizon {horizon}: allowed are at least 2 and at least 1")
     if horizon * math.log(vocabulary) > math.log(LEAVES):
