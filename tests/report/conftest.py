@@ -123,3 +123,44 @@ def make_run(folder: Path, steps: int = 60, seed: int = 0) -> tuple[Path, list[R
 def run_folder(tmp_path: Path) -> Callable[..., tuple[Path, list[Rollout]]]:
     """Makes a run folder under the test's own directory."""
     return lambda **options: make_run(tmp_path / "run-one", **options)
+
+
+def make_results(folder: Path, objectives: int = 5, seeds: int = 3) -> Path:
+    """A comparison's folder with its results.json."""
+    rng = random.Random(1)
+    names = ["trm_max+ppo", "ppo", "gspo", "sapo", "policy_gradient", "sspo", "dapo", "cispo"][:objectives]
+    runs = []
+    for i, name in enumerate(names):
+        for seed in range(seeds):
+            end = 0.6 - 0.13 * i + rng.gauss(0, 0.03)
+            steps = list(range(0, 41, 2))
+            level = [0.27 + (end - 0.27) * (1 - math.exp(-s / 12)) + rng.gauss(0, 0.01) for s in steps]
+            curve = {
+                "step": steps,
+                "accuracy": level,
+                "entropy": [0.25 * math.exp(-s / (12 + 3 * i)) + 0.04 for s in steps],
+                "kl_exact_mean": [1e-3 * (1 + s / 20 + i / 2) * math.exp(rng.gauss(0, 0.1)) for s in steps],
+                "masked_sequences": [0.2 if "trm" in name else 0.0 for _ in steps],
+            }
+            runs.append(
+                {
+                    "objective": name,
+                    "seed": seed,
+                    "config": "lag8.toml",
+                    "curve": curve,
+                    "start_accuracy": 0.27,
+                    "final_accuracy": level[-1],
+                    "final_entropy": curve["entropy"][-1],
+                    "seconds": 120.0 + 10 * i,
+                }
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {"runs": runs, "task": "ledger, 12 entries", "engine": "int8 copy, 8 updates behind"}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def results_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a comparison's folder under the test's own directory."""
+    return lambda **options: make_results(tmp_path / "comparison", **options)

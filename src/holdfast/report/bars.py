@@ -164,7 +164,7 @@ def heat_map(
     def layout(width: float) -> Drawing:
         left = min(0.3 * width, max(map(text_width, rows), default=0.0) + 8)
         size = (width - left) / max(1, len(columns))
-        tall = min(30.0, max(14.0, size))
+        tall = 24.0 if len(rows) <= 12 else 14.0
         box = Box(left, 22.0, width, 22.0 + tall * len(rows))
         parts = [label(shorten(y_label, width), 0.0, 12.0, "tick", "start")]
         for i, line in enumerate(cells):
@@ -210,7 +210,7 @@ def _span(span: tuple[float, float] | None, wanted: bool) -> tuple[str, ...]:
 def _row_scale(
     values: list[float], log: bool, references: Sequence[Reference], x_range: tuple[float, float] | None
 ) -> Scale:
-    return scale_of([*values, *(float(r.value) for r in references), *(x_range or ())], log=log, ticks=4)
+    return scale_of([*values, *(float(r.value) for r in references), *(x_range or ())], log=log)
 
 
 def _rows_layout(

@@ -36,7 +36,7 @@ class Axes:
 
 
 def draw_frame(axes: Axes, width: float, legend: float, right: float) -> tuple[str, Box]:
-    """Grid, ticks, axis labels and rules; the box that is left for the data."""
+    """Grid, ticks and axis labels; the box that is left for the data."""
     left = max((text_width(axes.y.tick_text(t)) for t in axes.y.ticks), default=20.0) + 10
     height = min(240.0, max(150.0, 0.45 * width))
     box = Box(left, legend + TOP, width - right, legend + TOP + height)
@@ -53,8 +53,12 @@ def draw_frame(axes: Axes, width: float, legend: float, right: float) -> tuple[s
             parts.append(label(axes.x.tick_text(tick), x, box.bottom + 17))
             taken = x + half
     parts.append(label(shorten(axes.x_label, width - left), box.right, box.bottom + 34, anchor="end"))
-    parts += [_rule(r, axes, box) for r in axes.references]
     return "".join(parts), box
+
+
+def draw_rules(axes: Axes, box: Box) -> str:
+    """The labelled rules of a chart, to be drawn over its data."""
+    return "".join(_rule(r, axes, box) for r in axes.references)
 
 
 def _rule(reference: Reference, axes: Axes, box: Box) -> str:
@@ -69,18 +73,19 @@ def _rule(reference: Reference, axes: Axes, box: Box) -> str:
             (x + (4 if anchor == "start" else -4), box.top + 10, anchor),
         )
     text = shorten(reference.label, box.right - box.left - 8)
-    return tag("path", class_="reference", d=path) + label(text, at[0], at[1], "name", at[2])
+    return tag("path", class_="reference", d=path) + label(text, at[0], at[1], "name halo", at[2])
 
 
-def draw_legend(names: Sequence[str], width: float) -> tuple[str, float]:
-    """Names in rows above the plot, each behind a stroke of its colour."""
+def draw_legend(names: Sequence[str], width: float, *, dots: bool = False) -> tuple[str, float]:
+    """Names in rows above the plot, each behind a stroke (or a dot) of its colour."""
     parts, x, y = [], 0.0, 12.0
     for i, name in enumerate(names):
         text = shorten(name, width - 26)
         size = text_width(text) + 36
         if x and x + size - 14 > width:
             x, y = 0.0, y + 18
-        parts.append(tag("path", class_=f"curve {series_class(i, 'l')}", d=f"M{x + 1:.1f} {y - 4:.1f}h15"))
+        stroke = tag("path", class_=f"curve {series_class(i, 'l')}", d=f"M{x + 1:.1f} {y - 4:.1f}h15")
+        parts.append(dot(x + 13, y - 4, i, 4.0) if dots else stroke)
         parts.append(label(text, x + 22, y, "name", "start"))
         x += size
     return "".join(parts), y + 12

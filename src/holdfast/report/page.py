@@ -83,15 +83,13 @@ def columns(*blocks: object) -> Markup:
     return element("div", *blocks, css="grid2")
 
 
-def figure(chart: Svg, caption: object = "", *, full: bool = False) -> Markup:
+def figure(chart: Svg, caption: object = "", *, full: bool = False, heading: bool = True) -> Markup:
     """A chart with heading, caption and its data, laid out for two widths (three if it takes the `full` width)."""
     sizes = [("s", 340.0), ("m", 500.0), *([("l", 1000.0)] if full else [])]
     drawings = join(Markup(f'<div class="size-{name}">{chart.markup(width)}</div>') for name, width in sizes)
-    note = " ".join(
-        str(part) for part in (html(caption) if caption else "", html(chart.note) if chart.note else "") if part
-    )
+    note = join((text for text in (caption, chart.note) if text), " ")
     return Markup(
-        f'<figure class="plot{" has-l" if full else ""}">{element("h3", chart.title)}{drawings}'
+        f'<figure class="plot{" has-l" if full else ""}">{element("h3", chart.title) if heading else ""}{drawings}'
         f"{paragraph(note, css='caption') if note else ''}{_data(chart)}</figure>"
     )
 
@@ -148,9 +146,9 @@ def tiles(items: Iterable[tuple[str, str, str]]) -> Markup:
     """Key figures: (name, figure, note) each."""
     cells = [
         element(
-            "div", element("dt", name), element("dd", big, css="big"), element("dd", note, css="small") if note else ""
+            "div", element("dt", k), element("dd", big, css="big"), element("dd", note, css="small") if note else ""
         )
-        for name, big, note in items
+        for k, big, note in items
     ]
     return element("dl", *cells, css="tiles")
 

@@ -14,10 +14,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.errors import DataError
-from holdfast.report.frame import FOOT, Axes, Reference, Values, dot, draw_frame, draw_legend, drawable, floats
+from holdfast.report.frame import (
+    FOOT,
+    Axes,
+    Reference,
+    Values,
+    dot,
+    draw_frame,
+    draw_legend,
+    draw_rules,
+    drawable,
+    floats,
+)
 from holdfast.report.scales import Scale, number, scale_of
 from holdfast.report.svg import (
     Box,
@@ -92,7 +103,7 @@ def line_chart(
         frame, box = draw_frame(axes, width, legend_height, ends)
         lines = "".join(_line(p, i, axes, box) for i, p in enumerate(points))
         names = _end_labels(points, axes, box, width) if direct else ""
-        return Drawing(legend + frame + lines + names, box.bottom + FOOT, box)
+        return Drawing(legend + frame + lines + draw_rules(axes, box) + names, box.bottom + FOOT, box)
 
     headers = (x_label, *(name for p in points for name in _columns(p)))
     return Svg(title, _describe("Line chart", points, axes) + note, layout, headers, rows, note)
@@ -119,7 +130,7 @@ def scatter_chart(
     )
 
     def layout(width: float) -> Drawing:
-        legend, height = draw_legend([p.name for p in points], width) if len(points) > 1 else ("", 0.0)
+        legend, height = draw_legend([p.name for p in points], width, dots=True) if len(points) > 1 else ("", 0.0)
         frame, box = draw_frame(axes, width, height, 12.0)
         dots = "".join(
             dot(box.x(axes.x.fraction(a)), box.y(axes.y.fraction(b)), i, 3.2, 0.65)
@@ -127,7 +138,7 @@ def scatter_chart(
             for a, b in zip(p.x, p.y, strict=True)
             if drawable(a, axes.x) and drawable(b, axes.y)
         )
-        return Drawing(legend + frame + dots, box.bottom + FOOT, box)
+        return Drawing(legend + frame + dots + draw_rules(axes, box), box.bottom + FOOT, box)
 
     return Svg(title, _describe("Scatter plot", points, axes), layout, ("series", x_label, y_label), rows)
 
@@ -144,7 +155,9 @@ def histogram(
     counts = [0] * bins
     for value in usable:
         counts[min(bins - 1, int(scale.fraction(value) * bins))] += 1
-    y = scale_of([*(float(c) for c in counts if c or not log_y), 0.8 if log_y else 0.0], log=log_y)
+    y = scale_of([1.0 if log_y else 0.0, *map(float, counts)], log=log_y)
+    # A bin that holds one value has to show: the logarithmic axis starts just below 1.
+    y = replace(y, low=0.6) if log_y else y
     axes = Axes(scale, y, x_label, "count", ())
     edge = [_inverse(scale, i / bins) for i in range(bins + 1)]
     rows = tuple(

@@ -89,11 +89,11 @@ def _tiles(metrics: Metrics, summary: Mapping[str, Any]) -> list[tuple[str, str,
         ends = f"{number(metrics.first('entropy'), 2)} → {number(metrics.last('entropy'), 2)}"
         cards.append(("Entropy", ends, "nats per token"))
     seconds, tokens = _total(metrics, summary, "seconds"), _total(metrics, summary, "tokens")
-    if seconds is not None:
-        cards.append(("Time", duration(seconds), f"{number(tokens)} tokens" if tokens is not None else ""))
     speed = summary.get("tokens_per_cpu_second", metrics.mean("tokens_per_cpu_second"))
-    if is_number(speed):
-        cards.append(("Speed", number(speed), "tokens per CPU-second"))
+    if seconds is not None:
+        notes = [f"{number(tokens, 2)} tokens"] if tokens is not None else []
+        notes += [f"{number(speed, 2)} per CPU-second"] if is_number(speed) else []
+        cards.append(("Time", duration(seconds), ", ".join(notes)))
     return cards
 
 

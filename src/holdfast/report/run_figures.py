@@ -146,7 +146,7 @@ def trust(metrics: Metrics) -> Markup:
         if lines
         else absent("What was masked was not recorded.")
     )
-    return section("Trust region", columns(over_steps, _acceptance(metrics), _acceptance_map(metrics)))
+    return section("Trust region", columns(over_steps, _acceptance(metrics)), _acceptance_map(metrics))
 
 
 def _acceptance(metrics: Metrics) -> Markup:
@@ -172,13 +172,8 @@ def _acceptance_map(metrics: Metrics, most: int = 40) -> Markup:
         return Markup()
     count = min(most, len(rows))
     stretches = [rows[k * len(rows) // count : (k + 1) * len(rows) // count] for k in range(count)]
-    cells = [
-        [
-            100 * (1 - _mean(kept)) if (kept := [v[q] for _, v in stretch if v[q] is not None]) else None
-            for stretch in stretches
-        ]
-        for q in range(4)
-    ]
+    masked = [[[v for _, values in stretch if (v := values[q]) is not None] for stretch in stretches] for q in range(4)]
+    cells = [[100 * (1 - _mean(shares)) if shares else None for shares in line] for line in masked]
     return figure(
         heat_map(
             cells,
@@ -188,7 +183,7 @@ def _acceptance_map(metrics: Metrics, most: int = 40) -> Markup:
             x_label="step",
             y_label="sequences accepted, %",
         ),
-        "Darker is more accepted.",
+        full=True,
     )
 
 
@@ -207,7 +202,7 @@ def bounds(metrics: Metrics) -> Markup:
         "Error bounds",
         (
             "What the drift can cost at most: the error of the surrogate as a share of the reward range. "
-            "Rewards lie in [0, 1], so a bound above 1 says nothing."
+            "Rewards lie in [0, 1], so a bound above 1 is vacuous: it says nothing."
         ),
     )
     last = last_bounds(metrics)
@@ -217,10 +212,8 @@ def bounds(metrics: Metrics) -> Markup:
     rows, marks = [], {}
     for i, (name, value) in enumerate(last):
         history = [float(record[name]) for _, record in records if is_number(record.get(name))] or [value]
-        meaning = "says nothing (above 1)" if value > 1 else "tightest" if i == 0 else "holds, but looser"
-        if i == 0 and value > 1:
-            meaning = "tightest, still says nothing (above 1)"
-        rows.append((name, number(value), number(min(history)), number(max(history)), meaning))
+        reading = ("tightest, " if i == 0 else "") + ("vacuous" if value > 1 else "holds")
+        rows.append((name, reading, number(value), number(min(history)), number(max(history))))
         marks[i] = "best" if i == 0 else "dim" if value > 1 else ""
     shown = [name for name, _ in last[:_MOST_BOUNDS]]
     lines = []
@@ -233,14 +226,14 @@ def bounds(metrics: Metrics) -> Markup:
         x_label="step",
         y_label="bound on the error",
         log_y=True,
-        references=[Reference(1, "above 1 a bound says nothing")],
+        references=[Reference(1, "vacuous above 1")],
     )
     more = f"The {len(shown)} tightest of {len(last)}." if len(last) > len(shown) else ""
     listing = table(
-        ("bound", "last step", "lowest", "highest", "reading"),
+        ("bound", "reading", "last step", "lowest", "highest"),
         rows,
         label="Error bounds",
-        numeric=(1, 2, 3),
+        numeric=(2, 3, 4),
         marks=marks,
     )
     drawing = figure(chart, more, full=True) if any(line.x for line in lines) else Markup()

@@ -205,6 +205,7 @@ _RULES = (
     ("text", "font-size:12px;fill:{muted}"),
     (".heading", "font-size:15px;font-weight:600;fill:{ink}"),
     (".value,.name", "fill:{ink}"),
+    (".halo", "paint-order:stroke;stroke:{surface};stroke-width:4;stroke-linejoin:round"),
     (".surface", "fill:{surface}"),
     (".grid", "stroke:{line};stroke-width:1;fill:none"),
     (".axis", "stroke:{axis};stroke-width:1;fill:none"),

@@ -63,22 +63,24 @@ def token_view(rollout: Rollout, *, heading: str, note: str = "", most: int = 15
     word, why = verdict(rollout)
     tone = {"accepted": "chip good", "rejected": "chip bad", "partly masked": "chip bad"}.get(word, "chip")
     ratios = log_ratios(rollout)
-    strip = figure(_strip(rollout, ratios), full=True) if any(r is not None for r in ratios) else ""
+    drawn = any(r is not None for r in ratios)
+    strip = figure(_strip(rollout, ratios), full=True, heading=False) if drawn else ""
     body = [_token(rollout, ratios, i) if i >= 0 else _gap(-i) for i in _shown(ratios, most)]
     shown = element("span", _text(rollout.prompt_text), css="prompt") if rollout.prompt_text else ""
     names = escape("|".join(_NAMES))
+    spoken = escape(f"{heading}: tokens; arrow keys read them one by one")
     return element(
         "div",
         element("h3", heading),
         paragraph(element("span", word, css=tone), why, "."),
         paragraph(note) if note else "",
-        paragraph(_numbers(rollout), css="facts-line"),
-        strip,
         Markup(
-            f'<div class="tokens" tabindex="0" role="group" data-names="{names}" '
-            f'aria-label="{escape(heading)}: tokens; arrow keys read them one by one">{shown}{join(body)}</div>'
+            f'<div class="tokens{" all-out" if word == "rejected" else ""}" tabindex="0" role="group" '
+            f'data-names="{names}" aria-label="{spoken}">{shown}{join(body)}</div>'
         ),
         Markup('<p class="readout" aria-live="polite"></p>'),
+        paragraph(_numbers(rollout), css="facts-line"),
+        strip,
         css="viewer",
     )
 

@@ -17,12 +17,12 @@ _ACCURACY = (
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage.
+    r"""A share as a percentage.
 
     >>> percent(0.27), percent(0.004), percent(None)
-    ('27 %', '0.4 %', '–')
+    ('27\xa0%', '0.4\xa0%', '–')
     """
-    return "–" if share is None else f"{number(100 * share, 3 if 0.995 < share < 1 else 2)} %"
+    return "–" if share is None else f"{number(100 * share, 3 if 0.995 < share < 1 else 2)}\N{NO-BREAK SPACE}%"
 
 
 def progress(metrics: Metrics, summary: Mapping[str, Any]) -> tuple[str, float, float] | None:

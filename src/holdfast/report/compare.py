@@ -1,0 +1,244 @@
+"""The page of a comparison: several objectives on one task and the same seeds, each seed shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import holdfast
+from holdfast.errors import DataError
+from holdfast.report.bars import dot_chart
+from holdfast.report.frame import Reference
+from holdfast.report.metrics import is_number
+from holdfast.report.page import (
+    Cell,
+    Markup,
+    absent,
+    columns,
+    element,
+    facts,
+    figure,
+    join,
+    page,
+    section,
+    table,
+    write_page,
+)
+from holdfast.report.plots import Series, line_chart
+from holdfast.report.scales import number
+from holdfast.report.words import percent
+
+_MOST_BANDS = 6
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one objective, in seed order."""
+
+    name: str
+    runs: tuple[Mapping[str, Any], ...]
+
+    def values(self, key: str) -> list[float]:
+        """A number of every run that has it, in seed order."""
+        return [float(run[key]) for run in self.runs if is_number(run.get(key))]
+
+    def curve(self, key: str) -> dict[int, list[float]]:
+        """Values of every seed at each step that all seeds have measured."""
+        curves = [_curve(run, key) for run in self.runs]
+        curves = [curve for curve in curves if curve]
+        shared = set.intersection(*map(set, curves)) if curves else set()
+        return {step: [curve[step] for curve in curves] for step in sorted(shared)}
+
+
+def write_compare_report(out_dir: Path) -> Path:
+    """Write DIR/report.html from DIR/results.json; returns its path.
+
+    Raises DataError where results.json is missing, no JSON, or holds no runs.
+    """
+    out_dir = Path(out_dir)
+    return write_page(out_dir / "report.html", compare_page(read_results(out_dir / "results.json"), out_dir.name))
+
+
+def read_results(path: Path) -> Mapping[str, Any]:
+    """Read a comparison's results.json and check that it holds runs."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}; give the folder that `holdfast compare` wrote"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); run `holdfast compare` again to write it anew") from error
+    runs = results.get("runs") if isinstance(results, dict) else None
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) and "objective" in run for run in runs):
+        raise DataError(f'{path} holds no runs: expected {{"runs": [{{"objective": ..., "seed": ..., ...}}, ...]}}')
+    return results
+
+
+def compare_page(results: Mapping[str, Any], name: str) -> Markup:
+    """The page of a comparison."""
+    groups = group_runs(results["runs"])
+    seeds = sorted({run["seed"] for run in results["runs"] if is_number(run.get("seed"))})
+    task = results.get("task") or "one task"
+    known = [("task", results.get("task")), ("engine", results.get("engine")), ("seeds", ", ".join(map(str, seeds)))]
+    return page(
+        f"{len(groups)} objectives on {task}",
+        _finals(groups),
+        _curves(groups),
+        _listing(groups),
+        section("Setting", facts((k, v) for k, v in known if v)),
+        kicker=f"Holdfast · comparison {name}",
+        verdict=verdict(groups),
+        footer=f"Written by Holdfast {holdfast.__version__} from {name}/results.json. This page loads nothing.",
+    )
+
+
+def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Runs by objective (and config, where one objective has several), the highest mean final accuracy first."""
+    configs: dict[str, set[str]] = {}
+    for run in runs:
+        configs.setdefault(str(run["objective"]), set()).add(str(run.get("config", "")))
+    members: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        name = str(run["objective"])
+        label = name if len(configs[name]) == 1 else f"{name} ({run.get('config', '')})"
+        members.setdefault(label, []).append(run)
+    groups = [Group(k, tuple(sorted(v, key=lambda run: str(run.get("seed")).zfill(12)))) for k, v in members.items()]
+    return sorted(groups, key=lambda g: -_mean(g.values("final_accuracy"), -math.inf))
+
+
+def verdict(groups: Sequence[Group]) -> Markup:
+    """Which objective came out highest, and which others its seeds do not separate it from."""
+    judged = [(group, values) for group in groups if (values := group.values("final_accuracy"))]
+    if not judged:
+        return Markup("No run has a final accuracy, so there is nothing to compare.")
+    best, finals = judged[0]
+    start = _mean([v for group in groups for v in group.values("start_accuracy")], math.nan)
+    said = ["From ", percent(start), " at the start, " if math.isfinite(start) else ""] if math.isfinite(start) else []
+    said += [element("strong", best.name), " ended highest: ", element("strong", percent(_mean(finals)))]
+    said.append(f" on average over {_seeds(finals)}, {_range(finals)}.")
+    rivals = [group.name for group, values in judged[1:] if max(values) >= min(finals)]
+    if len(judged) > 1 and min(map(len, (v for _, v in judged))) < 2:
+        said.append(" With one seed for some objectives, nothing can be said about chance.")
+    elif rivals:
+        said.append(f" Its seeds overlap with those of {_listed(rivals)}, so this comparison does not order them.")
+    elif len(judged) > 1:
+        said.append(" Every one of its seeds ended above every seed of the others.")
+    fallen = [group.name for group, values in judged if math.isfinite(start) and max(values) < start]
+    if fallen:
+        said.append(f" {_listed(fallen)} ended below the start with every seed.")
+    return join(said)
+
+
+def _finals(groups: Sequence[Group]) -> Markup:
+    judged = [(g.name, [100 * v for v in g.values("final_accuracy")]) for g in groups]
+    if not any(values for _, values in judged):
+        return section("Where they ended", absent("No final accuracy was measured."))
+    starts = [v for g in groups for v in g.values("start_accuracy")]
+    rules = [Reference(100 * _mean(starts), "start")] if starts else []
+    chart = dot_chart(
+        [name for name, _ in judged],
+        [values for _, values in judged],
+        title="Final accuracy",
+        x_label="sampled accuracy, %",
+        references=rules,
+        x_range=(0, 100),
+    )
+    return section("Where they ended", figure(chart, "Every dot is a seed, the tick their mean.", full=True))
+
+
+def _curves(groups: Sequence[Group]) -> Markup:
+    banded = len(groups) <= _MOST_BANDS
+    wide = _chart(groups, "accuracy", ("Accuracy", "accuracy, %"), 100, banded, y_range=(0, 100))
+    spread = "Lines are means over seeds, bands reach from the lowest to the highest seed."
+    caption = spread if banded else "Lines are means over seeds; the spread is in the figure above and in the table."
+    smaller = [
+        _chart(groups, "entropy", ("Entropy", "nats per token"), 1, banded, y_range=(0, 0)),
+        _chart(groups, "kl_exact_mean", ("Drift", "mean exact KL, nats per token"), 1, banded, log_y=True),
+        _chart(groups, "masked_sequences", ("Masked", "sequences masked, %"), 100, banded, y_range=(0, 10)),
+    ]
+    first = figure(wide, caption, full=True) if wide else absent("No curve of accuracy was measured.")
+    return section("How they got there", first, columns(*(figure(chart) for chart in smaller if chart)))
+
+
+def _chart(groups: Sequence[Group], key: str, names: tuple[str, str], scale: float, banded: bool, **options: Any):
+    series = []
+    for group in groups:
+        curve = group.curve(key)
+        values = [[scale * v for v in at] for at in curve.values()]
+        spread = {"low": [min(v) for v in values], "high": [max(v) for v in values]} if banded else {}
+        series.append(Series(group.name, list(curve), [_mean(v) for v in values], **spread))
+    if not any(line.x for line in series):
+        return None
+    return line_chart(series, title=names[0], x_label="step", y_label=names[1], **options)
+
+
+def _listing(groups: Sequence[Group]) -> Markup:
+    rows = []
+    for group in groups:
+        finals = group.values("final_accuracy")
+        masked = [_mean(list(curve.values())) for run in group.runs if (curve := _curve(run, "masked_sequences"))]
+        rows.append(
+            (
+                group.name,
+                _averaged(finals, _points),
+                _deviation(finals),
+                element("span", "  ".join(map(_points, finals)) or "–", css="seeds"),
+                _averaged(group.values("start_accuracy"), _points),
+                _averaged(group.values("final_entropy"), lambda v: number(v, 2)),
+                _averaged(masked, _points),
+                _averaged(group.values("seconds"), lambda v: number(v, 3)),
+            )
+        )
+    headers = ("objective", "final, %", "sd", "each seed, %", "start, %", "final entropy", "masked, %", "seconds")
+    listing = table(
+        headers, rows, label="Results by objective", numeric=(1, 2, 4, 5, 6, 7), marks={0: "best"}, sortable=True
+    )
+    return section(
+        "Numbers",
+        listing,
+        lead="Accuracies are in percent and means over seeds; sd is the sample standard deviation over seeds.",
+    )
+
+
+def _averaged(values: Sequence[float], write: Any) -> Cell:
+    return Cell(write(_mean(values)), _mean(values)) if values else Cell("–", -1.0)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _deviation(values: Sequence[float]) -> Cell:
+    if len(values) < 2:
+        return Cell("–", -1.0)
+    return Cell(_points(statistics.stdev(values)), statistics.stdev(values))
+
+
+def _curve(run: Mapping[str, Any], key: str) -> dict[int, float]:
+    curve = run.get("curve")
+    steps, values = (curve.get("step"), curve.get(key)) if isinstance(curve, dict) else (None, None)
+    if not isinstance(steps, list) or not isinstance(values, list) or len(steps) != len(values):
+        return {}
+    return {int(s): float(v) for s, v in zip(steps, values, strict=True) if is_number(s) and is_number(v)}
+
+
+def _mean(values: Sequence[float], missing: float = math.nan) -> float:
+    return math.fsum(values) / len(values) if values else missing
+
+
+def _seeds(values: Sequence[float]) -> str:
+    return f"{len(values)} seed{'s' if len(values) != 1 else ''}"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"from {percent(min(values))} to {percent(max(values))}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
