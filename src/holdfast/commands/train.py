@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from holdfast.errors import ConfigError
+from holdfast.train.config import RunConfig
 from holdfast.train.configfile import load_config
 from holdfast.train.folder import RunFolder, free_folder
 
@@ -18,17 +19,27 @@ def run(argv: list[str]) -> int:
         epilog="Every key of the file can be overridden: --optimizer.learning_rate 1e-4 --steps 20",
         allow_abbrev=False,
     )
-    parser.add_argument("config", type=Path, help="TOML file; see examples/")
+    parser.add_argument("config", type=Path, nargs="?", help="TOML file; see examples/ (not needed with --resume)")
     parser.add_argument("--run-dir", type=Path, help="folder to write (default: runs/NAME, or the next free one)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its last checkpoint")
     options, overrides = parser.parse_known_args(argv)
-    config = load_config(options.config, overrides)
-    if options.resume:
-        if options.run_dir is None:
-            raise ConfigError("--resume needs the run to continue: --run-dir runs/NAME")
-        folder, config = RunFolder.open(options.run_dir, config)
-    else:
-        folder = RunFolder.create(options.run_dir or free_folder(Path("runs") / options.config.stem), config)
+    folder, config = _resumed(options, overrides) if options.resume else _started(options, overrides)
     from holdfast.train.session import run_session
 
     return run_session(config, folder, resume=options.resume).exit_code
+
+
+def _started(options: argparse.Namespace, overrides: list[str]) -> tuple[RunFolder, RunConfig]:
+    if options.config is None:
+        raise ConfigError("which run? give a TOML file: holdfast train examples/ledger.toml (or `holdfast demo`)")
+    config = load_config(options.config, overrides)
+    folder = options.run_dir or free_folder(Path("runs") / options.config.stem)
+    return RunFolder.create(folder, config), config
+
+
+def _resumed(options: argparse.Namespace, overrides: list[str]) -> tuple[RunFolder, RunConfig]:
+    if options.run_dir is None:
+        raise ConfigError("--resume needs the run to continue: --run-dir runs/NAME")
+    source = options.config or RunFolder(options.run_dir).config
+    config = load_config(source, overrides) if source.is_file() or options.config else None
+    return RunFolder.open(options.run_dir, config)

@@ -7,6 +7,8 @@ uninterrupted one bit for bit.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +59,33 @@ def load_weights(model: Any, folder: Path) -> None:
     Raises:
         DataError: the weights are missing or belong to another model.
     """
-    from safetensors.torch import load_model as load_tensors
-
     try:
-        load_tensors(model, folder / "model.safetensors")
-    except (OSError, RuntimeError) as error:
+        with _no_progress_bar():
+            saved = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True)
+        model.load_state_dict(saved.state_dict())
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"the weights in {folder} cannot be loaded into this model: {error}") from None
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """A folder that any Hugging Face program loads."""
-    model.save_pretrained(folder)
+    with _no_progress_bar():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every shard, in the middle of ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _all(root: Path) -> list[Path]:

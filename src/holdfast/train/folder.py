@@ -38,7 +38,7 @@ class RunFolder:
         folder = RunFolder(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder.config.write_bytes(tomli_w.dumps(config.to_dict()).encode())
+            folder.write_config(config)
         except OSError as error:
             raise ConfigError(
                 f"run folder {path} cannot be written ({error.strerror}); choose a writable one with --run-dir"
@@ -63,6 +63,7 @@ class RunFolder:
                     f"cannot resume {path}: {', '.join(sorted(changed))} differ from the run's config.toml; "
                     "only steps may change; start a new run for the rest"
                 )
+            folder.write_config(config)
         return folder, kept if config is None else config
 
     @property
@@ -89,6 +90,10 @@ class RunFolder:
     def warm_starts(self) -> Path:
         """Warm-started models by configuration hash."""
         return self.path / "warm_start"
+
+    def write_config(self, config: RunConfig) -> None:
+        """config.toml with every default spelt out."""
+        write_text(self.config, tomli_w.dumps(config.to_dict()))
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line and force it to disk order: a kill loses at most the line being written."""

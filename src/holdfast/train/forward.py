@@ -7,13 +7,14 @@ little. Right padding needs no attention mask: under causal attention no real to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from holdfast.core.divergences import exact_from_logits
 from holdfast.types import TokenStats
 
 
@@ -59,9 +60,10 @@ class Policy:
     renormalize: bool = False
 
     def stats(self, sequences: Sequences) -> TokenStats:
-        """Log-probabilities (with gradient), entropy and, where distributions are known, exact KL(rollout||current).
+        """Log-probabilities and entropy (with gradient) and, where distributions are known, exact KL, TV and χ².
 
-        All [B, T] and zero outside the response mask; nats.
+        All [B, T] and zero outside the response mask; nats. Divergences are of this policy from the rollout policy,
+        over the rollout's support; where this policy is not renormalised on it, KL counts the mass that it wastes.
         """
         mask = sequences.response_mask
         row, offset = mask.nonzero(as_tuple=True)
@@ -70,29 +72,31 @@ class Policy:
         logits = self.model.get_output_embeddings()(hidden[row, position - 1]).float()
         logits = logits if self.temperature == 1.0 else logits / self.temperature
         rollout = None if sequences.distributions is None else torch.cat(sequences.distributions)
+        drift = {} if rollout is None else self._divergences(logits.detach(), rollout)
         if rollout is not None and self.renormalize:
             logits = logits.masked_fill(rollout == -torch.inf, -torch.inf)
         log_policy = torch.log_softmax(logits, dim=-1)
         sampled = log_policy.gather(1, sequences.input_ids[row, position].unsqueeze(1)).squeeze(1)
-        kl = None if rollout is None else exact_kl(rollout, log_policy.detach())
         return TokenStats(
             logprobs=_scatter(sampled, mask),
             entropy=_scatter(entropy(log_policy), mask),
-            kl_rollout=None if kl is None else _scatter(kl, mask),
+            **{name: _scatter(value, mask) for name, value in drift.items()},
         )
+
+    def _divergences(self, logits: Float[Tensor, "N V"], rollout: Float[Tensor, "N V"]) -> dict[str, Tensor]:
+        exact = exact_from_logits(logits, rollout)
+        wasted = 0.0 if self.renormalize else -exact.kept_mass.log()
+        return {
+            "kl_rollout": (exact.kl.value + wasted).clamp_min(0.0),
+            "tv_rollout": exact.tv.value.clamp(0.0, 1.0),
+            "chi2_rollout": exact.chi2.value.clamp_min(0.0),
+        }
 
 
 def entropy(log_policy: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """H = -Σ_v p_v log p_v in nats; tokens outside the support count as zero, in value and gradient."""
     finite = log_policy.masked_fill(log_policy == -torch.inf, 0.0)
     return -(log_policy.exp() * finite).sum(dim=-1)
-
-
-def exact_kl(rollout: Float[Tensor, "N V"], log_policy: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(rollout||current) = Σ_v q_v (log q_v - log p_v) over the rollout's support, nats, from log-distributions."""
-    outside = rollout == -torch.inf
-    difference = (rollout - log_policy).masked_fill(outside, 0.0)
-    return (rollout.exp() * difference).sum(dim=-1).clamp_min(0.0)
 
 
 def micro_batches(
@@ -126,9 +130,7 @@ def gather_stats(
         values = [getattr(piece, name) for piece in pieces]
         return None if values[0] is None else torch.cat(values).detach()[back]
 
-    logprobs = joined("logprobs")
-    assert logprobs is not None
-    return TokenStats(logprobs=logprobs, entropy=joined("entropy"), kl_rollout=joined("kl_rollout"))
+    return TokenStats(**{field.name: joined(field.name) for field in fields(TokenStats)})  # pyright: ignore[reportArgumentType]
 
 
 def _scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:

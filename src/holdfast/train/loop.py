@@ -24,6 +24,7 @@ from holdfast.train.setup import Run, sampling_of, set_up, wants_distributions
 from holdfast.train.stopwatch import Stopwatch
 from holdfast.train.summary import summarize, threshold_hint
 from holdfast.train.trackers import Trackers
+from holdfast.train.warmstart import Progress
 
 
 def train(
@@ -42,7 +43,7 @@ def train(
     Raises:
         HoldfastError: the configuration cannot be built, or a step produced something that cannot be trained on.
     """
-    run = set_up(config, folder, resume=resume, warm_starts=warm_starts, progress=display.warm)
+    run = set_up(config, folder, resume=resume, warm_starts=warm_starts, progress=stoppable(display.warm, stop))
     trackers = Trackers(config, folder)
     if run.step == 0:
         report(run, {"step": 0} | evaluate(run), display, trackers)
@@ -74,6 +75,17 @@ def train(
     trackers.close()
     run.close()
     return summary
+
+
+def stoppable(show: Progress, stop: Callable[[], bool]) -> Progress:
+    """Progress of the warm start, which keeps nothing when it is stopped: a resumed run starts it again."""
+
+    def progress(done: int, total: int, loss: float) -> None:
+        show(done, total, loss)
+        if stop():
+            raise KeyboardInterrupt
+
+    return progress
 
 
 def sample(run: Run, step: int) -> Rollouts:

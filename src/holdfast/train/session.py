@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from holdfast.train.checkpoint import latest_checkpoint
 from holdfast.train.config import RunConfig
 from holdfast.train.display import Display, Lines, Panels
 from holdfast.train.folder import RunFolder
@@ -66,10 +67,19 @@ def run_session(
     with ExitStack() as stack:
         display: Display = stack.enter_context(Panels(console)) if console.is_terminal else Lines(console)
         request = stack.enter_context(stop_on_interrupt(display.note))
-        summary = train(config, folder, display=display, resume=resume, warm_starts=warm_starts, stop=request)
+        try:
+            summary = train(config, folder, display=display, resume=resume, warm_starts=warm_starts, stop=request)
+        except KeyboardInterrupt:
+            request.requested = True
+            summary = {"finished": False, "steps": _kept_steps(folder)}
         report = write_run_report(folder.path)
     console.print(ending(summary, folder, report), markup=False, highlight=False, soft_wrap=True)
     return Session(summary, report, 130 if request.requested and not summary["finished"] else 0)
+
+
+def _kept_steps(folder: RunFolder) -> int:
+    checkpoint = latest_checkpoint(folder.checkpoints)
+    return 0 if checkpoint is None else int(checkpoint.name.split("_")[1])
 
 
 def ending(summary: dict[str, Any], folder: RunFolder, report: Path) -> str:
@@ -81,5 +91,6 @@ def ending(summary: dict[str, Any], folder: RunFolder, report: Path) -> str:
             f"{summary['final_accuracy']:.2f} after {summary['steps']} steps"
         )
     if not summary["finished"]:
-        lines.append(f"stopped early; continue with --run-dir {folder.path} --resume")
+        kept = f"{summary['steps']} steps are kept" if summary["steps"] else "no step is kept yet"
+        lines.append(f"interrupted; {kept}; continue with: holdfast train --run-dir {folder.path} --resume")
     return "\n".join([*lines, f"report: {report}"])

@@ -100,6 +100,7 @@ class Updater:
             old_logprobs=None if known is None else known.logprobs,
             rollout_logprobs=rollouts.rollout_logprobs,
             ref_logprobs=reference,
+            turn_ids=torch.zeros(mask.shape, dtype=torch.long),
             sequence_ids=rollouts.sequence_ids,
         )
 
@@ -144,7 +145,7 @@ class Updater:
         """Whole-batch statistics; without `stats` the plan is known to ignore the policy and anything may stand in."""
         if stats is None:
             zeros = torch.zeros(batch.response_mask.shape)
-            stats = TokenStats(logprobs=zeros, entropy=zeros, kl_rollout=zeros)
+            stats = TokenStats(logprobs=zeros, **dict.fromkeys(KNOWN_STATS, zeros))
         return self.objective.prepare(batch, stats, step=step)
 
     def _apply(self, step: int) -> Tensor:
@@ -167,6 +168,7 @@ def looks_at_whole_batch(objective: Objective) -> bool:
     return any(type(part).prepare not in _PREPARES_NOTHING for part in objective.parts)
 
 
+KNOWN_STATS = ("entropy", "kl_rollout", "tv_rollout", "chi2_rollout")
 _PREPARES_NOTHING = (Mask.prepare, Weight.prepare, Penalty.prepare)
 
 
