@@ -23,7 +23,7 @@ from holdfast.core import bound_formulas as formula
 from holdfast.core.divergences import Divergence
 from holdfast.errors import DataError
 
-Number = float | Tensor | Divergence
+Number = int | float | Tensor | Divergence
 
 _ROUNDING = 1 + 1e-6  # of divergences measured in float32
 _ASSUMPTIONS = {

@@ -67,7 +67,7 @@ def sampled_drift(batch: Batch, stats: TokenStats) -> SampledDrift:
     tv = stats.tv_rollout if stats.tv_rollout is not None else stats.tv_rollout_upper
     kl = _divergence("kl_rollout", stats.kl_rollout, mask)
     chi2 = _divergence("chi2_rollout", stats.chi2_rollout, mask)
-    upper = (_divergence("tv_rollout", tv, mask, 1.0), _root(kl, 2), _root(chi2, 4))
+    upper = (_divergence("tv_rollout", tv, mask, 1.0), _root(kl, 2.0), _root(chi2, 4.0))
     known = [value for value in upper if value is not None]
     tightest = torch.stack(known).amin(0).clamp(max=1) if known else None
     return SampledDrift(log_ratio, mask, kl, tightest, chi2)
