@@ -11,18 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from holdfast.train.advice import step_warnings
 from holdfast.train.checkpoint import save_checkpoint
 from holdfast.train.config import RunConfig
 from holdfast.train.data import Rollouts, assemble
 from holdfast.train.display import Display
 from holdfast.train.evaluate import evaluate
 from holdfast.train.folder import RunFolder
-from holdfast.train.metrics import step_metrics, step_warnings
+from holdfast.train.metrics import step_metrics
 from holdfast.train.records import rollout_records
 from holdfast.train.seeds import derive_seed
 from holdfast.train.setup import Run, sampling_of, set_up, wants_distributions
 from holdfast.train.stopwatch import Stopwatch
-from holdfast.train.summary import summarize, threshold_hint
+from holdfast.train.summary import summarize
 from holdfast.train.trackers import Trackers
 from holdfast.train.warmstart import Progress
 
@@ -59,7 +60,7 @@ def train(
         record = {"step": step, "learning_rate": run.optimizer.param_groups[0]["lr"]}
         record |= step_metrics(rollouts, updated)
         record["policy_lag"] = step - 1 - min(c.policy_version for c in rollouts.completions)
-        record["warnings"] = step_warnings(record, threshold_hint(run, updated, rollouts))
+        record["warnings"] = step_warnings(record, run.objective, updated)
         if due(step, config.evaluation.every, config.steps):
             with clock.measure("evaluate"):
                 record |= evaluate(run)

@@ -5,12 +5,17 @@ The names are those of metrics.jsonl; docs/trainer.md explains each. A number th
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from holdfast.core.bounds import unified
+from holdfast.core.bounds_measured import observed
 from holdfast.core.divergences import abs_log, k1, k2, k3
 from holdfast.train.data import Rollouts
 from holdfast.train.update import Updated
@@ -33,7 +38,9 @@ _OF_OBJECTIVE = (
 
 def step_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
     """Everything about one step that is not time."""
-    return outcome_metrics(rollouts) | drift_metrics(rollouts, updated) | update_metrics(updated)
+    return (
+        outcome_metrics(rollouts) | drift_metrics(rollouts, updated) | update_metrics(updated) | bound_metrics(updated)
+    )
 
 
 def outcome_metrics(rollouts: Rollouts) -> dict[str, Any]:
@@ -95,24 +102,18 @@ def update_metrics(updated: Updated) -> dict[str, Any]:
     return record
 
 
-def step_warnings(record: dict[str, Any], threshold_hint: str | None) -> list[str]:
-    """What a person should know about this step, in plain words."""
-    warnings = []
-    if record["reward_std"] == 0.0:
-        warnings.append(
-            f"all rewards equal {record['reward_mean']:g}: advantages are zero and nothing is learned from this step"
-        )
-    if record["masked_sequences"] == 1.0:
-        advice = threshold_hint or "raise the mask's threshold"
-        warnings.append(f"every sequence masked: no gradient; {advice}")
-    elif record["masked_tokens"] == 1.0:
-        warnings.append("every token masked: no gradient")
-    shares = record["masked_by_length"]
-    if shares[3] - shares[0] > 0.2 and shares[3] > 1.5 * shares[0]:
-        warnings.append(
-            f"acceptance falls with length: {1 - shares[0]:.0%} of the shortest quarter is kept, {1 - shares[3]:.0%} "
-            "of the longest; a length-neutral mask (trm_avg) or a larger threshold trains on long responses too"
-        )
-    if record["truncated_share"] > 0.5:
-        warnings.append(f"{record['truncated_share']:.0%} of responses hit sampling.max_tokens")
-    return warnings
+def bound_metrics(updated: Updated) -> dict[str, Any]:
+    """What the drift at this step's contexts can cost, by every bound; halved values, a reward lying in [0, 1].
+
+    A commentary, not a certificate: maxima are over the contexts that were sampled. Nothing without exact KL.
+    """
+    stats = updated.stats
+    if stats.kl_rollout is None:
+        return {}
+    if stats.chi2_rollout is not None and not bool(torch.isfinite(stats.chi2_rollout).all()):
+        stats = replace(stats, chi2_rollout=None)
+    rows = observed(updated.batch, stats)
+    tightest = unified(rows)
+    values = {name: float(row.halved) for name, row in rows.items()}
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    return {"bounds": finite | {"unified": float(tightest.halved), "unified_name": tightest.winner}}

@@ -12,26 +12,32 @@ class Stopwatch:
     """Runs from its creation; named stretches are added up, the rest is "other"."""
 
     def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.cpu_started = time.process_time()
-        self.seconds: dict[str, float] = {}
+        self.started = _now()
+        self.stretches: dict[str, tuple[float, float]] = {}
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Count the enclosed stretch under `name`."""
-        started = time.perf_counter()
+        started = _now()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            wall, cpu = self.stretches.get(name, (0.0, 0.0))
+            now = _now()
+            self.stretches[name] = (wall + now[0] - started[0], cpu + now[1] - started[1])
 
     def record(self, tokens: int) -> dict[str, Any]:
-        """seconds, cpu_seconds, tokens_per_cpu_second (evaluation included) and time_split."""
-        seconds, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu_started
-        split = self.seconds | {"other": max(0.0, seconds - sum(self.seconds.values()))}
+        """seconds, cpu_seconds, time_split in wall seconds, and trained tokens per CPU second without evaluation."""
+        seconds, cpu_seconds = (now - start for now, start in zip(_now(), self.started, strict=True))
+        split = {name: wall for name, (wall, _) in self.stretches.items()}
+        training = cpu_seconds - self.stretches.get("evaluate", (0.0, 0.0))[1]
         return {
             "seconds": seconds,
-            "cpu_seconds": cpu,
-            "tokens_per_cpu_second": tokens / max(cpu, 1e-9),
-            "time_split": split,
+            "cpu_seconds": cpu_seconds,
+            "tokens_per_cpu_second": tokens / max(training, 1e-9),
+            "time_split": split | {"other": max(0.0, seconds - sum(split.values()))},
         }
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()

@@ -1,12 +1,10 @@
-"""How a run ended, in a few numbers, and what to do about a mask that rejects everything."""
+"""How a run ended, in a few numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from holdfast.train.data import Rollouts
 from holdfast.train.setup import Run
-from holdfast.train.update import Updated
 
 
 def summarize(run: Run) -> dict[str, Any]:
@@ -51,8 +49,3 @@ def describe_engine(run: Run) -> str:
         named = {"top-p": sampling.top_p, "top-k": sampling.top_k, "min-p": sampling.min_p}
         parts += [f"{name} {value:g}" for name, value in named.items() if value not in (0, 1.0)]
     return ", ".join(parts)
-
-
-def threshold_hint(run: Run, updated: Updated, rollouts: Rollouts) -> str | None:
-    """The threshold with which a sequence mask would have kept 70 % of this step, where it kept none."""
-    return None

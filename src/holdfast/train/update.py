@@ -32,16 +32,21 @@ from holdfast.types import Batch, LossOutput, TokenStats
 class Updated:
     """What one step's updates saw and did; tensors are [B, T] over the step's rollouts.
 
-    `stats` is the trainer's view before any update of this step; `advantages`, `trust_mask` and `reasons` are those
-    of the first pass. `metrics` are means over the optimiser steps (maxima where the name ends in _max).
+    `stats` is the trainer's view before any update of this step; `trust_mask` and `reasons` are those of the first
+    pass. `metrics` are means over the optimiser steps (maxima where the name ends in _max).
     """
 
+    batch: Batch
     stats: TokenStats
-    advantages: Float[Tensor, "B T"]
     trust_mask: Bool[Tensor, "B T"]
     reasons: Mapping[str, Bool[Tensor, "B T"]]
     metrics: Mapping[str, float]
-    length_quartiles: tuple[float, float, float]
+    length_quartiles: tuple[float, ...]
+
+    @property
+    def advantages(self) -> Float[Tensor, "B T"]:
+        """The advantage of every response token."""
+        return self.batch.advantages
 
 
 class Updater:
@@ -74,7 +79,7 @@ class Updater:
         trust_mask, reasons = _verdicts([(rows, done) for epoch, rows, done in outputs if epoch == 0], batch)
         return Updated(
             stats=known if known is not None else outputs[0][2].stats,
-            advantages=batch.advantages,
+            batch=batch,
             trust_mask=trust_mask,
             reasons=reasons,
             metrics=_mean_metrics([done.metrics for _, _, done in outputs]),
