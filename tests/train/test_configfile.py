@@ -24,7 +24,10 @@ from holdfast.train.configfile import build_config, load_config, parse_value, wi
         ({"engine": 3}, ["engine = 3", "wrong type"]),
         ({"engine": {"lag": -1}}, ["engine.lag = -1", "at least 0", "nearest valid value: 0"]),
         ({"sampling": {"top_p": 1.5}}, ["sampling.top_p = 1.5", "at most 1.0", "nearest valid value: 1.0"]),
-        ({"sampling": {"temperature": 0}}, ["sampling.temperature = 0", "greater than 0", "nearest valid value: 1e-06"]),
+        (
+            {"sampling": {"temperature": 0}},
+            ["sampling.temperature = 0", "greater than 0", "nearest valid value: 1e-06"],
+        ),
         ({"sampling": {"min_p": 1.0}}, ["sampling.min_p = 1.0", "less than 1.0", "nearest valid value: 0.999"]),
         ({"model": {"dtype": "floot32"}}, ["model.dtype = 'floot32'", "did you mean float32?", "bfloat16"]),
         ({"log": {"trackers": ["wandbb"]}}, ["'wandbb'", "did you mean wandb?"]),

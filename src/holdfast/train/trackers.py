@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from holdfast.errors import ConfigError
 from holdfast.train.config import RunConfig
 from holdfast.train.folder import RunFolder
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where the scalars of metrics.jsonl go as well."""
 
