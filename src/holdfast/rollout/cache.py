@@ -1,0 +1,59 @@
+"""A key-value cache that writes in place: transformers' own one copies everything for every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class RoomyLayer(DynamicLayer):
+    """A growing cache layer that keeps spare room, so that one more token is one small write."""
+
+    is_compileable = False
+
+    def __init__(self, room: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.room = room
+        self._stores: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used = self.get_seq_length()
+        end = used + key_states.shape[-2]
+        if self._stores is None or end > self._stores[0].shape[-2]:
+            self._stores = self._grown(key_states, used), self._grown(value_states, used)
+            if used:
+                self._stores[0][..., :used, :] = self.keys
+                self._stores[1][..., :used, :] = self.values
+        self._stores[0][..., used:end, :] = key_states
+        self._stores[1][..., used:end, :] = value_states
+        self.keys, self.values = self._stores[0][..., :end, :], self._stores[1][..., :end, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep (or repeat) these rows."""
+        used = self.get_seq_length()
+        if used and self._stores is not None:
+            self._stores = self._stores[0][indices], self._stores[1][indices]
+            self.keys, self.values = self._stores[0][..., :used, :], self._stores[1][..., :used, :]
+
+    def _grown(self, states: Tensor, used: int) -> Tensor:
+        rows, heads, new, width = states.shape
+        return torch.empty((rows, heads, used + new + self.room, width), dtype=states.dtype, device=states.device)
+
+
+def roomy_cache(model: Any, room: int) -> Cache:
+    """An empty cache for `model` with room for `room` tokens after the prompt.
+
+    Models whose layers are not plain full attention get transformers' own dynamic cache.
+    """
+    from transformers import DynamicCache
+
+    plain = DynamicCache(config=model.config)
+    if not all(type(layer) is DynamicLayer for layer in plain.layers):
+        return plain
+    return Cache(layers=[RoomyLayer(room) for _ in plain.layers])

@@ -1,0 +1,116 @@
+"""The engine protocol: whatever samples rollouts, and what it must say about each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: temperature, then the support (top-k, top-p, min-p), then renormalisation.
+
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave the whole vocabulary.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        for name, holds, allowed in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+        ):
+            if not holds:
+                raise ConfigError(f"sampling.{name} = {getattr(self, name)!r}: must be {allowed}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response: what the engine really did.
+
+    `logprobs` are those of the distribution that was sampled, after temperature and truncation; `distributions` the
+    whole of it (log-probabilities, −inf off the support), if asked for. finish_reason "stop" includes the end token.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: Float[Tensor, " T"]
+    finish_reason: str
+    policy_version: int
+    distributions: Float[Tensor, "T V"] | None = None
+
+
+class Engine(Protocol):
+    """Samples responses from its own copy of the policy."""
+
+    @property
+    def policy_version(self) -> int:
+        """The version of the weights that `generate` uses now."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        sequence_ids: Sequence[int],
+        return_distributions: bool = False,
+    ) -> list[Completion]:
+        """One response per prompt; each draw depends on (seed, sequence id, position) only."""
+        ...
+
+    def sync(self, model: torch.nn.Module, version: int) -> None:
+        """Take over the weights of `model`, which are the policy's version `version`."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must give back to `load_state_dict`."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        ...
+
+
+def sampling_logprobs(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
+    """Log-probabilities of the distribution that is sampled: temperature, support, renormalised; −inf off the support.
+
+    top-k first, then top-p on what is left, then min-p (relative to the likeliest token), as vLLM does it. The token
+    that crosses top_p is kept. Greedy puts everything on the likeliest token.
+    """
+    if sampling.temperature == 0:
+        best = logits.argmax(dim=-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+    logprobs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
+    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+        return logprobs
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logprobs.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logprobs = logprobs.masked_fill(logprobs < least, -torch.inf).log_softmax(dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = logprobs.sort(dim=-1, descending=True)
+        before = ordered.exp().cumsum(dim=-1) - ordered.exp()
+        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
+        logprobs = logprobs.masked_fill(dropped, -torch.inf).log_softmax(dim=-1)
+    if sampling.min_p > 0:
+        least = logprobs.amax(dim=-1, keepdim=True) + torch.log(torch.tensor(sampling.min_p))
+        logprobs = logprobs.masked_fill(logprobs < least, -torch.inf).log_softmax(dim=-1)
+    return logprobs

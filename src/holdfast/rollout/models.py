@@ -1,0 +1,85 @@
+"""Models and tokenizers: any Hugging Face causal language model, or a tiny one over characters made from a seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.errors import ConfigError
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+
+
+def character_tokenizer(alphabet: str) -> Any:
+    """A fast tokenizer with one token per character; prompts start with <bos>; saves and loads as a normal folder."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    characters = sorted(set(alphabet))
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, "<unk>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.post_processor = TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def tiny_model(tokenizer: Any, *, hidden: int = 96, layers: int = 3, heads: int = 4, seed: int = 0) -> Any:
+    """A Qwen3 of the given size with random weights from the seed (0.34 M parameters at the defaults)."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(model, tokenizer) from a folder or a hub name.
+
+    Raises:
+        ConfigError: no such folder or hub model, no tokenizer beside it, or no end-of-sequence token.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(source)
+    if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ConfigError(f"model.source = {source!r}: no such folder, and a hub name looks like 'owner/name'")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.source = {source!r} could not be loaded as a causal language model: {error}"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"model.source = {source!r} has no tokenizer that loads ({error}): save one beside the model with "
+            "tokenizer.save_pretrained(folder)"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {source!r} has no end-of-sequence token: set tokenizer.eos_token and save")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer

@@ -1,0 +1,57 @@
+"""What a task is: problems drawn from a seed, and a reward that checks the final answer only."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Split = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt with its answer; `solution` is a correct response, where the task can write one."""
+
+    prompt: str
+    answer: str
+    solution: str | None
+    environment: str
+
+
+class Task(Protocol):
+    """A source of problems with verifiable answers."""
+
+    @property
+    def name(self) -> str:
+        """The name under which a configuration asks for it."""
+        ...
+
+    @property
+    def alphabet(self) -> str:
+        """Every character that its prompts and solutions use, for a character tokenizer."""
+        ...
+
+    def problems(self, seed: int, count: int, split: str) -> list[Problem]:
+        """`count` problems; the same seed gives the same ones, and no prompt is in both splits."""
+        ...
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 for a right final answer, else 0."""
+        ...
+
+    def sloppy(self, problem: Problem, seed: int, error_rate: float) -> str:
+        """A solution in which each step is wrong with this probability, and later steps carry the error on."""
+        ...
+
+
+def in_split(prompt: str, split: str, share: float = 0.1) -> bool:
+    """Whether a prompt belongs to the split: a checksum of its text decides, `share` of all prompts go to "eval"."""
+    held_out = zlib.crc32(prompt.encode()) % 10_000 < share * 10_000
+    return held_out == (split == "eval")
+
+
+def last_answer(response: str, marker: str) -> str | None:
+    """The text after the last `marker`, stripped; None without a marker."""
+    _, found, answer = response.rpartition(marker)
+    return answer.strip() if found else None

@@ -1,0 +1,165 @@
+"""Built-in tasks with long chains: every step depends on the one before, and only the end is rewarded."""
+
+from __future__ import annotations
+
+import random
+import string
+from dataclasses import dataclass
+
+from holdfast.errors import ConfigError
+from holdfast.tasks.base import Problem, in_split, last_answer
+
+
+@dataclass(frozen=True)
+class ChainTask:
+    """A task whose solution is a chain of steps and whose answer follows the last "#"."""
+
+    def problems(self, seed: int, count: int, split: str) -> list[Problem]:
+        """`count` problems of this split, drawn from the seed."""
+        draw = random.Random(f"{self.name} {seed} {split}")
+        found: list[Problem] = []
+        while len(found) < count:
+            prompt = self._prompt(draw)
+            if in_split(prompt, split):
+                solution = self._chain(prompt, draw, 0.0)
+                found.append(Problem(prompt, solution.rpartition("#")[2], solution, self.name))
+        return found
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 where the text after the last "#" is the answer."""
+        return float(last_answer(response, "#") == problem.answer)
+
+    def sloppy(self, problem: Problem, seed: int, error_rate: float) -> str:
+        """A chain with wrong steps, its errors carried on to its own answer."""
+        return self._chain(problem.prompt, random.Random(f"{problem.prompt} {seed}"), error_rate)
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def alphabet(self) -> str:
+        raise NotImplementedError
+
+    def _prompt(self, draw: random.Random) -> str:
+        raise NotImplementedError
+
+    def _chain(self, prompt: str, draw: random.Random, error_rate: float) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Ledger(ChainTask):
+    """Addressed running ledger: look entries up in the order of their addresses and carry the total modulo 100.
+
+    Three entries: prompt "c4a7b9=", chain "a7:07b9:16c4:20#20". A chain has 5 characters an entry and 3 at the end,
+    and every step needs a look-up, an addition and the previous total: one wrong step spoils the answer.
+    """
+
+    entries: int = 12
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.entries <= 26:
+            nearest = min(26, max(1, self.entries))
+            raise ConfigError(f"task.entries = {self.entries}: must be in [1, 26]; nearest valid value: {nearest}")
+
+    @property
+    def name(self) -> str:
+        return "ledger"
+
+    @property
+    def alphabet(self) -> str:
+        return string.digits + string.ascii_lowercase[: self.entries] + "=:#;"
+
+    def _prompt(self, draw: random.Random) -> str:
+        addresses = list(string.ascii_lowercase[: self.entries])
+        draw.shuffle(addresses)
+        return "".join(f"{address}{draw.randrange(10)}" for address in addresses) + "="
+
+    def _chain(self, prompt: str, draw: random.Random, error_rate: float) -> str:
+        entries = sorted((prompt[i], int(prompt[i + 1])) for i in range(0, 2 * self.entries, 2))
+        total, steps = 0, []
+        for address, value in entries:
+            total += value
+            if draw.random() < error_rate:
+                total += draw.randrange(1, 100)
+            total %= 100
+            steps.append(f"{address}{value}:{total:02d};")
+        return "".join(steps) + f"#{total:02d}"
+
+
+@dataclass(frozen=True)
+class Multiplication(ChainTask):
+    """Multi-digit multiplication with partial products, lowest digit first, and their running sum.
+
+    prompt "37*24=", chain "37*4=148,148;37*20=740,888;#888".
+    """
+
+    digits: int = 3
+    other_digits: int = 3
+
+    def __post_init__(self) -> None:
+        for key in ("digits", "other_digits"):
+            if not 1 <= (value := getattr(self, key)) <= 18:
+                nearest = min(18, max(1, value))
+                raise ConfigError(f"task.{key} = {value}: must be in [1, 18]; nearest valid value: {nearest}")
+
+    @property
+    def name(self) -> str:
+        return "multiplication"
+
+    @property
+    def alphabet(self) -> str:
+        return string.digits + "*=,;#"
+
+    def _prompt(self, draw: random.Random) -> str:
+        first, second = (draw.randrange(10 ** (digits - 1), 10**digits) for digits in (self.digits, self.other_digits))
+        return f"{first}*{second}="
+
+    def _chain(self, prompt: str, draw: random.Random, error_rate: float) -> str:
+        first, second = prompt.rstrip("=").split("*")
+        total, steps = 0, []
+        for place, digit in enumerate(reversed(second)):
+            factor = int(digit) * 10**place
+            product = int(first) * factor
+            if draw.random() < error_rate:
+                product += draw.randrange(1, 10) * 10 ** draw.randrange(len(str(product)))
+            total += product
+            steps.append(f"{first}*{factor}={product},{total};")
+        return "".join(steps) + f"#{total}"
+
+
+@dataclass(frozen=True)
+class Sorting(ChainTask):
+    """Selection sort with every pass written out: the state is copied, two digits change places, again and again.
+
+    prompt "5291=", chain "1295;1295;1259;#1259".
+    """
+
+    length: int = 10
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.length <= 64:
+            nearest = min(64, max(2, self.length))
+            raise ConfigError(f"task.length = {self.length}: must be in [2, 64]; nearest valid value: {nearest}")
+
+    @property
+    def name(self) -> str:
+        return "sorting"
+
+    @property
+    def alphabet(self) -> str:
+        return string.digits + "=;#"
+
+    def _prompt(self, draw: random.Random) -> str:
+        return "".join(str(draw.randrange(10)) for _ in range(self.length)) + "="
+
+    def _chain(self, prompt: str, draw: random.Random, error_rate: float) -> str:
+        state, steps = list(prompt.rstrip("=")), []
+        for place in range(self.length - 1):
+            smallest = min(range(place, self.length), key=state.__getitem__)
+            if draw.random() < error_rate:
+                smallest = draw.randrange(place, self.length)
+            state[place], state[smallest] = state[smallest], state[place]
+            steps.append("".join(state) + ";")
+        return "".join(steps) + "#" + "".join(state)
