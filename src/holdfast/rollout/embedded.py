@@ -23,7 +23,7 @@ COMPACT_BELOW = 0.8
 
 
 class EmbeddedEngine:
-    """Samples from a quantised, delayed copy of a Hugging Face causal language model (holdfast.rollout.engine.Engine)."""
+    """An `Engine` that samples from a quantised, delayed copy of a Hugging Face causal language model."""
 
     def __init__(
         self, model: Any, *, precision: str = "float32", lag: int = 0, eos_token_id: int, pad_token_id: int
@@ -224,7 +224,7 @@ class _Record:
 
 
 def _draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF draw in float64: the first token whose cumulated probability exceeds u; never one of probability 0."""
+    """Inverse-CDF draw in float64: the first token whose cumulated probability exceeds u, never one of probability 0."""
     cumulated = logprobs.double().exp().cumsum(dim=-1)
     threshold = (uniforms * cumulated[:, -1])[:, None]
     return torch.searchsorted(cumulated, threshold, right=True).squeeze(1).clamp(max=logprobs.shape[-1] - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,7 @@ class Completion:
     distributions: Float[Tensor, "T V"] | None = None
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Samples responses from its own copy of the policy."""
 

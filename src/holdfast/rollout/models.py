@@ -68,9 +68,7 @@ def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.source = {source!r} could not be loaded as a causal language model: {error}"
-        ) from error
+        raise ConfigError(f"model.source = {source!r} could not be loaded as a causal model: {error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

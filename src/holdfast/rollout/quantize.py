@@ -17,8 +17,7 @@ class QuantizedLinear(nn.Module):
     """A linear layer with weights on a grid of one scale per output channel, and optionally int8 activations.
 
     int8: activations are rounded too, one scale per row (dynamic, symmetric), so the product is of small integers.
-    These are held in float32, where their sums are exact up to 1040 inputs (127² · 1040 < 2²⁴) and right to 1e-7 beyond:
-    the numbers of an int8 kernel at the speed of a float one. int4_weight, int8_weight, fp8_weight: weights only.
+    Held in float32 their sums are exact up to 1040 inputs (127² · 1040 < 2²⁴) and right to 1e-7 beyond: the numbers of an int8 kernel at the speed of a float one. int4_weight, int8_weight, fp8_weight: weights only.
     """
 
     def __init__(self, source: nn.Linear, precision: Precision) -> None:

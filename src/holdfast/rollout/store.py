@@ -84,9 +84,7 @@ def read_rollouts(path: Path | str, rows_per_batch: int = 1024) -> Iterator[Roll
 def _check_version(path: Path | str, schema: pa.Schema) -> None:
     version = (schema.metadata or {}).get(_VERSION_KEY)
     if version is None or "response_ids" not in schema.names:
-        raise DataError(
-            f"{path} is a parquet file, but not one of Holdfast rollouts (no {_VERSION_KEY.decode()} version)"
-        )
+        raise DataError(f"{path} is parquet, but not of Holdfast rollouts (no {_VERSION_KEY.decode()} version)")
     if int(version) > SCHEMA_VERSION:
         raise DataError(f"{path} has rollout schema {int(version)}, this version reads up to {SCHEMA_VERSION}: upgrade")
 
@@ -102,6 +100,6 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _rollout(row: dict[str, Any]) -> Rollout:
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     values["extra"] = json.loads(values["extra"]) if values.get("extra") else {}
     return Rollout(**values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 Split = Literal["train", "eval"]
 
@@ -19,6 +19,7 @@ class Problem:
     environment: str
 
 
+@runtime_checkable
 class Task(Protocol):
     """A source of problems with verifiable answers."""
 
