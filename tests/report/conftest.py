@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,49 @@ def make_results(folder: Path, objectives: int = 5, seeds: int = 3) -> Path:
 def results_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a comparison's folder under the test's own directory."""
     return lambda **options: make_results(tmp_path / "comparison", **options)
+
+
+class Page(HTMLParser):
+    """A parsed page: the tree is checked to be balanced while it is read, and what tests ask about is collected."""
+
+    VOID = frozenset({"meta", "link", "br", "hr", "img", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        """What a person can read, blanks collapsed."""
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str, css: str | None = None) -> list[dict[str, str]]:
+        """Attributes of every element of a kind, or of those with a class."""
+        return [a for t, a in self.elements if t == tag and (css is None or css in a.get("class", "").split())]
+
+
+@pytest.fixture
+def parse() -> Callable[[str], Page]:
+    """Parses a page, and fails where its elements are not balanced."""
+    return Page

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from holdfast.errors import DataError
 from holdfast.report.frame import FOOT, Reference, Values, dot, drawable, floats
-from holdfast.report.scales import Scale, number, scale_of
+from holdfast.report.scales import Number, Scale, number, scale_of
 from holdfast.report.svg import Box, Drawing, Row, Svg, label, series_class, shorten, tag, text_width
 
 _ROW = 30.0
@@ -19,10 +19,10 @@ def bar_chart(
     *,
     title: str,
     x_label: str,
-    intervals: Sequence[tuple[float, float] | None] | None = None,
+    intervals: Sequence[tuple[Number, Number] | None] | None = None,
     log_x: bool = False,
     references: Sequence[Reference] = (),
-    x_range: tuple[float, float] | None = None,
+    x_range: tuple[Number, Number] | None = None,
 ) -> Svg:
     """Horizontal bars with the value at their end and, where `intervals` gives one, its uncertainty.
 
@@ -53,7 +53,7 @@ def bar_chart(
         Row((labels[i], number(v), *_span(spans[i], intervals is not None)), v=(i + 0.5) / len(sizes))
         for i, v in enumerate(sizes)
     )
-    headers = ("", x_label, *(("from", "to") if intervals is not None else ()))
+    headers = ("name", x_label, *(("from", "to") if intervals is not None else ()))
     said = "; ".join(f"{name} {number(v)}" for name, v in zip(labels, sizes, strict=True))
     return Svg(
         title,
@@ -66,13 +66,13 @@ def bar_chart(
 
 def dot_chart(
     labels: Sequence[str],
-    groups: Sequence[Sequence[float]],
+    groups: Sequence[Sequence[Number]],
     *,
     title: str,
     x_label: str,
     log_x: bool = False,
     references: Sequence[Reference] = (),
-    x_range: tuple[float, float] | None = None,
+    x_range: tuple[Number, Number] | None = None,
 ) -> Svg:
     """One row per group: every value a dot, the mean a tick. Made for a few seeds, where each should be seen."""
     values = [floats(group) for group in groups]
@@ -100,7 +100,7 @@ def dot_chart(
         title,
         f"Dots of {x_label}: {said}.",
         lambda width: _rows_layout(labels, scale, x_label, references, dots, width),
-        ("", f"mean {x_label}", "each"),
+        ("name", f"mean {x_label}", "each"),
         rows,
     )
 
@@ -140,7 +140,7 @@ def parts_chart(labels: Sequence[str], values: Values, *, title: str, unit: str)
 
 
 def heat_map(
-    values: Sequence[Sequence[float | None]],
+    values: Sequence[Sequence[Number | None]],
     *,
     rows: Sequence[str],
     columns: Sequence[str],
@@ -201,14 +201,14 @@ def _mean(values: Sequence[float]) -> float:
     return sum(usable) / len(usable) if usable else math.nan
 
 
-def _span(span: tuple[float, float] | None, wanted: bool) -> tuple[str, ...]:
+def _span(span: tuple[Number, Number] | None, wanted: bool) -> tuple[str, ...]:
     if not wanted:
         return ()
     return (number(span[0]), number(span[1])) if span else ("–", "–")
 
 
 def _row_scale(
-    values: list[float], log: bool, references: Sequence[Reference], x_range: tuple[float, float] | None
+    values: Sequence[Number], log: bool, references: Sequence[Reference], x_range: tuple[Number, Number] | None
 ) -> Scale:
     return scale_of([*values, *(float(r.value) for r in references), *(x_range or ())], log=log)
 

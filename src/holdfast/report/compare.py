@@ -119,7 +119,7 @@ def verdict(groups: Sequence[Group]) -> Markup:
         return Markup("No run has a final accuracy, so there is nothing to compare.")
     best, finals = judged[0]
     start = _mean([v for group in groups for v in group.values("start_accuracy")], math.nan)
-    said = ["From ", percent(start), " at the start, " if math.isfinite(start) else ""] if math.isfinite(start) else []
+    said: list[str] = [f"From {percent(start)} at the start, "] if math.isfinite(start) else []
     said += [element("strong", best.name), " ended highest: ", element("strong", percent(_mean(finals)))]
     said.append(f" on average over {_seeds(finals)}, {_range(finals)}.")
     rivals = [group.name for group, values in judged[1:] if max(values) >= min(finals)]

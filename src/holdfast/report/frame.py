@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, SupportsFloat
 
-from holdfast.report.scales import Scale
+from holdfast.report.scales import Number, Scale
 from holdfast.report.svg import Box, label, series_class, shorten, tag, text_width
 
 TOP, FOOT = 26.0, 40.0
@@ -19,7 +19,7 @@ Values = Iterable[SupportsFloat | None]
 class Reference:
     """A labelled rule across the plot at one value of an axis, such as a threshold."""
 
-    value: float | int
+    value: Number
     label: str
     axis: Literal["x", "y"] = "y"
 

@@ -64,7 +64,7 @@
     const tokens = [...viewer.querySelectorAll("[data-tip]")];
     const names = (viewer.dataset.names || "").split("|");
     const readout = viewer.parentNode.querySelector(".readout");
-    const read = (token) => [token.dataset.at + "  " + token.textContent, token.dataset.tip.split("|")];
+    const read = (token) => [token.dataset.at + "  " + (token.textContent.trim() || "(white space)"), token.dataset.tip.split("|")];
     let current = -1;
     viewer.addEventListener("pointerover", (event) => {
       const token = event.target.closest("[data-tip]");

@@ -19,16 +19,16 @@ _LIGHT = LIGHT | {
     "good": "#00654a",
     "bad": "#b3261e",
     "warn": "#d96610",
-    "warm": "31 95 208",
-    "cold": "217 102 16",
+    "warm": "217 102 16",
+    "cool": "31 95 208",
 }
 _DARK = DARK | {
     "panel": "#1b1e24",
     "good": "#8fe0c0",
     "bad": "#ff9a92",
     "warn": "#f08a3c",
-    "warm": "58 112 214",
-    "cold": "196 92 20",
+    "warm": "196 92 20",
+    "cool": "58 112 214",
 }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -107,7 +107,7 @@ def _data(chart: Svg) -> str:
     named = html(f"Data of: {chart.title}")
     return (
         f'<details class="data"><summary>Data</summary>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{named}">{table}</div></details>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{named}">{table}</div></details>'
     )
 
 
@@ -136,7 +136,7 @@ def table(
             cells.append(f"<{kind}{_class('num' if i in numeric else None)}{sort}>{text}</{kind[:2]}>")
         lines.append(f"<tr{_class((marks or {}).get(r))}>{''.join(cells)}</tr>")
     return Markup(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{html(label)}">'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{html(label)}">'
         f"<table{_class('wide sortable' if sortable else 'wide')}>"
         f"<thead><tr>{''.join(names)}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )

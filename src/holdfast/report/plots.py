@@ -29,7 +29,7 @@ from holdfast.report.frame import (
     drawable,
     floats,
 )
-from holdfast.report.scales import Scale, number, scale_of
+from holdfast.report.scales import Number, Scale, number, scale_of
 from holdfast.report.svg import (
     Box,
     Drawing,
@@ -81,7 +81,7 @@ def line_chart(
     log_x: bool = False,
     log_y: bool = False,
     references: Sequence[Reference] = (),
-    y_range: tuple[float, float] | None = None,
+    y_range: tuple[Number, Number] | None = None,
 ) -> Svg:
     """Lines over a shared axis, named at their right end, with a band where a series has `low` and `high`.
 
@@ -231,7 +231,7 @@ def _axes(
     y_label: str,
     log: tuple[bool, bool],
     references: Sequence[Reference],
-    y_range: tuple[float, float] | None,
+    y_range: tuple[Number, Number] | None,
     tight_x: bool = False,
 ) -> Axes:
     xs = [v for p in points for v in p.x] + [float(r.value) for r in references if r.axis == "x"]
@@ -284,7 +284,7 @@ def _end_labels(points: Sequence[_Points], axes: Axes, box: Box, width: float) -
     heights = spread([y for _, _, y in ends], 14.0, box.top, box.bottom)
     parts = []
     for (i, _, _), y in zip(ends, heights, strict=True):
-        parts.append(dot(box.right + 6, y, i, 3))
+        parts.append(dot(box.right + 6, y, i, 3.0))
         parts.append(label(shorten(points[i].name, width - box.right - 14), box.right + 13, y + 4, "name", "start"))
     return "".join(parts)
 

@@ -13,7 +13,7 @@ from holdfast.report.plots import Series, histogram, line_chart, scatter_chart
 from holdfast.report.scales import number
 from holdfast.report.survey import MOST_POINTS, Survey, thin_points
 from holdfast.report.tokens import token_key, token_view
-from holdfast.report.words import acceptance_by_length, last_bounds
+from holdfast.report.words import acceptance_by_length, is_bound, last_bounds
 
 _MOST_BOUNDS = 6
 _PARTS = {"generate": "generating", "old_logprobs": "old logprobs", "update": "updating", "evaluate": "evaluating"}
@@ -211,14 +211,14 @@ def bounds(metrics: Metrics) -> Markup:
     records = metrics.mappings("bounds")
     rows, marks = [], {}
     for i, (name, value) in enumerate(last):
-        history = [float(record[name]) for _, record in records if is_number(record.get(name))] or [value]
+        history = [float(record[name]) for _, record in records if is_bound(record.get(name))] or [value]
         reading = ("tightest, " if i == 0 else "") + ("vacuous" if value > 1 else "holds")
         rows.append((name, reading, number(value), number(min(history)), number(max(history))))
         marks[i] = "best" if i == 0 else "dim" if value > 1 else ""
     shown = [name for name, _ in last[:_MOST_BOUNDS]]
     lines = []
     for name in shown:
-        found = [(step, float(record[name])) for step, record in records if is_number(record.get(name))]
+        found = [(step, float(record[name])) for step, record in records if is_bound(record.get(name))]
         lines.append(Series(name, [s for s, _ in found], [v for _, v in found]))
     chart = line_chart(
         [line for line in lines if line.x],

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+Number = int | float
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def number(value: float | int | None, digits: int = 3) -> str:
+def number(value: Number | None, digits: int = 3) -> str:
     """Write a number with a few significant digits; what is missing is a dash, never a zero.
 
     >>> number(0.27), number(12345.6), number(4.2e-5), number(None)
@@ -33,12 +34,12 @@ def number(value: float | int | None, digits: int = 3) -> str:
 class Scale:
     """Maps [low, high] to [0, 1], linearly or by logarithm; `ticks` are round numbers inside it."""
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     log: bool
-    ticks: tuple[float, ...]
+    ticks: tuple[Number, ...]
 
-    def fraction(self, value: float) -> float:
+    def fraction(self, value: Number) -> float:
         """Where a value lies between the ends, held inside [0, 1]."""
         if self.log:
             if value <= 0:
@@ -48,7 +49,7 @@ class Scale:
             share = (value - self.low) / (self.high - self.low)
         return min(1.0, max(0.0, share))
 
-    def tick_text(self, tick: float) -> str:
+    def tick_text(self, tick: Number) -> str:
         """Write a tick: powers of ten on a wide logarithmic axis, plain numbers elsewhere."""
         exponent = round(math.log10(tick)) if self.log and tick > 0 else 0
         if self.log and not -3 < exponent < 5 and math.isclose(tick, 10.0**exponent):
@@ -56,7 +57,7 @@ class Scale:
         return number(tick)
 
 
-def scale_of(values: Iterable[float | None], *, log: bool = False, ticks: int = 5, tight: bool = False) -> Scale:
+def scale_of(values: Iterable[Number | None], *, log: bool = False, ticks: int = 5, tight: bool = False) -> Scale:
     """Choose a scale that holds all finite values; `tight` ends it at the data instead of at round numbers.
 
     On a logarithmic scale only positive values count. Without any value the scale is [0, 1], or [0.1, 1] if log.

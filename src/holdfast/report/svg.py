@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import DataError
+from holdfast.report.scales import Number
 
 COLOURS = 6
 LIGHT = {
@@ -87,12 +88,12 @@ def label(text: str, x: float, y: float, css: str = "tick", anchor: str = "middl
     return tag("text", escape(text) or " ", class_=css, x=x, y=y, text_anchor=anchor)
 
 
-def text_width(text: str, size: float = SMALL) -> float:
+def text_width(text: str, size: Number = SMALL) -> float:
     """An estimate of the width in pixels of a sans-serif text, on the generous side."""
     return sum(0.35 if c in "iljtfr.,:;|!'()[] " else 0.85 if c in "MWmw@%" else 0.6 for c in text) * size
 
 
-def shorten(text: str, width: float, size: float = SMALL) -> str:
+def shorten(text: str, width: Number, size: Number = SMALL) -> str:
     """The text cut with an ellipsis to fit a width in pixels."""
     if text_width(text, size) <= width:
         return text
@@ -151,9 +152,9 @@ class Svg:
     rows: tuple[Row, ...] = ()
     note: str = ""
 
-    def markup(self, width: float = 480) -> str:
+    def markup(self, width: Number = 480) -> str:
         """The `<svg>` element for a page that has `CHART_CSS` and the palette's variables."""
-        drawing = self.layout(width)
+        drawing = self.layout(float(width))
         plot = drawing.plot
         hover = tag("rect", "<title></title>", class_="hover", width=float(width), height=drawing.height)
         return tag(
@@ -164,14 +165,14 @@ class Svg:
             hover,
             class_="chart",
             role="img",
-            viewBox=f"0 0 {_coordinate(width)} {_coordinate(drawing.height)}",
+            viewBox=f"0 0 {_coordinate(float(width))} {_coordinate(drawing.height)}",
             data_plot=" ".join(_coordinate(v) for v in (plot.left, plot.top, plot.right, plot.bottom)),
         )
 
-    def standalone(self, width: float = 720) -> str:
+    def standalone(self, width: Number = 720) -> str:
         """A whole SVG document with its own title line and colours, light and dark."""
         pad, head = 16.0, 42.0
-        drawing = self.layout(width - 2 * pad)
+        drawing = self.layout(float(width) - 2 * pad)
         height = drawing.height + head + pad / 2
         style = f"{standalone_css()}svg{{font-family:{FONT}}}"
         return '<?xml version="1.0" encoding="UTF-8"?>\n' + tag(
@@ -186,10 +187,10 @@ class Svg:
             role="img",
             width=float(width),
             height=height,
-            viewBox=f"0 0 {_coordinate(width)} {_coordinate(height)}",
+            viewBox=f"0 0 {_coordinate(float(width))} {_coordinate(height)}",
         )
 
-    def save(self, path: str | Path, width: float = 720) -> Path:
+    def save(self, path: str | Path, width: Number = 720) -> Path:
         """Write the standalone SVG; raises DataError where the name does not end in .svg or cannot be written."""
         target = Path(path)
         if target.suffix.lower() != ".svg":
@@ -255,10 +256,10 @@ def series_class(index: int, kind: str) -> str:
     return f"{kind}{index % COLOURS + 1}{dashed}"
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread(wanted: Sequence[Number], gap: Number, low: Number, high: Number) -> list[Number]:
     """Move labels apart so that neighbours are at least `gap` from each other, inside [low, high] if they fit."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed = [0.0] * len(wanted)
+    placed: list[Number] = [0.0] * len(wanted)
     floor = low
     for i in order:
         placed[i] = max(wanted[i], floor)

@@ -44,6 +44,8 @@ def masked_tokens(rollout: Rollout) -> int | None:
 def verdict(rollout: Rollout) -> tuple[str, str]:
     """What the objective decided about a sequence, `accepted`, `rejected`, `partly masked` or `no verdict`, and why."""
     masked, own = masked_tokens(rollout), sum(_own(rollout))
+    if own == 0:
+        return "no verdict", "the response holds no token of the policy"
     if masked is None:
         return "no verdict", "no trust mask was recorded"
     if masked == 0:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from holdfast.report.metrics import Metrics, is_number
 from holdfast.report.page import Markup, element, join
@@ -124,11 +125,19 @@ def _bounded(metrics: Metrics) -> Markup | str:
     return join(("The tightest bound on what the drift can cost is ", _strong(number(value, 2)), f" ({name})."))
 
 
+def is_bound(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number or infinite."""
+    return is_number(value) or value == math.inf
+
+
 def last_bounds(metrics: Metrics) -> list[tuple[str, float]]:
-    """Every bound of the last step that has any, tightest first; their minimum (`unified`) is left to the reader."""
+    """Every bound of the last step that has any, tightest first; `unified`, their minimum, only where it is alone.
+
+    A bound may be infinite: it then says nothing, and the page says so.
+    """
     steps = metrics.mappings("bounds")
     values = steps[-1][1] if steps else {}
-    known = [(name, float(v)) for name, v in values.items() if is_number(v) and name != "unified"]
-    if not known and is_number(unified := values.get("unified")):
+    known = [(name, float(v)) for name, v in values.items() if is_bound(v) and name != "unified"]
+    if not known and is_bound(unified := values.get("unified")):
         known = [(str(values.get("unified_name", "unified")), float(unified))]
     return sorted(known, key=lambda pair: pair[1])
