@@ -203,7 +203,7 @@ def test_exact_divergences_at_the_extremes():
     assert exact.tv.value.tolist() == pytest.approx([0, 0.5, 1, 1])
     assert exact.chi2.value.tolist() == pytest.approx([0, 1, inf, math.exp(30)])
 
-    # p = e^-200 is 0 in float32, yet chi2 = e^(-2·80 + 200) = e^40 is not; where q excludes the token too, nothing is left
+    # p = e^-200 is 0 in float32, yet chi2 = e^(-2·80 + 200) = e^40 is not; where q excludes the token too, all is 0
     exact = exact_from_logits(torch.tensor([[0.0, -80.0], [0.0, -inf]]), torch.tensor([[0.0, -200.0], [0.0, -200.0]]))
     assert exact.kl.value.tolist() == pytest.approx([0, 0], abs=1e-30)
     assert exact.tv.value.tolist() == pytest.approx([0, 0], abs=1e-30)

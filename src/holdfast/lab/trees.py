@@ -94,6 +94,13 @@ def path_sums(levels: Levels) -> Levels:
     return tuple(sums)
 
 
+def by_response(pair: TreePair, levels: Levels) -> Float[Tensor, "N responses T"]:
+    """A context or token quantity read along every response, as a batch holding all V^T rollouts would have it."""
+    responses = pair.vocabulary**pair.horizon
+    rows = [level.flatten(1) for level in levels]
+    return torch.stack([row.repeat_interleave(responses // row.shape[1], dim=1) for row in rows], dim=-1)
+
+
 def measure(pair: TreePair) -> Drift:
     """Every exact divergence of the pair, by enumeration."""
     kl, tv, chi2 = context_divergences(pair)
