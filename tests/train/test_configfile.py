@@ -49,7 +49,7 @@ def test_names_every_problem_at_once():
 
 
 def test_missing_file_and_bad_toml(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no configuration file .*absent.toml"):
+    with pytest.raises(ConfigError, match=r"no configuration file .*absent.toml"):
         load_config(tmp_path / "absent.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("steps = = 3")

@@ -32,18 +32,18 @@ def test_refuses_a_file_and_takes_an_empty_folder(tmp_path: Path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_unwritable_folder(tmp_path: Path):
     tmp_path.chmod(0o500)
-    with pytest.raises(ConfigError, match="cannot be written.*--run-dir"):
+    with pytest.raises(ConfigError, match=r"cannot be written.*--run-dir"):
         RunFolder.create(tmp_path / "run", RunConfig())
 
 
 def test_parent_that_is_a_file_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="cannot be written.*--run-dir"):
+    with pytest.raises(ConfigError, match=r"cannot be written.*--run-dir"):
         RunFolder.create(tmp_path / "file" / "run", RunConfig())
 
 
 def test_resuming_nothing(tmp_path: Path):
-    with pytest.raises(ConfigError, match="nothing to resume.*no config.toml"):
+    with pytest.raises(ConfigError, match=r"nothing to resume.*no config.toml"):
         RunFolder.open(tmp_path)
 
 

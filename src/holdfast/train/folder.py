@@ -57,8 +57,8 @@ class RunFolder:
             raise ConfigError(f"nothing to resume: {path} has no config.toml; leave --resume out to start there")
         kept = build_config(read_toml(folder.config), origin=str(folder.config))
         if config is not None:
-            changed = _changed(kept.to_dict(), config.to_dict())
-            if changed - {"steps"}:
+            changed = _changed(kept.to_dict(), config.to_dict()) - {"steps"}
+            if changed:
                 raise ConfigError(
                     f"cannot resume {path}: {', '.join(sorted(changed))} differ from the run's config.toml; "
                     "only steps may change; start a new run for the rest"
