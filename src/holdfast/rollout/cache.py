@@ -10,13 +10,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A growing cache layer that keeps spare room, so that one more token is one small write."""
+    """A growing cache layer that doubles its room when it is used up, so that one more token is one small write."""
 
     is_compileable = False
 
-    def __init__(self, room: int, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.room = room
         self._stores: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -43,11 +42,11 @@ class RoomyLayer(DynamicLayer):
 
     def _grown(self, states: Tensor, used: int) -> Tensor:
         rows, heads, new, width = states.shape
-        return torch.empty((rows, heads, used + new + self.room, width), dtype=states.dtype, device=states.device)
+        return torch.empty((rows, heads, 2 * (used + new), width), dtype=states.dtype, device=states.device)
 
 
-def roomy_cache(model: Any, room: int) -> Cache:
-    """An empty cache for `model` with room for `room` tokens after the prompt.
+def roomy_cache(model: Any) -> Cache:
+    """An empty cache for `model`.
 
     Models whose layers are not plain full attention get transformers' own dynamic cache.
     """
@@ -56,4 +55,4 @@ def roomy_cache(model: Any, room: int) -> Cache:
     plain = DynamicCache(config=model.config)
     if not all(type(layer) is DynamicLayer for layer in plain.layers):
         return plain
-    return Cache(layers=[RoomyLayer(room) for _ in plain.layers])
+    return Cache(layers=[RoomyLayer() for _ in plain.layers])

@@ -15,29 +15,45 @@ from torch import Tensor
 
 from holdfast.core.entropy import token_uniforms
 from holdfast.errors import ConfigError, EngineError
+from holdfast.rollout.decoder import Decoder, Decoding, HubDecoder
 from holdfast.rollout.engine import Completion, Sampling, sampling_logprobs
-from holdfast.rollout.quantize import engine_copy, load_weights
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when less than this share is still running: each compaction copies the cache."""
 
 
 class EmbeddedEngine:
-    """An `Engine` that samples from a quantised, delayed copy of a Hugging Face causal language model."""
+    """Samples from a quantised, delayed copy of a Hugging Face causal language model (holdfast.rollout.engine.Engine).
+
+    Llama, Qwen2 and Qwen3 models run on a decoder of our own, all others (or `fused=False`) through their own forward.
+    """
 
     def __init__(
-        self, model: Any, *, precision: str = "float32", lag: int = 0, eos_token_id: int, pad_token_id: int
+        self,
+        model: Any,
+        *,
+        precision: str = "float32",
+        lag: int = 0,
+        eos_token_id: int,
+        pad_token_id: int,
+        fused: bool = True,
     ) -> None:
         """Copy `model` as version 0.
 
         Raises:
             ConfigError: unknown precision, negative lag.
         """
+        from holdfast.rollout.fused import FusedDecoder, supports
+
         if lag < 0:
-            raise ConfigError(f"engine.lag = {lag}: must be at least 0")
+            raise ConfigError(f"engine.lag = {lag}: must be at least 0; nearest valid value: 0")
         self.precision, self.lag = precision, lag
         self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
-        self._model: Any = engine_copy(model, precision)
+        self._device = next(model.parameters()).device
+        fits = fused and supports(model)
+        self._decoder: Decoder | None = (
+            FusedDecoder(model, precision) if fits else HubDecoder(model, precision, pad_token_id)
+        )
         # The newest weights last; `generate` uses the first.
         self._snapshots: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=lag + 1)
         self._snapshots.append((0, _weights(model)))
@@ -49,14 +65,14 @@ class EmbeddedEngine:
 
     def sync(self, model: torch.nn.Module, version: int) -> None:
         """Queue the weights of `model`; the copy in use becomes the one `lag` syncs back (or the first there was)."""
-        before = self.policy_version
+        full = len(self._snapshots) == self.lag + 1
         self._snapshots.append((version, _weights(model)))
-        if self.policy_version != before:
-            load_weights(self._model, self._snapshots[0][1])
+        if full:
+            self._running().load(self._snapshots[0][1])
 
     def close(self) -> None:
         """Drop the copy and the snapshots."""
-        self._model = None
+        self._decoder = None
         self._snapshots.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,11 +81,16 @@ class EmbeddedEngine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the queued weights of `state_dict`."""
+        snapshots = state["snapshots"]
+        if not 1 <= len(snapshots) <= self.lag + 1:
+            raise EngineError(
+                f"the saved engine state holds {len(snapshots)} weight versions, engine.lag = {self.lag} needs 1 to "
+                f"{self.lag + 1}: resume with the lag the run was started with"
+            )
         self._snapshots.clear()
-        self._snapshots.extend((int(version), weights) for version, weights in state["snapshots"])
-        load_weights(self._model, self._snapshots[0][1])
+        self._snapshots.extend((int(version), weights) for version, weights in snapshots)
+        self._running().load(self._snapshots[0][1])
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -85,150 +106,112 @@ class EmbeddedEngine:
         batching changes a response only through the rounding of the model's own sums.
 
         Raises:
-            EngineError: the engine is closed, there are empty prompts, or logits are not finite.
+            EngineError: the engine is closed, a prompt is empty, or logits are not finite.
         """
-        if self._model is None:
-            raise EngineError("the engine is closed")
+        decoder = self._running()
         if len(prompts) != len(sequence_ids):
-            raise EngineError(f"{len(prompts)} prompts but {len(sequence_ids)} sequence ids")
-        if not all(prompts):
+            raise EngineError(f"{len(prompts)} prompts but {len(sequence_ids)} sequence ids: one id per prompt")
+        if not all(map(len, prompts)):
             raise EngineError("a prompt is empty: give it at least a beginning-of-sequence token")
         if not prompts:
             return []
-        record = _Record(len(prompts), sampling.max_tokens, return_distributions)
-        state = self._prefill(prompts, sampling.max_tokens)
-        ids = torch.tensor(list(sequence_ids), dtype=torch.long)
-        uniforms = token_uniforms(seed, ids, torch.ones(len(prompts), sampling.max_tokens, dtype=torch.bool))
-        for position in range(sampling.max_tokens):
-            logprobs = sampling_logprobs(state.logits, sampling)
-            if not bool(torch.isfinite(logprobs.amax(dim=-1)).all()):
-                raise EngineError("the engine's logits are not finite: have its weights diverged?")
-            tokens = _draw(logprobs, uniforms[state.rows, position])
-            record.add(state.rows, position, tokens, logprobs)
-            running = tokens != self.eos_token_id
-            if position + 1 == sampling.max_tokens or not bool(running.any()):
-                break
-            self._advance(state, tokens, running)
+        distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        owners = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=self._device)
+        owners, rows = owners.sort(stable=True)
+        ids = torch.tensor(list(sequence_ids), device=self._device)
+        record = _Record(len(prompts), sampling.max_tokens, self._device, return_distributions)
+        # What is recorded must be usable in a graph, so its tensors are made outside.
+        with torch.inference_mode():
+            everywhere = torch.ones(len(prompts), sampling.max_tokens, dtype=torch.bool, device=self._device)
+            uniforms = token_uniforms(seed, ids, everywhere)
+            self._decode(decoder.start(list(distinct), owners), rows, uniforms, sampling, record)
         return record.completions(self.eos_token_id, self.policy_version)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], room: int) -> _State:
-        """Read each distinct prompt once, then give every row its own cache."""
-        from holdfast.rollout.cache import roomy_cache
+    def _decode(
+        self, batch: Decoding, rows: Tensor, uniforms: Tensor, sampling: Sampling, record: _Record
+    ) -> None:
+        """Draw until every row has ended; ended rows draw on unrecorded until enough of them can leave together."""
+        running = torch.ones_like(rows, dtype=torch.bool)
+        for position in range(sampling.max_tokens):
+            logprobs = sampling_logprobs(batch.logits, sampling)
+            tokens = _draw(logprobs, uniforms[rows, position])
+            record.add(rows, position, tokens, logprobs)
+            running = running & (tokens != self.eos_token_id)
+            live = int(running.sum())
+            if live == 0 or position + 1 == sampling.max_tokens:
+                return
+            if live < COMPACT_BELOW * len(rows):
+                kept = running.nonzero().squeeze(1)
+                batch.keep(kept)
+                rows, tokens, running = rows[kept], tokens[kept], running[kept]
+            batch.step(tokens)
 
-        distinct = {tuple(prompt): index for index, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-        longest = max(map(len, distinct))
-        tokens = torch.full((len(distinct), longest), self.pad_token_id)
-        mask = torch.zeros(len(distinct), longest, dtype=torch.long)
-        for prompt, row in distinct.items():
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        ragged = not bool(mask.all())
-        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        cache = roomy_cache(self._model, room)
-        output = self._model(
-            input_ids=tokens,
-            attention_mask=mask if ragged else None,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts])
-        cache.batch_select_indices(rows)
-        return _State(
-            cache=cache,
-            logits=output.logits[:, -1].float()[rows],
-            rows=torch.arange(len(prompts)),
-            mask=mask[rows] if ragged else None,
-            positions=positions[rows, -1],
-        )
-
-    def _advance(self, state: _State, tokens: Tensor, running: Tensor) -> None:
-        """Feed the drawn tokens; rows that have ended leave once enough of them have."""
-        live = int(running.sum())
-        if live < len(running) * COMPACT_BELOW or live == len(running):
-            if live < len(running):
-                state.keep(running.nonzero().squeeze(1))
-                tokens = tokens[running]
-            ended = None
-        else:
-            ended = ~running
-        state.positions = state.positions + 1
-        if state.mask is not None:
-            state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
-        output = self._model(
-            input_ids=tokens[:, None],
-            attention_mask=state.mask,
-            position_ids=state.positions[:, None],
-            past_key_values=state.cache,
-            use_cache=True,
-        )
-        state.logits = output.logits[:, -1].float()
-        if ended is not None:
-            # A row that has ended but not left draws the end token again: it stays ended, and is never recorded.
-            state.logits[ended] = -1e9
-            state.logits[ended, self.eos_token_id] = 0.0
-
-
-class _State:
-    """The rows still in the batch."""
-
-    def __init__(self, cache: Any, logits: Tensor, rows: Tensor, mask: Tensor | None, positions: Tensor) -> None:
-        self.cache, self.logits, self.rows, self.mask, self.positions = cache, logits, rows, mask, positions
-
-    def keep(self, index: Tensor) -> None:
-        """Drop all other rows."""
-        self.cache.batch_select_indices(index)
-        self.rows, self.positions = self.rows[index], self.positions[index]
-        self.mask = None if self.mask is None else self.mask[index]
+    def _running(self) -> Decoder:
+        if self._decoder is None:
+            raise EngineError("the engine is closed: make a new one")
+        return self._decoder
 
 
 class _Record:
     """What has been drawn so far, for all rows."""
 
-    def __init__(self, rows: int, longest: int, distributions: bool) -> None:
-        self.tokens = torch.full((rows, longest), -1, dtype=torch.long)
-        self.logprobs = torch.zeros(rows, longest)
+    def __init__(self, rows: int, longest: int, device: torch.device, distributions: bool) -> None:
+        self.tokens = torch.full((rows, longest), -1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(rows, longest, device=device)
         self.distributions: list[tuple[Tensor, Tensor]] | None = [] if distributions else None
 
     def add(self, rows: Tensor, position: int, tokens: Tensor, logprobs: Tensor) -> None:
+        """Record one token per row."""
         self.tokens[rows, position] = tokens
         self.logprobs[rows, position] = logprobs.gather(1, tokens[:, None]).squeeze(1)
         if self.distributions is not None:
             self.distributions.append((rows, logprobs))
 
     def completions(self, eos_token_id: int, version: int) -> list[Completion]:
+        """The rows, each up to its first end token."""
         ended = self.tokens == eos_token_id
-        drawn = (self.tokens >= 0).sum(dim=1)
-        lengths = torch.where(ended.any(dim=1), ended.long().argmax(dim=1) + 1, drawn)
         stopped = ended.any(dim=1)
-        dense = self._dense() if self.distributions is not None else None
-        return [
-            Completion(
-                token_ids=tuple(self.tokens[row, :length].tolist()),
-                logprobs=self.logprobs[row, :length].clone(),
-                finish_reason="stop" if stopped[row] else "length",
-                policy_version=version,
-                distributions=None if dense is None else dense[row, :length],
+        lengths = torch.where(stopped, ended.long().argmax(dim=1) + 1, (self.tokens >= 0).sum(dim=1)).tolist()
+        dense = self._dense()
+        found = []
+        for row, (tokens, length, stop) in enumerate(
+            zip(self.tokens.tolist(), lengths, stopped.tolist(), strict=True)
+        ):
+            logprobs = self.logprobs[row, :length].clone()
+            if not bool(torch.isfinite(logprobs).all()):
+                raise EngineError("the engine's logits are not finite: its weights have diverged or are damaged")
+            found.append(
+                Completion(
+                    token_ids=tuple(tokens[:length]),
+                    logprobs=logprobs,
+                    finish_reason="stop" if stop else "length",
+                    policy_version=version,
+                    distributions=None if dense is None else dense[row, :length],
+                )
             )
-            for row, length in enumerate(lengths.tolist())
-        ]
+        return found
 
-    def _dense(self) -> Tensor:
-        assert self.distributions is not None
+    def _dense(self) -> Tensor | None:
+        if self.distributions is None:
+            return None
         width = self.distributions[0][1].shape[1]
-        dense = torch.empty(len(self.tokens), len(self.distributions), width)
+        dense = self.logprobs.new_empty(len(self.tokens), len(self.distributions), width)
         for position, (rows, logprobs) in enumerate(self.distributions):
             dense[rows, position] = logprobs
         return dense
 
 
 def _draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF draw in float64: the first token whose cumulated probability exceeds u, never one of probability 0."""
-    cumulated = logprobs.double().exp().cumsum(dim=-1)
+    """Inverse-CDF draw in float64: the first token whose cumulated probability exceeds u, so never an impossible one."""
+    cumulated = logprobs.double().exp_().cumsum(dim=-1)
     threshold = (uniforms * cumulated[:, -1])[:, None]
-    return torch.searchsorted(cumulated, threshold, right=True).squeeze(1).clamp(max=logprobs.shape[-1] - 1)
+    return torch.searchsorted(cumulated, threshold, right=True).squeeze(1).clamp_(max=logprobs.shape[-1] - 1)
 
 
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    """A copy of the state dict; tensors that are tied stay one tensor."""
+    copies: dict[int, Tensor] = {}
+    return {
+        name: copies.setdefault(tensor.data_ptr(), tensor.detach().clone())
+        for name, tensor in model.state_dict().items()
+    }

@@ -1,8 +1,9 @@
-"""Engine numerics: copies of a model whose linear layers compute as a quantised engine's would."""
+"""Engine numerics: linear layers that compute as a quantised engine's would."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,73 +14,93 @@ from holdfast.errors import ConfigError, nearest
 Precision = Literal["float32", "bfloat16", "int8", "int8_weight", "int4_weight", "fp8_weight"]
 
 
-class QuantizedLinear(nn.Module):
-    """A linear layer with weights on a grid of one scale per output channel, and optionally int8 activations.
+def check_precision(precision: str) -> Precision:
+    """The same name.
 
-    int8: activations are rounded too, one scale per row (dynamic, symmetric), so the product is of small integers.
-    Held in float32 their sums are exact up to 1040 inputs (127² · 1040 < 2²⁴) and right to 1e-7 beyond: the numbers of an int8 kernel at the speed of a float one. int4_weight, int8_weight, fp8_weight: weights only.
+    Raises:
+        ConfigError: unknown precision.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"engine.precision = {precision!r}: {nearest(precision, get_args(Precision))}")
+    return precision  # pyright: ignore[reportReturnType]
+
+
+class EngineLinear(nn.Module):
+    """y = x Wᵀ + b in the engine's numerics; W [out, in] is given anew with every sync.
+
+    int8: weights on 255 levels with one scale per output channel, activations with one scale per row (both symmetric,
+    the latter dynamic), so the product is of small integers. These are held in float32, where their sums are exact up
+    to 1040 inputs (127² · 1040 < 2²⁴) and right to 1e-7 beyond: the numbers of an int8 kernel on any processor.
+    int8_weight, int4_weight, fp8_weight (e4m3): only the weights are on such a grid. The scales are per row, never per
+    batch, so what else is in the batch does not matter.
     """
 
-    def __init__(self, source: nn.Linear, precision: Precision) -> None:
-        super().__init__()
-        self.precision = precision
-        self.register_buffer("bias", None if source.bias is None else source.bias.detach().float().clone())
-        self.load(source.weight.detach())
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
 
-    def load(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Quantise a new weight [out, in]."""
-        weight = weight.detach().float()
-        if bias is not None:
-            self.bias = bias.detach().float().clone()
-        if self.precision == "fp8_weight":
-            scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 448
-            levels = (weight / scale).to(torch.float8_e4m3fn).float()
-        else:
-            top = 7 if self.precision == "int4_weight" else 127
-            scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / top
-            levels = (weight / scale).round()
-        if self.precision == "int8":
-            self.register_buffer("levels", levels)
-            self.register_buffer("scale", scale.squeeze(1))
-        else:
-            self.register_buffer("weight", levels * scale)
+    def __init__(self, precision: Precision, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        super().__init__()
+        self.precision: Precision = precision
+        for name in ("weight", "scale", "bias"):
+            self.register_buffer(name, None)
+        self.load(weights, biases)
+
+    def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Take new weights; several are stacked into one product (their output channels follow each other)."""
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        self.weight, self.scale = _on_grid(torch.cat([w.detach() for w in weights]).to(dtype), self.precision)
+        given = [bias.detach() for bias in biases if bias is not None]
+        self.bias = torch.cat(given).to(dtype) if given else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.precision != "int8":
-            return linear(inputs, self.weight, self.bias)  # pyright: ignore[reportArgumentType]
-        step = inputs.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
-        product = linear((inputs / step).round_(), self.levels)  # pyright: ignore[reportArgumentType]
-        product = product.mul_(step).mul_(self.scale)  # pyright: ignore[reportArgumentType]
-        return product if self.bias is None else product + self.bias
+        if self.scale is None:
+            return linear(inputs, self.weight, self.bias)
+        step = inputs.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12).div_(127)
+        product = linear((inputs / step).round_(), self.weight).mul_(step).mul_(self.scale)
+        return product if self.bias is None else product.add_(self.bias)
+
+
+def _on_grid(weight: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
+    """(the weights, None), or for int8 (levels, scale [out])."""
+    if precision in ("float32", "bfloat16"):
+        return weight, None
+    largest = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
+    if precision == "fp8_weight":
+        scale = largest / torch.finfo(torch.float8_e4m3fn).max
+        return (weight / scale).to(torch.float8_e4m3fn).float() * scale, None
+    scale = largest / (7 if precision == "int4_weight" else 127)
+    levels = (weight / scale).round()
+    return (levels, scale.squeeze(1)) if precision == "int8" else (levels * scale, None)
 
 
 def engine_copy(model: nn.Module, precision: str) -> nn.Module:
-    """A copy of `model` in the engine's numerics, without gradient, in evaluation mode.
+    """A copy of any Hugging Face model in the engine's numerics, without gradient, in evaluation mode.
 
     Raises:
         ConfigError: unknown precision.
     """
     import copy
 
-    if precision not in get_args(Precision):
-        raise ConfigError(f"engine.precision = {precision!r}: {nearest(precision, get_args(Precision))}")
+    kind = check_precision(precision)
     twin = copy.deepcopy(model).requires_grad_(False).eval()
-    if precision == "bfloat16":
+    if kind == "bfloat16":
         return twin.to(torch.bfloat16)
     twin = twin.float()
-    if precision != "float32":
+    if kind != "float32":
         for name, module in list(twin.named_modules()):
             if isinstance(module, nn.Linear):
-                twin.set_submodule(name, QuantizedLinear(module, precision))  # pyright: ignore[reportArgumentType]
+                twin.set_submodule(name, EngineLinear(kind, [module.weight], [module.bias]))
     return twin
 
 
 @torch.no_grad()
-def load_weights(twin: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_weights(twin: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give an engine copy new weights (a state dict of the model that it is a copy of)."""
-    quantized = {name: module for name, module in twin.named_modules() if isinstance(module, QuantizedLinear)}
+    quantized = {name: module for name, module in twin.named_modules() if isinstance(module, EngineLinear)}
     for name, module in quantized.items():
-        module.load(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
+        module.load([weights[f"{name}.weight"]], [weights.get(f"{name}.bias")])
+    targets: list[tuple[str, Any]] = [*twin.named_parameters(), *twin.named_buffers()]
+    for name, tensor in targets:
         if name in weights and name.rpartition(".")[0] not in quantized:
             tensor.copy_(weights[name])

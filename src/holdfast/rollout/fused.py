@@ -1,0 +1,267 @@
+"""A decoder for dense Llama-like models (Llama, Qwen2, Qwen3): the same numbers in a fraction of the time.
+
+What it saves against the model's own forward pass: the queries, keys and values of a layer are one product, and so are
+the two halves of the gated layer; head norms and the rotary embedding are folded into one pair of tables; the rows of a
+group share the keys and values of their prompt, which are read from memory once per group and step; and the keys are
+stored transposed, the layout in which the processor multiplies them fastest.
+
+With prompt part P and response part R of the context, for a row with query q (scaled, normed, rotated):
+    o = softmax([q Kᵀ_P + bias, q Kᵀ_R]) [V_P; V_R]
+Prompts are padded on the right, where causal attention cannot see the padding; bias is −∞ there. All rows are at the
+same response step, so the response part is never padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from holdfast.rollout.quantize import EngineLinear, check_precision
+
+FIRST_ROOM = 64
+"""Response tokens that a new cache has room for; it doubles when they are used up."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The weights of one layer; head_norm [query + key heads, D]."""
+
+    input_norm: Tensor
+    qkv: EngineLinear
+    head_norm: Tensor | None
+    output: EngineLinear
+    middle_norm: Tensor
+    gate_up: EngineLinear
+    down: EngineLinear
+
+
+def supports(model: Any) -> bool:
+    """Whether the fused decoder computes this model: dense, full attention everywhere, a static rotary embedding."""
+    if type(model).__name__ not in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
+        return False
+    config = model.config
+    return (
+        set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and config.hidden_act == "silu"
+        and (config.rope_parameters or {}).get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
+        and not getattr(config, "mlp_bias", False)
+    )
+
+
+class FusedDecoder:
+    """A copy of the policy in the engine's numerics (holdfast.rollout.decoder.Decoder)."""
+
+    def __init__(self, model: Any, precision: str) -> None:
+        """Copy `model`.
+
+        Raises:
+            ConfigError: unknown precision.
+        """
+        import copy
+
+        config = model.config
+        self.precision = check_precision(precision)
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
+        self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.layers, self.epsilon = config.num_hidden_layers, config.rms_norm_eps
+        self.rotary = copy.deepcopy(model.model.rotary_emb)
+        self.load(model.state_dict())
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the weights of a state dict."""
+        self.embedding = self._plain(weights, "model.embed_tokens")
+        self.norm = self._plain(weights, "model.norm")
+        self.head = self._linear(weights, "lm_head")
+        self.blocks = [self._block(weights, f"model.layers.{index}.") for index in range(self.layers)]
+
+    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor) -> FusedDecoding:
+        """Read distinct prompts; row i of the batch continues prompt `owners[i]` (sorted)."""
+        longest = max(map(len, prompts))
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=owners.device)
+        tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=owners.device)
+        hidden = self.embedding[tokens]
+        tables = self.tables(torch.arange(longest, device=owners.device))
+        prefix = []
+        for block, (cos, sin) in zip(self.blocks, tables, strict=True):
+            queries, keys, values = (part.transpose(1, 2) for part in self.attended(block, hidden, cos, sin))
+            mixed = functional.scaled_dot_product_attention(
+                queries, keys, values, is_causal=True, scale=1.0, enable_gqa=self.heads != self.shared
+            )
+            hidden = self.finish(block, hidden, mixed.transpose(1, 2).flatten(2))
+            prefix.append((keys.transpose(2, 3).contiguous(), values.contiguous()))
+        last = hidden[torch.arange(len(prompts), device=owners.device), lengths - 1]
+        return FusedDecoding(self, prefix, lengths, owners, self.logits(last)[owners])
+
+    def tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per layer (cos, sin) [n, heads, D] with x ↦ x · cos + roll(x, D/2) · sin the norm's gain, rotation and scale.
+
+        With gain g, rotate(g x) = g x cos + [−(g x)₂, (g x)₁] sin; queries carry the factor D^(−1/2).
+        """
+        cos, sin = (t[0].float()[:, None] for t in self.rotary(torch.zeros(1, device=positions.device), positions[None]))
+        half = self.width // 2
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        scale = torch.ones(self.heads + self.shared, 1, device=positions.device)
+        scale[: self.heads] = self.width**-0.5
+        found = []
+        for block in self.blocks:
+            gain = scale if block.head_norm is None else scale * block.head_norm.float()
+            gain = gain.expand(-1, self.width)
+            found.append((cos * gain, signed * gain.roll(half, -1)))
+        return found
+
+    def attended(self, block: _Block, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values [..., heads, D] in float32, normed and rotated."""
+        normed = functional.rms_norm(hidden, hidden.shape[-1:], block.input_norm, self.epsilon)
+        states = block.qkv(normed).float().unflatten(-1, (-1, self.width))
+        turned, values = states.split([self.heads + self.shared, self.shared], dim=-2)
+        if block.head_norm is not None:
+            turned = functional.rms_norm(turned, (self.width,), None, self.epsilon)
+        turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, -1), sin)
+        queries, keys = turned.split([self.heads, self.shared], dim=-2)
+        return queries, keys, values
+
+    def finish(self, block: _Block, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """The rest of a layer after attention."""
+        hidden = hidden + block.output(mixed.to(self.dtype))
+        normed = functional.rms_norm(hidden, hidden.shape[-1:], block.middle_norm, self.epsilon)
+        gate, up = block.gate_up(normed).chunk(2, dim=-1)
+        return hidden + block.down(functional.silu(gate) * up)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, V] in float32."""
+        return self.head(functional.rms_norm(hidden, hidden.shape[-1:], self.norm, self.epsilon)).float()
+
+    def _block(self, weights: Mapping[str, Tensor], name: str) -> _Block:
+        attention, gated = f"{name}self_attn.", f"{name}mlp."
+        head_norm = None
+        if f"{attention}q_norm.weight" in weights:
+            gains = [self._plain(weights, f"{attention}{part}_norm") for part in "qk"]
+            counts = (self.heads, self.shared)
+            head_norm = torch.cat([gain.expand(count, -1) for gain, count in zip(gains, counts, strict=True)])
+        return _Block(
+            input_norm=self._plain(weights, f"{name}input_layernorm"),
+            qkv=self._linear(weights, *(f"{attention}{part}_proj" for part in "qkv")),
+            head_norm=head_norm,
+            output=self._linear(weights, f"{attention}o_proj"),
+            middle_norm=self._plain(weights, f"{name}post_attention_layernorm"),
+            gate_up=self._linear(weights, f"{gated}gate_proj", f"{gated}up_proj"),
+            down=self._linear(weights, f"{gated}down_proj"),
+        )
+
+    def _plain(self, weights: Mapping[str, Tensor], name: str) -> Tensor:
+        return weights[f"{name}.weight"].detach().to(self.dtype)
+
+    def _linear(self, weights: Mapping[str, Tensor], *names: str) -> EngineLinear:
+        stacked = [weights[f"{name}.weight"] for name in names]
+        return EngineLinear(self.precision, stacked, [weights.get(f"{name}.bias") for name in names])
+
+
+class FusedDecoding:
+    """A batch in progress: prompt keys per group, response keys per row (see holdfast.rollout.decoder.Decoding)."""
+
+    def __init__(
+        self,
+        model: FusedDecoder,
+        prefix: list[tuple[Tensor, Tensor]],
+        lengths: Tensor,
+        owners: Tensor,
+        logits: Tensor,
+    ) -> None:
+        self.model, self.prefix, self.lengths, self.logits = model, prefix, lengths, logits
+        longest = int(lengths.max())
+        padded = torch.arange(longest, device=lengths.device) >= lengths[:, None]
+        self.bias = torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, -torch.inf)[:, None, None]
+        self.ragged = bool(padded.any())
+        self.steps, self.room = 0, 0
+        self.cache: list[tuple[Tensor, Tensor]] = [(logits.new_empty(0), logits.new_empty(0)) for _ in prefix]
+        self._seat(owners)
+
+    def step(self, tokens: Tensor) -> None:
+        """Feed one token to each row."""
+        if self.steps == self.room:
+            self._grow()
+        model, hidden = self.model, self.model.embedding[tokens]
+        at = self.positions + self.steps if self.ragged else [int(self.lengths[0]) + self.steps]
+        for index, block in enumerate(model.blocks):
+            cos, sin = self._tables[index]
+            queries, keys, values = model.attended(block, hidden, cos[at], sin[at])
+            hidden = model.finish(block, hidden, self._attend(index, queries, keys, values))
+        self.steps += 1
+        self.logits = model.logits(hidden)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all other rows."""
+        self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+        self.logits = self.logits[rows]
+        self._seat(self.owners[rows])
+
+    def _attend(self, index: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The attention output [rows, heads · D] over the prompt and the response so far."""
+        (old_keys, old_values), (own_keys, own_values) = self.prefix[index], self.cache[index]
+        own_keys[..., self.steps], own_values[..., self.steps, :] = keys, values
+        end = self.steps + 1
+        rows, _, width = queries.shape
+        shared = self.model.shared
+        queries = queries.reshape(rows, shared, -1, width)
+        prompt = self._gather(queries) @ old_keys
+        if self.ragged:
+            prompt = prompt + self.bias
+        scores = torch.cat([self._scatter(prompt, rows), queries @ own_keys[..., :end]], dim=-1).softmax(dim=-1)
+        longest = old_keys.shape[-1]
+        mixed = scores[..., longest:] @ own_values[..., :end, :]
+        mixed += self._scatter(self._gather(scores[..., :longest]) @ old_values, rows)
+        return mixed.reshape(rows, -1)
+
+    def _gather(self, states: Tensor) -> Tensor:
+        """[rows, shared, r, n] per row as [prompts, shared, seats · r, n] per prompt."""
+        if self.seats is not None:
+            states = states[self.seats]
+        rows, shared, repeated, width = states.shape
+        grouped = states.view(self.prompts, -1, shared, repeated, width).transpose(1, 2)
+        return grouped.reshape(self.prompts, shared, -1, width)
+
+    def _scatter(self, states: Tensor, rows: int) -> Tensor:
+        """The inverse of `_gather`."""
+        prompts, shared, _, width = states.shape
+        places = rows // prompts if self.seats is None else len(self.seats) // prompts
+        flat = states.view(prompts, shared, places, -1, width).transpose(1, 2).reshape(prompts * places, shared, -1, width)
+        return flat if self.places is None else flat[self.places]
+
+    def _seat(self, owners: Tensor) -> None:
+        """Lay rows out by prompt: `seats` [prompts · places] names the row on each seat, `places` each row's seat.
+
+        Both are None where every prompt has as many rows as the next, and rows are in order already.
+        """
+        kept, owners, counts = owners.unique_consecutive(return_inverse=True, return_counts=True)
+        if len(kept) < len(self.lengths):
+            self.prefix = [(keys[kept], values[kept]) for keys, values in self.prefix]
+            self.lengths, self.bias = self.lengths[kept], self.bias[kept]
+        self.owners, self.prompts = owners, len(kept)
+        self.positions = self.lengths[owners]
+        self.seats = self.places = None
+        if bool((counts != counts[0]).any()):
+            most, first = int(counts.max()), counts.cumsum(0) - counts
+            within = torch.arange(most, device=counts.device).minimum(counts[:, None] - 1)
+            self.seats = (first[:, None] + within).flatten()
+            self.places = owners * most + torch.arange(len(owners), device=owners.device) - first[owners]
+
+    def _grow(self) -> None:
+        """Double the room for response tokens."""
+        rows, shared, width = len(self.owners), self.model.shared, self.model.width
+        self.room = max(FIRST_ROOM, 2 * self.room)
+        grown = []
+        for keys, values in self.cache:
+            wide = self.logits.new_empty(rows, shared, width, self.room)
+            long = self.logits.new_empty(rows, shared, self.room, width)
+            if self.steps:
+                wide[..., : self.steps], long[..., : self.steps, :] = keys, values
+            grown.append((wide, long))
+        self.cache = grown
+        reach = int(self.lengths.max()) + self.room
+        self._tables = self.model.tables(torch.arange(reach, device=self.lengths.device))
