@@ -99,15 +99,18 @@ def train(
     - kl_cov: the arms of the largest (log π - E log π) A that carry a `share` of the probability pay β k2(old‖π)
       through eight inner steps per rollout; the penalty has no fixed point of its own.
     - clip_cov: those arms lose their gradient altogether.
-    ConfigError for an unknown control.
+    ConfigError for an unknown control, and for a β at which the inner steps would overshoot: rate · β · share ≥ 16.
     """
     if control not in CONTROLS:
         raise ConfigError(f"unknown control {control!r}: {nearest(control, CONTROLS)}")
+    if control == "kl_cov" and rate * beta * share >= 16:
+        raise ConfigError(f"beta is {beta}, allowed is below 16 / (rate · share) = {16 / (rate * share):g}")
     logits = torch.zeros_like(values)
     rewards, entropies = [], []
     for k in range(steps + 1):
         log_pi = logits.log_softmax(-1)
-        pi, now = log_pi.exp(), entropy(logits)
+        pi = log_pi.exp()
+        now = -(pi * log_pi).sum()
         advantage = values - (pi * values).sum()
         rewards.append((pi * values).sum())
         entropies.append(now)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.core.divergences import expm1_minus
-from holdfast.errors import ConfigError, DataError
+from holdfast.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,10 @@ class ChainPair:
     """Two policies over K states: the next token is the next state, drawn from a row of `rollout` or `current`.
 
     Log-probabilities [K, K]; both start in state 0. A state that both leave with probability 0 ends the response.
-    DataError unless both are K × K.
     """
 
     rollout: Float[Tensor, "K K"]
     current: Float[Tensor, "K K"]
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.rollout.shape)
-        if len(shape) != 2 or shape[0] != shape[1] or shape != tuple(self.current.shape):
-            raise DataError(
-                f"a chain needs two square [K, K] tables, got {shape} for the rollout policy and "
-                f"{tuple(self.current.shape)} for the current one"
-            )
 
 
 @dataclass(frozen=True)
