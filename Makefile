@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format typecheck docs clean
+.PHONY: demo test test-trl test-verl lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -20,6 +20,19 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The peers whose released losses ours are compared with, each with its complete lock in an environment of its own.
+test-trl test-verl: test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest tests/oracles/test_$*.py
+
+.venv-%/.installed: requirements/test-%.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@echo "Installing into .venv-$* (once; about three minutes, 2 GB)"
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< "$$(grep '^torch==' $<)" setuptools
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
