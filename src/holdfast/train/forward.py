@@ -52,15 +52,17 @@ class Policy:
     """The model being trained and how its logits become the distribution that the engine claims to sample from.
 
     `temperature` divides the logits. With `renormalize`, tokens outside the engine's support (top-p, top-k, min-p)
-    are removed before the softmax, so that both policies are distributions over the same set.
+    are removed before the softmax, so that both policies are distributions over the same set. Entropy carries a
+    gradient only where `entropy_gradient` asks for one.
     """
 
     model: Any
     temperature: float = 1.0
     renormalize: bool = False
+    entropy_gradient: bool = False
 
     def stats(self, sequences: Sequences) -> TokenStats:
-        """Log-probabilities and entropy (with gradient) and, where distributions are known, exact KL, TV and χ².
+        """Log-probabilities (with gradient), entropy and, where distributions are known, exact KL, TV and χ².
 
         All [B, T] and zero outside the response mask; nats. Divergences are of this policy from the rollout policy,
         over the rollout's support; where this policy is not renormalised on it, KL counts the mass that it wastes.
@@ -79,7 +81,7 @@ class Policy:
         sampled = log_policy.gather(1, sequences.input_ids[row, position].unsqueeze(1)).squeeze(1)
         return TokenStats(
             logprobs=_scatter(sampled, mask),
-            entropy=_scatter(entropy(log_policy), mask),
+            entropy=_scatter(entropy(log_policy if self.entropy_gradient else log_policy.detach()), mask),
             **{name: _scatter(value, mask) for name, value in drift.items()},
         )
 

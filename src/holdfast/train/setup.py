@@ -69,6 +69,7 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
         model,
         temperature=config.sampling.temperature if processed else 1.0,
         renormalize=processed and config.sampling.truncates,
+        entropy_gradient="entropy" in objective.needs,
     )
     root = warm_starts or folder.warm_starts
     _warm(config, Policy(model), source, root, progress)

@@ -31,7 +31,9 @@ def warm_start(policy: Policy, source: PromptSource, config: RunConfig, progress
     phases.append((settings.sloppy_steps, settings.sloppy_learning_rate, settings.error_rate))
     done, total = 0, settings.clean_steps + settings.sloppy_steps
     for phase, (steps, rate, error_rate) in enumerate(phases):
-        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(
+            policy.model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        )
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * _schedule(step, steps)

@@ -1,0 +1,191 @@
+"""The loop as a whole: same seed same numbers, resume bit for bit, micro-batches change nothing, everything on disk."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from holdfast.errors import DataError
+from holdfast.rollout.store import read_rollouts
+from holdfast.train.checkpoint import latest_checkpoint
+
+SCALARS = (
+    *("tokens", "reward_mean", "reward_std", "accuracy", "entropy", "response_length_mean", "truncated_share"),
+    *("loss", "grad_norm", "learning_rate", "policy_lag", "kl_exact_mean", "kl_exact_max", "rollout_k1_mean"),
+    *("rollout_k2_mean", "rollout_k2_max", "rollout_k3_mean", "rollout_k3_max", "abs_log_ratio_mean"),
+    *("abs_log_ratio_max", "masked_sequences", "masked_tokens", "clip_share", "ess", "weight_mean", "weight_max"),
+    *("effective_tokens", "coefficient_max"),
+)
+TIMES = {"seconds", "cpu_seconds", "tokens_per_cpu_second", "time_split"}
+
+
+def numbers(folder):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in folder.read_metrics()]
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(latest_checkpoint(folder.checkpoints) / "model" / "model.safetensors")
+
+
+def same_weights(first, second):
+    first, second = weights(first), weights(second)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_same_seed_same_numbers_and_resume_bit_for_bit(small_run):
+    whole, _ = small_run("whole")
+    again, _ = small_run("again")
+    assert numbers(again) == numbers(whole) and same_weights(again, whole)
+
+    asked = iter([False, False, False, True])  # a Ctrl-C in the third step: checked once before every step
+    cut, summary = small_run("cut", stop=lambda: next(asked))
+    assert (summary["finished"], summary["steps"]) == (False, 3)
+    # A kill right after the third step's line: its checkpoint is lost, its line and rollouts are written again.
+    shutil.rmtree(latest_checkpoint(cut.checkpoints))
+    assert latest_checkpoint(cut.checkpoints).name == "step_0002"
+    small_run("cut", resume=True)
+    assert numbers(cut) == numbers(whole) and same_weights(cut, whole)
+    assert [r.rollout_logprobs for r in read_rollouts(cut.path / "rollouts" / "step_0004.parquet")] == [
+        r.rollout_logprobs for r in read_rollouts(whole.path / "rollouts" / "step_0004.parquet")
+    ]
+
+
+def test_another_seed_gives_other_numbers(small_run, warm_starts):
+    first, _ = small_run("first", "--steps", "1")
+    second, _ = small_run("second", "--steps", "1", "--seed", "1")
+    assert numbers(first)[1]["entropy"] != numbers(second)[1]["entropy"]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "{preset = 'ppo'}",
+        "{preset = 'trm+sspo+kl_cov', delta = 0.3}",
+        "{preset = 'gspo+clip_cov', clip_share = 0.05}",
+        "{preset = 'trm_max', normalize = {over = 'accepted'}}",
+    ],
+)
+@pytest.mark.parametrize("split", [[], ["--batch.minibatches", "2", "--batch.epochs", "2"]], ids=["one", "several"])
+def test_micro_batches_change_nothing(small_run, objective, split):
+    options = ["--steps", "2", "--objective", objective, *split]
+    whole, _ = small_run("whole", *options, "--batch.micro_batch_tokens", "100000")
+    cut, _ = small_run("cut", *options, "--batch.micro_batch_tokens", "60")
+    for first, second in zip(numbers(whole)[1:], numbers(cut)[1:], strict=True):
+        for name in ("loss", "grad_norm", "entropy", "kl_exact_mean", "masked_sequences", "clip_share"):
+            assert math.isclose(first[name], second[name], rel_tol=2e-4, abs_tol=1e-6), name
+    for name, value in weights(whole).items():
+        assert torch.allclose(value, weights(cut)[name], atol=2e-5), name
+
+
+def test_everything_a_person_needs_is_in_the_folder(small_run):
+    folder, summary = small_run("run")
+    assert json.loads(folder.summary.read_text()) == summary
+    assert summary["finished"] and summary["steps"] == 4
+    assert [record["step"] for record in folder.read_metrics()] == [0, 1, 2, 3, 4]
+    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["step_0002", "step_0004"]
+    last = folder.read_metrics()[-1]
+    for name in SCALARS:
+        assert math.isfinite(last[name]), name
+    assert len(last["masked_by_length"]) == 4 and len(last["length_quartiles"]) == 3
+    assert last["policy_lag"] == 1 and folder.read_metrics()[1]["policy_lag"] == 0
+    assert last["bounds"]["unified"] == min(v for k, v in last["bounds"].items() if not k.startswith("unified"))
+    drift = last["drift_by_position"]
+    assert len(drift["edges"]) == len(drift["abs_log_mean"]) + 1 == len(drift["kl_exact_max"]) + 1
+    assert set(last["time_split"]) == {"generate", "old_logprobs", "update", "evaluate", "other"}
+    assert last["seconds"] == pytest.approx(sum(last["time_split"].values()), rel=1e-6)
+
+
+def test_rollouts_hold_both_policies_verdict_and_reason(small_run):
+    folder, _ = small_run("run", "--objective.delta", "0.001", "--steps", "2")
+    records = list(read_rollouts(folder.path / "rollouts" / "step_0002.parquet"))
+    metrics = folder.read_metrics()[2]
+    assert len(records) == 16 and sum(len(r.response_ids) for r in records) == metrics["tokens"]
+    rejected = [record for record in records if not any(record.trust_mask)]
+    assert len(rejected) / 16 == metrics["masked_sequences"] > 0
+    assert all((record.mask_reason or "").startswith("trm_max") == (record in rejected) for record in records)
+    ratios = [
+        trainer - rollout
+        for record in records
+        for trainer, rollout in zip(record.trainer_logprobs, record.rollout_logprobs, strict=True)
+    ]
+    assert sum(map(abs, ratios)) / len(ratios) == pytest.approx(metrics["abs_log_ratio_mean"], rel=1e-4)
+    # delta = .001 on k2 = (log ratio)^2 / 2: rejected exactly where some |log ratio| exceeds sqrt(.002).
+    for record in records:
+        largest = max(abs(a - b) for a, b in zip(record.trainer_logprobs, record.rollout_logprobs, strict=True))
+        assert (record in rejected) == (largest**2 / 2 > 0.001)
+    assert {record.step for record in records} == {2} and {record.environment for record in records} == {"ledger"}
+    assert all(len(record.token_texts) == len(record.response_ids) for record in records)
+
+
+def test_trainer_and_float32_engine_agree_when_nothing_differs(small_run):
+    """An engine without lag and quantisation is the trainer: truncated sampling included, drift is rounding."""
+    for name, sampling in (
+        ("plain", []),
+        ("warm", ["--sampling.temperature", "0.7"]),
+        ("truncated", ["--sampling.top_p", "0.9", "--sampling.temperature", "1.3"]),
+        ("top_k", ["--sampling.top_k", "3", "--engine.exact_kl", "false"]),
+    ):
+        folder, _ = small_run(name, "--engine.precision", "float32", "--engine.lag", "0", "--steps", "1", *sampling)
+        record = folder.read_metrics()[1]
+        assert record["abs_log_ratio_max"] < 1e-3, name
+        assert record["kl_exact_max"] < 1e-5, name
+
+
+def test_raw_trainer_logprobs_are_a_mismatch_that_shows(small_run):
+    folder, _ = small_run(
+        "raw", "--engine.precision", "float32", "--engine.lag", "0", "--steps", "1",
+        "--sampling.temperature", "0.7", "--sampling.trainer_support", "raw",
+    )  # fmt: skip
+    assert folder.read_metrics()[1]["abs_log_ratio_mean"] > 1e-3
+
+
+def test_engine_without_distributions_measures_no_exact_kl(small_run):
+    folder, _ = small_run("sampled", "--engine.exact_kl", "false", "--steps", "1")
+    record = folder.read_metrics()[1]
+    assert "kl_exact_mean" not in record and "bounds" not in record and "rollout_k3_mean" in record
+
+
+def test_a_reference_penalty_measures_from_the_warm_start(small_run):
+    kl = "[{kind = 'kl', coefficient = 0.0, policy = 'ref'}]"
+    with_penalty, _ = small_run("kl", "--steps", "2", "--objective", "{preset = 'ppo', penalties = " + kl + "}")
+    without, _ = small_run("plain", "--steps", "2", "--objective", "{preset = 'ppo'}")
+    assert same_weights(with_penalty, without)
+    strong = kl.replace("0.0", "5.0")
+    changed, _ = small_run("strong", "--steps", "2", "--objective", "{preset = 'ppo', penalties = " + strong + "}")
+    assert not same_weights(changed, without)
+
+
+def test_all_rewards_equal_is_said_and_changes_nothing(small_run, monkeypatch):
+    monkeypatch.setattr("holdfast.tasks.chains.ChainTask.reward", lambda self, problem, text: 0.0)
+    folder, _ = small_run("run", "--steps", "1")
+    record = folder.read_metrics()[1]
+    assert any("all rewards equal 0" in warning for warning in record["warnings"])
+    assert record["loss"] == 0.0 and record["grad_norm"] == 0.0
+
+
+def test_every_sequence_masked_is_said_with_the_threshold_that_would_keep_some(small_run):
+    folder, _ = small_run("run", "--steps", "2", "--objective.delta", "1e-9")
+    record = folder.read_metrics()[2]
+    (warning,) = [w for w in record["warnings"] if "every sequence masked" in w]
+    assert record["grad_norm"] == 0.0
+    delta = warning.split("raise delta to ")[1].split()[0]
+    kept, _ = small_run("kept", "--steps", "2", "--objective.delta", str(float(delta) * 1.05))
+    assert 0.5 <= 1 - kept.read_metrics()[2]["masked_sequences"] <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (lambda self, problem, text: 1 / 0, r"reward function raised ZeroDivisionError.*prompt 'a"),
+        (lambda self, problem, text: float("nan"), r"reward function returned nan for prompt 'a"),
+        (lambda self, problem, text: "right", r"reward function raised ValueError"),
+    ],
+)
+def test_a_broken_reward_function_is_named(small_run, monkeypatch, reward, words):
+    monkeypatch.setattr("holdfast.tasks.chains.ChainTask.reward", reward)
+    with pytest.raises(DataError, match=words):
+        small_run("run", "--steps", "1")
