@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.rollout.store import write_rollouts
 from holdfast.types import Rollout
 
 FORMULA = "L = − Σ n · m · M · φ(r, A)\nφ = min(r A, clip(r, 0.8, 1.2) A)\nM = 1[max_t KL(roll‖θ) ≤ 0.3]"
@@ -98,7 +99,7 @@ def metrics_row(rng: random.Random, step: int, steps: int) -> dict[str, Any]:
 
 
 def make_run(folder: Path, steps: int = 60, seed: int = 0) -> tuple[Path, list[Rollout]]:
-    """A run folder without its parquet, and the rollouts that it would hold."""
+    """A whole run folder, and the rollouts that it holds."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [metrics_row(rng, step, steps) for step in range(1, steps + 1)]
@@ -117,7 +118,13 @@ def make_run(folder: Path, steps: int = 60, seed: int = 0) -> tuple[Path, list[R
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.toml").write_text('[objective]\npreset = "trm_max+ppo"\ndelta = 0.3\n')
-    return folder, [make_rollout(rng, step) for step in range(1, steps + 1) for _ in range(8)]
+    (folder / "rollouts").mkdir()
+    rollouts = []
+    for step in range(1, steps + 1):
+        of_step = [make_rollout(rng, step) for _ in range(8)]
+        write_rollouts(folder / "rollouts" / f"step_{step:04d}.parquet", of_step)
+        rollouts += of_step
+    return folder, rollouts
 
 
 @pytest.fixture

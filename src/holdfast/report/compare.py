@@ -30,7 +30,7 @@ from holdfast.report.page import (
     write_page,
 )
 from holdfast.report.plots import Series, line_chart
-from holdfast.report.scales import number
+from holdfast.report.scales import Number, number
 from holdfast.report.words import percent
 
 _MOST_BANDS = 6
@@ -166,7 +166,7 @@ def _curves(groups: Sequence[Group]) -> Markup:
     return section("How they got there", first, columns(*(figure(chart) for chart in smaller if chart)))
 
 
-def _chart(groups: Sequence[Group], key: str, names: tuple[str, str], scale: float, banded: bool, **options: Any):
+def _chart(groups: Sequence[Group], key: str, names: tuple[str, str], scale: Number, banded: bool, **options: Any):
     series = []
     for group in groups:
         curve = group.curve(key)
@@ -229,7 +229,7 @@ def _curve(run: Mapping[str, Any], key: str) -> dict[int, float]:
 
 
 def _mean(values: Sequence[float], missing: float = math.nan) -> float:
-    return math.fsum(values) / len(values) if values else missing
+    return sum(values) / len(values) if values else missing
 
 
 def _seeds(values: Sequence[float]) -> str:

@@ -38,7 +38,7 @@ class Metrics:
     def mean(self, key: str) -> float | None:
         """The mean over the steps that measured it."""
         values = self.series(key)[1]
-        return math.fsum(values) / len(values) if values else None
+        return sum(values) / len(values) if values else None
 
     def highest(self, key: str) -> tuple[int, float] | None:
         """Step and value of the largest value."""

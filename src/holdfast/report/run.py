@@ -24,7 +24,7 @@ from holdfast.report.page import (
     tiles,
     write_page,
 )
-from holdfast.report.scales import number
+from holdfast.report.scales import Number, number
 from holdfast.report.survey import survey_run
 from holdfast.report.words import headline, percent, progress
 
@@ -97,7 +97,7 @@ def _tiles(metrics: Metrics, summary: Mapping[str, Any]) -> list[tuple[str, str,
     return cards
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """Seconds for people: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:

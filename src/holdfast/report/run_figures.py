@@ -10,7 +10,7 @@ from holdfast.report.frame import Reference
 from holdfast.report.metrics import Metrics, binned, is_number
 from holdfast.report.page import Markup, absent, columns, figure, join, section, table
 from holdfast.report.plots import Series, histogram, line_chart, scatter_chart
-from holdfast.report.scales import number
+from holdfast.report.scales import Number, number
 from holdfast.report.survey import MOST_POINTS, Survey, thin_points
 from holdfast.report.tokens import token_key, token_view
 from holdfast.report.words import acceptance_by_length, is_bound, last_bounds
@@ -284,7 +284,7 @@ def rollouts(seen: Survey) -> Markup:
     )
 
 
-def _lines(metrics: Metrics, named: dict[str, str], scale: float = 1) -> list[Series]:
+def _lines(metrics: Metrics, named: dict[str, str], scale: Number = 1) -> list[Series]:
     found = [(name, metrics.series(key)) for key, name in named.items() if metrics.has(key)]
     return [Series(name, steps, [scale * v for v in values]) for name, (steps, values) in found]
 

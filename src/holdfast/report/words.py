@@ -88,12 +88,8 @@ def _masked(metrics: Metrics) -> Markup | str:
     said = ("The trust region masked ", _strong(percent(mean)), " of the sequences")
     if worst[1] >= 1:
         lost = sum(1 for v in metrics.series("masked_sequences")[1] if v >= 1)
-        steps = (
-            "1 step it masked every sequence, so that step"
-            if lost == 1
-            else f"{lost} steps it masked every sequence, so they"
-        )
-        return join((*said, f"; at {steps} taught nothing: the threshold is too tight."))
+        steps = f"{lost} step{'s' if lost > 1 else ''}"
+        return join((*said, f"; at {steps} it masked all of them and nothing was learned: the threshold is too tight."))
     return join((*said, f", at most {percent(worst[1])} (step {worst[0]})."))
 
 

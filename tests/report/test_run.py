@@ -1,0 +1,176 @@
+import json
+import re
+
+import pytest
+
+from holdfast.errors import DataError
+from holdfast.report.run import duration, write_run_report
+
+
+def rewrite(folder, change):
+    """Apply a change to every row of metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    rows = [change(json.loads(line)) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def text_of(folder, parse):
+    return parse(write_run_report(folder).read_text(encoding="utf-8")).text
+
+
+def test_the_page_of_a_whole_run(run_folder, parse):
+    folder, rollouts = run_folder()
+    path = write_run_report(folder)
+    document = path.read_text(encoding="utf-8")
+    seen = parse(document)
+    assert path == folder / "report.html"
+    assert len(document.encode()) < 1_000_000
+    headings = ["Learning", "Drift", "Trust region", "Error bounds", "Rollouts", "Time", "Configuration"]
+    assert re.findall("<h2>(.*?)</h2>", document) == headings
+    assert len(seen.all("figure", "plot")) == 15
+    assert len(seen.all("div", "viewer")) == 3
+    assert "was not measured" not in seen.text
+    assert "was not recorded" not in seen.text
+    assert f"Of {len(rollouts)} logged sequences" in seen.text
+
+
+def test_the_headline_says_what_was_learned_drifted_masked_and_bounded(run_folder, parse):
+    folder, _ = run_folder(steps=20)
+    worst = {}
+
+    def change(row):
+        row |= {"kl_exact_mean": 0.002, "kl_exact_max": 0.1 + row["step"] / 100, "masked_sequences": 0.25}
+        row["masked_by_length"] = [0.1, 0.2, 0.3, 0.4]
+        row["bounds"] = {"mixed": 8.2, "martingale": 0.335, "unified": 0.335, "unified_name": "martingale"}
+        return worst | row
+
+    rewrite(folder, change)
+    text = text_of(folder, parse).replace("\xa0", " ")
+    assert "Sampled accuracy on held-out problems rose from 27 % to 78 % in 20 steps." in text
+    assert "0.002 nats of exact KL per token on average and by 0.3 at the worst token (step 20)." in text
+    assert "The trust region masked 25 % of the sequences" in text
+    assert "Acceptance falls with length: 90 % of the shortest quarter, 60 % of the longest." in text
+    assert "The tightest bound on what the drift can cost is 0.34 (martingale)." in text
+    assert "martingale tightest, holds 0.335" in text
+    assert "mixed vacuous 8.2" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"masked_sequences": 1.0}, "at 5 steps it masked all of them and nothing was learned"),
+        ({"masked_sequences": 0.0, "masked_tokens": 0.0}, "Nothing was masked."),
+        ({"masked_sequences": 0.0, "masked_tokens": 0.03}, "No whole sequence was masked, but 3 % of the tokens were."),
+        (
+            {"bounds": {"mixed": 8.2, "martingale": float("inf")}},
+            "none guarantees anything; the tightest is 8.2 (mixed)",
+        ),
+        ({"bounds": {"unified": 0.5, "unified_name": "path"}}, "can cost is 0.5 (path)."),
+    ],
+)
+def test_the_headline_follows_the_numbers(run_folder, parse, change, said):
+    folder, _ = run_folder(steps=5)
+    rewrite(folder, lambda row: row | change)
+    assert said in text_of(folder, parse).replace("\xa0", " ")
+
+
+@pytest.mark.parametrize(
+    ("final", "said"),
+    [(0.1, "fell from 27 % to 10 %"), (0.275, "stayed at about 28 % in 5 steps. Nothing was learned.")],
+)
+def test_a_run_that_did_not_learn_is_not_praised(run_folder, parse, final, said):
+    folder, _ = run_folder(steps=5)
+    summary = json.loads((folder / "summary.json").read_text()) | {"final_accuracy": final}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert said in text_of(folder, parse).replace("\xa0", " ")
+
+
+ABSENT = {
+    "entropy": "Entropy was not measured.",
+    "drift_by_position": "Drift against position was not measured.",
+    "masked_by_length": "Acceptance against length was not measured.",
+    "bounds": "No error bound was computed in this run.",
+    "time_split": "The split of time was not measured.",
+    "tokens_per_cpu_second": "Tokens per CPU-second were not measured.",
+}
+
+
+@pytest.mark.parametrize("key", ABSENT)
+def test_what_was_not_measured_is_said_and_nothing_is_made_up(run_folder, parse, key):
+    folder, _ = run_folder(steps=5)
+    rewrite(folder, lambda row: {k: v for k, v in row.items() if k != key})
+    text = text_of(folder, parse)
+    assert ABSENT[key] in text
+    assert [other for other in ABSENT if ABSENT[other] in text] == [key]
+
+
+def test_any_subset_of_keys_gives_a_page(run_folder, parse):
+    folder, _ = run_folder(steps=3)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for key in rows[0]:
+        (folder / "metrics.jsonl").write_text(
+            "".join(json.dumps({"step": r["step"], key: r[key]}) + "\n" for r in rows)
+        )
+        text_of(folder, parse)
+
+
+def test_wrong_kinds_of_values_do_not_stop_the_page(run_folder, parse):
+    folder, _ = run_folder(steps=3)
+    for junk in (None, "text", [], [None, "x"], {}, {"edges": [0, 1], "kl_exact_mean": "x"}, True, -1, 1e308):
+        rewrite(folder, lambda row, junk=junk: {k: (v if k == "step" else junk) for k, v in row.items()})
+        text_of(folder, parse)
+
+
+def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, parse):
+    text = text_of(tmp_path, parse)
+    assert "No training step was completed" in text
+    assert "No rollouts were logged." in text
+    assert "config.toml was not found." in text
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="give the folder that `holdfast train` wrote"):
+        write_run_report(tmp_path / "nowhere")
+
+
+def test_hostile_text_in_a_run_stays_text(run_folder, parse):
+    folder, _ = run_folder(steps=3)
+    hostile = "<script>alert(1)</script>"
+    rewrite(folder, lambda row: row | {"warnings": [hostile], "bounds": {hostile: 0.5}, "time_split": {hostile: 1.0}})
+    (folder / "summary.json").write_text(json.dumps({"objective": hostile, "formula": hostile, hostile: hostile}))
+    (folder / "config.toml").write_text(hostile)
+    seen = parse(write_run_report(folder).read_text(encoding="utf-8"))
+    assert len(seen.all("script")) == 1
+    assert seen.text.count(hostile) >= 8
+
+
+def test_warnings_and_torn_lines_reach_the_reader(run_folder, parse):
+    folder, _ = run_folder(steps=10)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "accur')
+    text = text_of(folder, parse)
+    assert "acceptance falls with length: 83 %" in text
+    assert "(3 steps, first 8, last 10)" in text
+    assert "1 lines of metrics.jsonl could not be read" in text
+
+
+def test_a_long_run_stays_under_a_megabyte(run_folder, parse):
+    folder, _ = run_folder(steps=30)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(600):
+            file.write(json.dumps(rows[step % 30] | {"step": step}) + "\n")
+    assert write_run_report(folder).stat().st_size < 1_000_000
+
+
+def test_the_same_run_gives_the_same_page(run_folder):
+    folder, _ = run_folder(steps=5)
+    first = write_run_report(folder).read_bytes()
+    assert write_run_report(folder).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"), [(4.25, "4.2 s"), (59, "59 s"), (60, "1 min"), (214.7, "3 min 35 s"), (7500, "2 h 5 min")]
+)
+def test_durations(seconds, written):
+    assert duration(seconds) == written
