@@ -1,1 +1,8 @@
 """The language-model head: hidden states to per-token statistics without an [N, V] tensor."""
+
+from holdfast.kernels.chunked import Chunked
+from holdfast.kernels.dispatch import Choice, choose, lm_head_stats
+from holdfast.kernels.head import Head, HeadStats, VocabShard
+from holdfast.kernels.tiles import Tiling
+
+__all__ = ["Choice", "Chunked", "Head", "HeadStats", "Tiling", "VocabShard", "choose", "lm_head_stats"]
