@@ -23,14 +23,16 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         used = self.get_seq_length()
         end = used + key_states.shape[-2]
-        if self._stores is None or end > self._stores[0].shape[-2]:
-            self._stores = self._grown(key_states, used), self._grown(value_states, used)
-            if used:
-                self._stores[0][..., :used, :] = self.keys
-                self._stores[1][..., :used, :] = self.values
-        self._stores[0][..., used:end, :] = key_states
-        self._stores[1][..., used:end, :] = value_states
-        self.keys, self.values = self._stores[0][..., :end, :], self._stores[1][..., :end, :]
+        stores = self._stores
+        if stores is None or end > stores[0].shape[-2]:
+            grown = self._grown(key_states, used), self._grown(value_states, used)
+            if stores is not None:
+                for new, old in zip(grown, stores, strict=True):
+                    new[..., :used, :] = old[..., :used, :]
+            stores = self._stores = grown
+        stores[0][..., used:end, :] = key_states
+        stores[1][..., used:end, :] = value_states
+        self.keys, self.values = stores[0][..., :end, :], stores[1][..., :end, :]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:

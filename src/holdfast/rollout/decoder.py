@@ -31,7 +31,7 @@ class Decoder(Protocol):
         """Take over the weights of a state dict."""
         ...
 
-    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor) -> Decoding:
+    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> Decoding:
         """Read distinct prompts; row i of the batch continues prompt `owners[i]` (sorted)."""
         ...
 
@@ -50,7 +50,7 @@ class HubDecoder:
         """Take over the weights of a state dict."""
         load_weights(self.model, weights)
 
-    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor) -> HubDecoding:
+    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> HubDecoding:
         """Read distinct prompts, then repeat the cache for the rows that share one."""
         from holdfast.rollout.cache import roomy_cache
 

@@ -124,12 +124,11 @@ class EmbeddedEngine:
         with torch.inference_mode():
             everywhere = torch.ones(len(prompts), sampling.max_tokens, dtype=torch.bool, device=self._device)
             uniforms = token_uniforms(seed, ids, everywhere)
-            self._decode(decoder.start(list(distinct), owners), rows, uniforms, sampling, record)
+            batch = decoder.start(list(distinct), owners, sampling.max_tokens)
+            self._decode(batch, rows, uniforms, sampling, record)
         return record.completions(self.eos_token_id, self.policy_version)
 
-    def _decode(
-        self, batch: Decoding, rows: Tensor, uniforms: Tensor, sampling: Sampling, record: _Record
-    ) -> None:
+    def _decode(self, batch: Decoding, rows: Tensor, uniforms: Tensor, sampling: Sampling, record: _Record) -> None:
         """Draw until every row has ended; ended rows draw on unrecorded until enough of them can leave together."""
         running = torch.ones_like(rows, dtype=torch.bool)
         for position in range(sampling.max_tokens):
@@ -174,9 +173,7 @@ class _Record:
         lengths = torch.where(stopped, ended.long().argmax(dim=1) + 1, (self.tokens >= 0).sum(dim=1)).tolist()
         dense = self._dense()
         found = []
-        for row, (tokens, length, stop) in enumerate(
-            zip(self.tokens.tolist(), lengths, stopped.tolist(), strict=True)
-        ):
+        for row, (tokens, length, stop) in enumerate(zip(self.tokens.tolist(), lengths, stopped.tolist(), strict=True)):
             logprobs = self.logprobs[row, :length].clone()
             if not bool(torch.isfinite(logprobs).all()):
                 raise EngineError("the engine's logits are not finite: its weights have diverged or are damaged")

@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from holdfast.rollout.quantize import EngineLinear, check_precision
 
-FIRST_ROOM = 64
-"""Response tokens that a new cache has room for; it doubles when they are used up."""
+FIRST_ROOM = 128
+"""Response tokens that a new cache has room for; the room doubles when they are used up."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class FusedDecoder:
         self.head = self._linear(weights, "lm_head")
         self.blocks = [self._block(weights, f"model.layers.{index}.") for index in range(self.layers)]
 
-    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor) -> FusedDecoding:
+    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> FusedDecoding:
         """Read distinct prompts; row i of the batch continues prompt `owners[i]` (sorted)."""
         longest = max(map(len, prompts))
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=owners.device)
@@ -94,16 +94,18 @@ class FusedDecoder:
                 queries, keys, values, is_causal=True, scale=1.0, enable_gqa=self.heads != self.shared
             )
             hidden = self.finish(block, hidden, mixed.transpose(1, 2).flatten(2))
-            prefix.append((keys.transpose(2, 3).contiguous(), values.contiguous()))
+            prefix.append((keys.transpose(2, 3).flatten(0, 1), values.flatten(0, 1)))
         last = hidden[torch.arange(len(prompts), device=owners.device), lengths - 1]
-        return FusedDecoding(self, prefix, lengths, owners, self.logits(last)[owners])
+        return FusedDecoding(self, prefix, lengths, owners, self.logits(last)[owners], max_tokens)
 
     def tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer (cos, sin) [n, heads, D] with x ↦ x · cos + roll(x, D/2) · sin the norm's gain, rotation and scale.
 
         With gain g, rotate(g x) = g x cos + [−(g x)₂, (g x)₁] sin; queries carry the factor D^(−1/2).
         """
-        cos, sin = (t[0].float()[:, None] for t in self.rotary(torch.zeros(1, device=positions.device), positions[None]))
+        cos, sin = (
+            t[0].float()[:, None] for t in self.rotary(torch.zeros(1, device=positions.device), positions[None])
+        )
         half = self.width // 2
         signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
         scale = torch.ones(self.heads + self.shared, 1, device=positions.device)
@@ -172,14 +174,18 @@ class FusedDecoding:
         lengths: Tensor,
         owners: Tensor,
         logits: Tensor,
+        max_tokens: int,
     ) -> None:
         self.model, self.prefix, self.lengths, self.logits = model, prefix, lengths, logits
+        self.max_tokens = max_tokens
         longest = int(lengths.max())
         padded = torch.arange(longest, device=lengths.device) >= lengths[:, None]
-        self.bias = torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, -torch.inf)[:, None, None]
+        bias = torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, -torch.inf)
+        self.bias = bias.repeat_interleave(model.shared, dim=0)[:, None]
         self.ragged = bool(padded.any())
         self.steps, self.room = 0, 0
-        self.cache: list[tuple[Tensor, Tensor]] = [(logits.new_empty(0), logits.new_empty(0)) for _ in prefix]
+        empty = logits.new_empty(len(owners) * model.shared, 0, model.width)
+        self.cache = [(empty, empty) for _ in prefix]
         self._seat(owners)
 
     def step(self, tokens: Tensor) -> None:
@@ -197,41 +203,40 @@ class FusedDecoding:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows."""
-        self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+        self.cache = [(self._rows(keys, rows), self._rows(values, rows)) for keys, values in self.cache]
         self.logits = self.logits[rows]
         self._seat(self.owners[rows])
 
     def _attend(self, index: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The attention output [rows, heads · D] over the prompt and the response so far."""
         (old_keys, old_values), (own_keys, own_values) = self.prefix[index], self.cache[index]
-        own_keys[..., self.steps], own_values[..., self.steps, :] = keys, values
         end = self.steps + 1
-        rows, _, width = queries.shape
-        shared = self.model.shared
-        queries = queries.reshape(rows, shared, -1, width)
-        prompt = self._gather(queries) @ old_keys
+        own_keys[:, self.steps], own_values[:, self.steps] = keys.flatten(0, 1), values.flatten(0, 1)
+        own = queries.reshape(own_keys.shape[0], -1, self.model.width)
+        prompt = torch.bmm(self._gather(own), old_keys)
         if self.ragged:
             prompt = prompt + self.bias
-        scores = torch.cat([self._scatter(prompt, rows), queries @ own_keys[..., :end]], dim=-1).softmax(dim=-1)
+        scores = torch.cat([self._scatter(prompt), torch.bmm(own, own_keys[:, :end].transpose(1, 2))], dim=-1).softmax(dim=-1)
         longest = old_keys.shape[-1]
-        mixed = scores[..., longest:] @ own_values[..., :end, :]
-        mixed += self._scatter(self._gather(scores[..., :longest]) @ old_values, rows)
-        return mixed.reshape(rows, -1)
+        mixed = torch.bmm(scores[..., longest:], own_values[:, :end])
+        mixed += self._scatter(torch.bmm(self._gather(scores[..., :longest]), old_values))
+        return mixed.view(len(self.owners), -1)
 
     def _gather(self, states: Tensor) -> Tensor:
-        """[rows, shared, r, n] per row as [prompts, shared, seats · r, n] per prompt."""
+        """[rows · shared, r, n] per row as [prompts · shared, seats · r, n] per prompt."""
+        shared, (_, repeated, width) = self.model.shared, states.shape
         if self.seats is not None:
-            states = states[self.seats]
-        rows, shared, repeated, width = states.shape
-        grouped = states.view(self.prompts, -1, shared, repeated, width).transpose(1, 2)
-        return grouped.reshape(self.prompts, shared, -1, width)
+            states = states.view(-1, shared, repeated, width)[self.seats]
+        grouped = states.reshape(self.prompts, -1, shared, repeated, width).transpose(1, 2)
+        return grouped.reshape(self.prompts * shared, -1, width)
 
-    def _scatter(self, states: Tensor, rows: int) -> Tensor:
+    def _scatter(self, states: Tensor) -> Tensor:
         """The inverse of `_gather`."""
-        prompts, shared, _, width = states.shape
-        places = rows // prompts if self.seats is None else len(self.seats) // prompts
-        flat = states.view(prompts, shared, places, -1, width).transpose(1, 2).reshape(prompts * places, shared, -1, width)
-        return flat if self.places is None else flat[self.places]
+        shared, repeated, width = self.model.shared, self.model.heads // self.model.shared, states.shape[-1]
+        rows = (
+            states.view(self.prompts, shared, -1, repeated, width).transpose(1, 2).reshape(-1, shared, repeated, width)
+        )
+        return (rows if self.places is None else rows[self.places]).flatten(0, 1)
 
     def _seat(self, owners: Tensor) -> None:
         """Lay rows out by prompt: `seats` [prompts · places] names the row on each seat, `places` each row's seat.
@@ -240,8 +245,8 @@ class FusedDecoding:
         """
         kept, owners, counts = owners.unique_consecutive(return_inverse=True, return_counts=True)
         if len(kept) < len(self.lengths):
-            self.prefix = [(keys[kept], values[kept]) for keys, values in self.prefix]
-            self.lengths, self.bias = self.lengths[kept], self.bias[kept]
+            self.prefix = [(self._rows(keys, kept), self._rows(values, kept)) for keys, values in self.prefix]
+            self.lengths, self.bias = self.lengths[kept], self._rows(self.bias, kept)
         self.owners, self.prompts = owners, len(kept)
         self.positions = self.lengths[owners]
         self.seats = self.places = None
@@ -251,17 +256,18 @@ class FusedDecoding:
             self.seats = (first[:, None] + within).flatten()
             self.places = owners * most + torch.arange(len(owners), device=owners.device) - first[owners]
 
+    def _rows(self, states: Tensor, rows: Tensor) -> Tensor:
+        """These rows of [rows · shared, ...]."""
+        return states.unflatten(0, (-1, self.model.shared))[rows].flatten(0, 1)
+
     def _grow(self) -> None:
-        """Double the room for response tokens."""
-        rows, shared, width = len(self.owners), self.model.shared, self.model.width
-        self.room = max(FIRST_ROOM, 2 * self.room)
+        """Make room for response tokens: twice as much each time, at most `max_tokens`."""
+        room = min(self.max_tokens, max(FIRST_ROOM, 2 * self.room))
         grown = []
-        for keys, values in self.cache:
-            wide = self.logits.new_empty(rows, shared, width, self.room)
-            long = self.logits.new_empty(rows, shared, self.room, width)
-            if self.steps:
-                wide[..., : self.steps], long[..., : self.steps, :] = keys, values
-            grown.append((wide, long))
-        self.cache = grown
-        reach = int(self.lengths.max()) + self.room
-        self._tables = self.model.tables(torch.arange(reach, device=self.lengths.device))
+        for states in self.cache:
+            wider = [self.logits.new_empty(state.shape[0], room, state.shape[2]) for state in states]
+            for new, old in zip(wider, states, strict=True):
+                new[:, : self.steps] = old
+            grown.append((wider[0], wider[1]))
+        self.cache, self.room = grown, room
+        self._tables = self.model.tables(torch.arange(int(self.lengths.max()) + room, device=self.lengths.device))

@@ -17,6 +17,12 @@ _TASKS: dict[str, type] = {
     "jsonl": JsonLines,
 }
 
+_KINDS: dict[str, tuple[type, str]] = {
+    "int": (int, "a whole number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "text"),
+}
+
 __all__ = ["Problem", "Task", "get_task", "list_tasks"]
 
 
@@ -37,9 +43,9 @@ def get_task(name: str, **options: Any) -> Task:
     for key, value in options.items():
         if key not in fields:
             raise ConfigError(f"task {name!r} has no option {key!r}: {nearest(key, fields)}")
-        kind = int if fields[key].type == "int" else str
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ConfigError(f"task.{key} = {value!r}: expected {'a whole number' if kind is int else 'text'}")
+        kind, words = _KINDS[str(fields[key].type).removesuffix(" | None")]
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise ConfigError(f"task.{key} = {value!r}: expected {words}")
     for key, option in fields.items():
         if option.default is dataclasses.MISSING and key not in options:
             raise ConfigError(f"task {name!r} needs task.{key}")

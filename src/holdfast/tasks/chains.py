@@ -50,13 +50,15 @@ class ChainTask:
 
 @dataclass(frozen=True)
 class Ledger(ChainTask):
-    """Addressed running ledger: look entries up in the order of their addresses and carry the total modulo 100.
+    """Addressed running ledger: take the entries in the order of their addresses and carry the total modulo 100.
 
-    Three entries: prompt "c4a7b9=", chain "a7:07b9:16c4:20#20". A chain has 5 characters an entry and 3 at the end,
-    and every step needs a look-up, an addition and the previous total: one wrong step spoils the answer.
+    Three entries: prompt "a7b9c4=", chain "a7:07;b9:16;c4:20;#20". A chain has 6 characters an entry and 3 at the end;
+    every step needs a look-up, an addition and the previous total, and one wrong step spoils the answer. `shuffled`
+    prompts ("c4a7b9=") make the look-up a search, which a model of a few layers learns only slowly.
     """
 
     entries: int = 12
+    shuffled: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.entries <= 26:
@@ -73,7 +75,8 @@ class Ledger(ChainTask):
 
     def _prompt(self, draw: random.Random) -> str:
         addresses = list(string.ascii_lowercase[: self.entries])
-        draw.shuffle(addresses)
+        if self.shuffled:
+            draw.shuffle(addresses)
         return "".join(f"{address}{draw.randrange(10)}" for address in addresses) + "="
 
     def _chain(self, prompt: str, draw: random.Random, error_rate: float) -> str:
