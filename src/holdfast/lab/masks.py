@@ -22,17 +22,25 @@ def bad_contexts(pair: TreePair, delta: float) -> Levels:
     return tuple(kl > delta for kl in context_divergences(pair)[0])
 
 
+def kept_gain(pair: TreePair, bad: Levels, mask: Mask) -> Float[Tensor, "N responses"]:
+    """Σ_t mask_t (ρ_t - 1) of every response: what the masked surrogate multiplies its reward with."""
+    gains = [torch.expm1(ratio) for ratio in log_ratios(pair)]
+    dropped = _from_first(bad) if mask == "prefix" else bad
+    if mask in ("token", "prefix"):
+        gains = [gain * ~b[..., None] for gain, b in zip(gains, dropped, strict=True)]
+    gain = path_sums(tuple(gains))[-1]
+    return gain * ~_met(bad) if mask == "sequence" else gain
+
+
 def masked_error_weights(pair: TreePair, bad: Levels, mask: Mask) -> Float[Tensor, "N responses"]:
     """The signed measure with J(q) - J(p) - L'_mask = Σ_y weight(y) R(y), L'_mask = E_p[R Σ_t mask_t (ρ_t - 1)]."""
-    gains = [torch.expm1(ratio) for ratio in log_ratios(pair)]
-    if mask == "token":
-        gains = [gain * ~b[..., None] for gain, b in zip(gains, bad, strict=True)]
-    if mask == "prefix":
-        gains = [gain * ~b[..., None] for gain, b in zip(gains, _from_first(bad), strict=True)]
-    gain = path_sums(tuple(gains))[-1]
-    if mask == "sequence":
-        gain = gain * ~_met(bad)
-    return path_sums(pair.rollout)[-1].exp() * (torch.expm1(path_sums(log_ratios(pair))[-1]) - gain)
+    weight = torch.expm1(path_sums(log_ratios(pair))[-1])
+    return path_sums(pair.rollout)[-1].exp() * (weight - kept_gain(pair, bad, mask))
+
+
+def surrogate_noise(pair: TreePair, bad: Levels, mask: Mask) -> Float[Tensor, " N"]:
+    """√E_p[(Σ_t mask_t (ρ_t - 1))²]: the standard deviation that one rollout's surrogate has at R = 1, or its RMS."""
+    return (path_sums(pair.rollout)[-1].exp() * kept_gain(pair, bad, mask).square()).sum(-1).sqrt()
 
 
 def trusted_pair(pair: TreePair, bad: Levels, mask: Literal["token", "prefix"]) -> TreePair:
@@ -65,10 +73,7 @@ def sampled_hit_probability(pair: TreePair, bad: Levels) -> Float[Tensor, " N"]:
 
 def sequence_extra(pair: TreePair, bad: Levels) -> Float[Tensor, " N"]:
     """E_p[(1 - M) |Σ_{t: c_t good} (ρ_t - 1)|]: what the sequence mask loses by dropping good tokens too."""
-    kept = path_sums(tuple(torch.expm1(ratio) * ~b[..., None] for ratio, b in zip(log_ratios(pair), bad, strict=True)))[
-        -1
-    ]
-    return (path_sums(pair.rollout)[-1].exp() * _met(bad) * kept.abs()).sum(-1)
+    return (path_sums(pair.rollout)[-1].exp() * _met(bad) * kept_gain(pair, bad, "token").abs()).sum(-1)
 
 
 def acceptance(pair: TreePair, bad: Levels) -> Float[Tensor, " N"]:

@@ -51,19 +51,24 @@ def expectation(pair: TreePair, per_response: Float[Tensor, " rollouts"]) -> Flo
     return (mass * per_response.reshape(mass.shape)).sum(-1)
 
 
-def unified(pair: TreePair) -> Float[Tensor, " N"]:
-    """The tightest proven bound on the pair's error, from its exact drift."""
-    return bounds.unified(bound_table(measure(pair))).halved
+def unified(pair: TreePair, *, known: Literal["all", "maxima"] = "all") -> Float[Tensor, " N"]:
+    """The tightest proven bound on the pair's error, from its exact drift or from the maxima of KL and TV alone."""
+    drift = measure(pair)
+    if known == "all":
+        return bounds.unified(bound_table(drift)).halved
+    return bounds.unified(bounds.table(drift.horizon, kl=drift.kl_max + _ROUNDING, tv=drift.tv_max)).halved
 
 
-def mask_certificate(pair: TreePair, bad: Levels, mask: Mask) -> Float[Tensor, " N"]:
+def mask_certificate(
+    pair: TreePair, bad: Levels, mask: Mask, *, known: Literal["all", "maxima"] = "all"
+) -> Float[Tensor, " N"]:
     """B + P_q(hit), for the sequence mask + E_p[(1 - M) |Σ good (ρ - 1)|]; for no mask B of the pair as it is.
 
-    B is the tightest bound on the policy that the mask trusts: whatever drifts in a bad context costs its probability
-    and nothing else, however large it is.
+    B is the tightest bound, of those that `known` allows, on the policy that the mask trusts: whatever drifts in a bad
+    context costs its probability and nothing else, however large it is.
     """
     if mask == "none":
-        return unified(pair)
+        return unified(pair, known=known)
     scope: Literal["token", "prefix"] = "prefix" if mask == "prefix" else "token"
-    certificate = unified(trusted_pair(pair, bad, scope)) + hit_probability(pair, bad)
+    certificate = unified(trusted_pair(pair, bad, scope), known=known) + hit_probability(pair, bad)
     return certificate + sequence_extra(pair, bad) if mask == "sequence" else certificate

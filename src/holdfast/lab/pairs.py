@@ -25,11 +25,12 @@ def make_pairs(
     generator: torch.Generator,
     share: float = 0.1,
     stop: bool = False,
+    background: float = 0.0,
 ) -> TreePair:
     """N pairs over V symbols and T positions whose drift at a context is about size[n] (KL about size²/2).
 
     - random: every logit moves by size · N(0, 1).
-    - sparse: as random, but only at a `share` of the contexts; elsewhere the policies agree.
+    - sparse: as random, but only at a `share` of the contexts; elsewhere a random drift of size `background`.
     - dense: every logit moves by ±size, so that every context drifts alike.
     - late: as random, growing linearly with the position.
     - tight: p uniform (V even), q = p (1 ± tanh(size)), half the tokens up and half down: at every context KL is the
@@ -53,7 +54,11 @@ def make_pairs(
             step = scale * signs.expand(shape)
         else:
             base = base + 1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
-            step = scale * _direction(kind, noise, share, (depth + 1) / horizon, generator)
+            step = noise * (depth + 1) / horizon if kind == "late" else noise.sign() if kind == "dense" else noise
+            step = scale * step
+            if kind == "sparse":
+                bad = torch.rand(shape[:2], generator=generator) < share
+                step = torch.where(bad[..., None], step, background * noise)
         step = step * alive[..., None]
         rollout.append(base.log_softmax(-1))
         current.append((base + step).log_softmax(-1))
@@ -88,15 +93,6 @@ def sharpen(
         optimiser.step()
     final = bent()
     return TreePair(_detach(final.rollout), _detach(final.current))
-
-
-def _direction(kind: str, noise: Tensor, share: float, progress: float, generator: torch.Generator) -> Tensor:
-    """The step of the logits for size 1."""
-    if kind == "sparse":
-        return noise * (torch.rand(noise.shape[:2], generator=generator) < share)[..., None]
-    if kind == "dense":
-        return noise.sign()
-    return noise * progress if kind == "late" else noise
 
 
 def _detach(levels: Levels) -> Levels:
