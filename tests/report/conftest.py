@@ -121,7 +121,7 @@ def make_run(folder: Path, steps: int = 60, seed: int = 0) -> tuple[Path, list[R
     (folder / "rollouts").mkdir()
     rollouts = []
     for step in range(1, steps + 1):
-        of_step = [make_rollout(rng, step) for _ in range(8)]
+        of_step = [make_rollout(rng, step) for _ in range(4)]
         write_rollouts(folder / "rollouts" / f"step_{step:04d}.parquet", of_step)
         rollouts += of_step
     return folder, rollouts

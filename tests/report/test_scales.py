@@ -56,7 +56,7 @@ def test_a_tight_scale_ends_at_the_data():
     assert (scale.low, scale.high, scale.ticks) == (1, 60, (10, 20, 30, 40, 50, 60))
 
 
-@pytest.mark.parametrize("values", [[], [None, math.nan, math.inf], [5.0], [0.0, 0.0], [-3.0, -3.0]])
+@pytest.mark.parametrize("values", [[], [None, math.nan, math.inf], [5.0], [0.0, 0.0], [-3.0, -3.0], [1e308, 5e-324]])
 @pytest.mark.parametrize("log", [False, True])
 def test_no_value_or_one_value_still_gives_a_scale(values, log):
     scale = scale_of(values, log=log)

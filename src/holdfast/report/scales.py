@@ -62,7 +62,8 @@ def scale_of(values: Iterable[Number | None], *, log: bool = False, ticks: int =
 
     On a logarithmic scale only positive values count. Without any value the scale is [0, 1], or [0.1, 1] if log.
     """
-    usable = [float(v) for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)]
+    # Beyond 1e300 powers of ten overflow; such a value is drawn at the end of the axis.
+    usable = [float(v) for v in values if v is not None and abs(v) < 1e300 and (v > 1e-300 or not log)]
     if log:
         return _log_scale(usable or [0.1, 1.0], tight)
     return _linear_scale(usable or [0.0, 1.0], ticks, tight)
