@@ -154,6 +154,44 @@ def test_error_identity_and_its_two_sides(leaves):
         assert (error <= leaves.mean((1 - reward) * k3) + ROUNDING).all()
 
 
+def test_compensated_bound_on_both_sides(leaves):
+    """|Error| ≤ E shortfall + ½ E|noise| for every reward, and Error ≥ -E[R shortfall + (R - b) noise] for each."""
+    shortfall, noise = (leaves.per_leaf(x) for x in bounds_measured.compensation(leaves.sequences()))
+    worst = leaves.mean(leaves.z.clamp(min=0))
+    assert (worst <= leaves.mean(shortfall + noise.abs() / 2) + ROUNDING).all()
+    assert (leaves.mean(shortfall) <= leaves.mean(leaves.kl.sum(-1)) + ROUNDING).all()
+    assert (leaves.mean(noise).abs() <= 1e-9).all()
+    generator = torch.Generator().manual_seed(2)
+    for reward in (torch.rand(leaves.p.shape, generator=generator, dtype=torch.float64), (leaves.z < 0).double()):
+        error = leaves.mean(reward * leaves.z)
+        assert (error >= -leaves.mean(reward * shortfall + (reward - 0.3) * noise) - 1e-9).all()
+
+
+def coin_pair(horizon, eps):
+    """T tosses of a fair coin, the current policy's lands heads with ½ + ε: every count of heads is one leaf."""
+    heads = torch.arange(horizon + 1, dtype=torch.float64)
+    n = torch.tensor(float(horizon), dtype=torch.float64)
+    log_p = n.add(1).lgamma() - heads.add(1).lgamma() - (n - heads).add(1).lgamma() - n * math.log(2)
+    up, down = math.log1p(2 * eps), math.log1p(-2 * eps)
+    kl = -(up + down) / 2
+    return log_p.exp(), heads * up + (n - heads) * down, heads * 2 * eps - (n - heads) * 2 * eps, kl * horizon
+
+
+def test_compensated_bound_is_the_worst_case_of_the_pinsker_tight_pair():
+    """T = 4096, KL 1e-4 per token: worst error .190, martingale .335, S = .41, compensated .190."""
+    eps = math.sqrt((1 - math.exp(-2e-4)) / 4)  # KL = -½ log(1 - 4ε²) = 1e-4
+    p, log_weight, linear, kl = coin_pair(4096, eps)
+    assert kl == pytest.approx(0.4096, rel=1e-9)
+    z = torch.expm1(log_weight) - linear
+    worst = (p * z.clamp(min=0)).sum().item()
+    assert worst == pytest.approx(0.190, abs=5e-4)
+    shortfall = (kl - (torch.expm1(log_weight) - log_weight)).clamp(min=0)
+    noise = linear - log_weight - kl
+    value = (p * (shortfall + noise.abs() / 2)).sum().item()
+    assert worst <= value <= worst * 1.005
+    assert table(4096, chi2=4 * eps**2)["martingale"].value.item() == pytest.approx(0.335, abs=5e-4)
+
+
 def test_martingale_differences_are_orthogonal(leaves):
     """E z² = Σ_k E[χ²(c_k) (W_{k-1} - 1)²] and E[Σ(ρ - 1)]² = Σ E χ²."""
     before = torch.nn.functional.pad(leaves.log_ratio.cumsum(-1)[..., :-1], (1, 0)).exp()
@@ -257,6 +295,10 @@ def test_observed_uses_means_and_sampled_maxima():
     assert rows["classical"].value.item() == pytest.approx(2 * 5 * 4 * 0.01)  # ε = .1
     # path: sequence 1 (e^.1 - 1) · .05, sequence 2 (e^.2 - 1) · 0; mean .0026293
     assert rows["path"].value.item() == pytest.approx(math.expm1(0.1) * 0.05 / 2, rel=1e-6)
+    # compensated: log-ratio sums .1, .1: k3(W) = e^.1 - 1.1 = .0051709; shortfalls .03 and .04 less that;
+    # Σ k3_t: .0051709 and (e^.2 - 1.2) + (e^-.1 - .9) = .0262402; noise -.0248291 and -.0137598.
+    expected = (0.0248291 + 0.0248291 / 2 + 0.0348291 + 0.0137598 / 2) / 2
+    assert rows["compensated"].value.item() == pytest.approx(expected, rel=1e-4)
     from_kl = bounds_measured.observed(*batch_of([[0.1, 0.0], [0.2, -0.1]], kl=kl))
     assert from_kl["path"].value.item() == pytest.approx(math.expm1(0.1) * math.sqrt(0.01 / 2) / 2, rel=1e-6)
     with pytest.raises(DataError, match="batch has 2 positions"):
@@ -289,5 +331,7 @@ def test_missing_measurements_are_named():
     drift = bounds_measured.sampled_drift(batch, stats)
     with pytest.raises(DataError, match="tv_rollout"):
         bounds_measured.path(drift)
+    with pytest.raises(DataError, match="kl_rollout"):
+        bounds_measured.compensation(drift)
     with pytest.raises(DataError, match="kl_rollout"):
         masked_terms(drift, 0.1)

@@ -19,6 +19,7 @@ from torch import Tensor
 from holdfast.core.bounds_measured import (
     MaskedTerms,
     SampledDrift,
+    compensation,
     error_terms,
     hit_probability,
     masked_terms,
@@ -31,6 +32,8 @@ from holdfast.types import Batch, Rollout, TokenStats
 
 MaskKind = Literal["none", "token", "prefix", "sequence"]
 
+_RANGES = {"gain": (-0.5, 0.5), "compensated": (-0.5, 1.5)}
+"""In ceilings, with the baseline ½: (R - ½) Σ(ρ - 1), and R · shortfall + (R - ½) · noise."""
 _MASKS = ("none", "token", "prefix", "sequence")
 _EXACT_MISSING = (
     "exact divergences: KL(rollout‖current) at every sampled context (kl_rollout, from stored logits, or from hidden "
@@ -43,7 +46,8 @@ class Certificate:
     """What these rollouts prove about J(θ) - J(rollout), in the reward's own units.
 
     `gain` is the surrogate L' (of the mask, if one was asked for). `bounds` are all admissible bounds on its error as
-    `Limits`, `bound` names the tightest (None where there is none). `inputs` are the measured means behind them.
+    `Limits`, `bound` names the tightest (None where there is none): `sequence_kl` and `path` hold for any reward,
+    `compensated` for this one and against a loss only (J falls short of L' by no more). `inputs` are the means behind.
     `improvement` is gain.lower - that bound's upper limit, and all limits used hold together with probability `level`.
     `error_estimate` is importance sampling, with `effective_sample_size`: an estimate, never part of a guarantee.
     """
@@ -101,11 +105,11 @@ def certify(
     baseline = units.baseline(reward) if confidence.method == "bootstrap" else torch.full_like(reward, 0.5)
     terms = None if threshold is None or measured.kl is None else masked_terms(measured, threshold)
 
-    features = {name: units.mean(value) for name, value in _features(measured, terms, mask).items()}
+    features = {name: units.mean(value) for name, value in _features(measured, terms, mask, (reward, baseline)).items()}
     shared = 1 + len(features)
     hits = {"hit": _hit_limits(features.pop("hit"), confidence, shared)} if "hit" in features else {}
     gains = units.mean((reward - baseline) * _surrogate(measured, terms, mask))
-    inputs = confidence.limits({"gain": gains} | features, shared, signed=frozenset({"gain"}))
+    inputs = confidence.limits({"gain": gains} | features, shared, _RANGES)
     gain, inputs = _scaled(inputs.pop("gain"), width), inputs | hits
     errors = units.mean((reward - baseline) * error_terms(measured))
     estimate = Confidence(level=confidence.level, seed=confidence.seed).limits({"error": errors}, 2)["error"]
@@ -234,7 +238,9 @@ def _surrogate(measured: SampledDrift, terms: MaskedTerms | None, mask: MaskKind
     return by_mask[mask]
 
 
-def _features(measured: SampledDrift, terms: MaskedTerms | None, mask: MaskKind) -> dict[str, Tensor]:
+def _features(
+    measured: SampledDrift, terms: MaskedTerms | None, mask: MaskKind, reward_baseline: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
     """What must be bounded from above for the bounds of this mask, one number per rollout; empty where not measured."""
     if terms is not None:
         kl = terms.kl_outside if mask == "token" else terms.kl_before
@@ -242,15 +248,19 @@ def _features(measured: SampledDrift, terms: MaskedTerms | None, mask: MaskKind)
         return {"seq_kl": kl, "hit": terms.hit} | lost
     if mask != "none":
         return {}
-    by_kl = {} if measured.kl is None else {"seq_kl": measured.kl.sum(-1)}
-    return by_kl | ({} if measured.tv is None else {"path": path(measured)})
+    by_tv = {} if measured.tv is None else {"path": path(measured)}
+    if measured.kl is None:
+        return by_tv
+    reward, baseline = reward_baseline
+    shortfall, noise = compensation(measured)
+    compensated = reward * shortfall + (reward - baseline) * noise
+    return {"seq_kl": measured.kl.sum(-1), "compensated": compensated} | by_tv
 
 
 def _bounds(inputs: Mapping[str, Limits], mask: MaskKind) -> dict[str, Limits]:
     """The admissible bounds, each increasing in its inputs, at the estimates and at the limits of these."""
     if mask == "none":
-        names = {"seq_kl": "sequence_kl", "path": "path"}
-        return {names[key]: value for key, value in inputs.items()}
+        return {"sequence_kl" if key == "seq_kl" else key: value for key, value in inputs.items()}
     if not inputs:
         return {}
 

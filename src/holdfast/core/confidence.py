@@ -31,7 +31,7 @@ class Confidence:
 
     `bootstrap` (studentised) makes no assumption about the range and is right asymptotically, in the number of units.
     `bernstein` (Maurer and Pontil 2009, theorem 4) holds for any number of units, if no unit's drift sums (|Σ(ρ - 1)|,
-    Σ KL, path) exceed `ceiling`; a sample above it is a DataError. Its limits are several times wider.
+    Σ KL, |Σ(k3 - KL)|, path) exceed `ceiling`; a sample above it is a DataError. Its limits are several times wider.
     """
 
     level: float = 0.95
@@ -56,34 +56,35 @@ class Confidence:
             raise ConfigError(f"resamples is {self.resamples}, allowed are 200 and more")
 
     def limits(
-        self, units: Mapping[str, Float[Tensor, " n"]], shared_by: int, signed: frozenset[str] = frozenset()
+        self,
+        units: Mapping[str, Float[Tensor, " n"]],
+        shared_by: int,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> dict[str, Limits]:
         """Limits for the mean of each quantity, at error (1 - level) / shared_by each, so that all hold together.
 
-        For `bernstein` a unit lies in [0, ceiling], one of `signed` in [-ceiling / 2, ceiling / 2]. A sample without
-        any spread (say, no drift at all) gives `bootstrap` nothing to work with: its limits are the mean.
+        For `bernstein` a unit lies in [0, ceiling], or in its `ranges`, given in ceilings. A sample without any spread
+        (say, no drift at all) gives `bootstrap` nothing to work with: its limits are the mean.
         """
         error = (1 - self.level) / shared_by
         values = {name: value.double() for name, value in units.items()}
-        for name, value in values.items():
+        for value in values.values():
             if len(value) < 2:
                 raise DataError(
                     f"{len(value)} independent prompts or rollouts: limits need at least 2, and serve from 30"
                 )
-            if self.ceiling is not None:
-                self._check_ceiling(name, value, signed=name in signed)
-        if self.ceiling is not None:
-            return {name: _bernstein(value, self.ceiling, error) for name, value in values.items()}
-        return self._bootstrap(values, error) if values else {}
-
-    def _check_ceiling(self, name: str, units: Float[Tensor, " n"], *, signed: bool) -> None:
-        assert self.ceiling is not None
-        low = -self.ceiling / 2 if signed else 0.0
-        if not bool(((units >= low) & (units <= low + self.ceiling)).all()):
-            raise DataError(
-                f"{name} of one rollout is {units.abs().max().item():g}, outside the range that the ceiling "
-                f"{self.ceiling:g} allows: raise it to what no rollout can exceed, or use method='bootstrap'"
-            )
+        if self.ceiling is None:
+            return self._bootstrap(values, error) if values else {}
+        found = {}
+        for name, value in values.items():
+            low, high = (end * self.ceiling for end in (ranges or {}).get(name, (0.0, 1.0)))
+            if not bool(((value >= low) & (value <= high)).all()):
+                raise DataError(
+                    f"{name} of one rollout is {value.abs().max().item():g}, outside the range that the ceiling "
+                    f"{self.ceiling:g} allows: raise it to what no rollout can exceed, or use method='bootstrap'"
+                )
+            found[name] = _bernstein(value, high - low, error)
+        return found
 
     def _bootstrap(self, units: Mapping[str, Tensor], error: float) -> dict[str, Limits]:
         """Studentised bootstrap: (mean - mean*) / se* of resampled units stands for (true mean - mean) / se."""
