@@ -73,3 +73,8 @@ def test_every_value_lies_inside_and_order_is_kept(values, log, tight):
     assert scale.low <= min(values) * (1 + 1e-9)
     assert scale.high >= max(values) * (1 - 1e-9)
     assert 1 <= len(scale.ticks) <= 14 or tight
+
+
+def test_what_is_not_positive_lies_at_the_low_end_of_a_log_scale():
+    scale = scale_of([0.1, 10.0], log=True)
+    assert (scale.fraction(0.0), scale.fraction(-3), scale.fraction(1.0)) == (0.0, 0.0, pytest.approx(0.5))
