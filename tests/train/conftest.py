@@ -12,9 +12,9 @@ from holdfast.train.folder import RunFolder
 
 SMALL = {
     "steps": 4,
-    "task": {"name": "ledger", "entries": 2},
+    "task": {"name": "ledger", "entries": 1},
     "model": {"hidden": 32, "layers": 2, "heads": 2},
-    "warm_start": {"clean_steps": 150, "sloppy_steps": 10, "learning_rate": 5e-3, "batch_size": 32},
+    "warm_start": {"clean_steps": 60, "sloppy_steps": 10, "learning_rate": 5e-3, "batch_size": 16},
     "engine": {"precision": "int8", "lag": 1},
     "sampling": {"max_tokens": 20},
     "objective": {"preset": "trm_max+ppo", "delta": 0.5},

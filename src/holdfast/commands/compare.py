@@ -11,29 +11,32 @@ from rich.table import Table
 
 from holdfast.errors import ConfigError
 from holdfast.train.compare import collect, plan_entries, run_entries, table_rows, write_results
-from holdfast.train.configfile import load_config
+from holdfast.train.configfile import leading_files, load_config
 
 
 def run(argv: list[str]) -> int:
     """Run every objective with every seed; 0 when all finished, 1 when some failed."""
     parser = argparse.ArgumentParser(
         prog="holdfast compare",
+        usage="holdfast compare CONFIG [CONFIG ...] [--objectives A,B] [--seeds N] [--section.key VALUE ...]",
         description="Train several objectives on the same task and seeds; one table and one figure with spread.",
         epilog="Overrides apply to every configuration: --steps 40 --optimizer.learning_rate 1e-4. "
         "An interrupted comparison continues when the same command is given again.",
         allow_abbrev=False,
     )
-    parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="TOML files of runs")
     parser.add_argument("--seeds", type=int, default=3, help="seeds per objective (default 3)")
     parser.add_argument("--objectives", default="", help="presets to try on one configuration: ppo,trm,gspo")
     parser.add_argument("--out", type=Path, help="folder (default: runs/compare-NAME)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in its own process")
-    known, overrides = parser.parse_known_args(argv)
+    files, rest = leading_files(argv)
+    known, overrides = parser.parse_known_args(rest)
+    if not files:
+        raise ConfigError("compare what? give TOML files of runs: holdfast compare a.toml b.toml --seeds 5")
     if known.seeds < 1 or known.jobs < 1:
         raise ConfigError(f"--seeds {known.seeds} --jobs {known.jobs}: both must be at least 1")
-    named = [(str(path), load_config(path, overrides)) for path in known.configs]
+    named = [(str(path), load_config(path, overrides)) for path in files]
     presets = [name.strip() for name in known.objectives.split(",") if name.strip()]
-    out = known.out or Path("runs") / f"compare-{known.configs[0].stem}"
+    out = known.out or Path("runs") / f"compare-{files[0].stem}"
     entries = plan_entries(named, presets, known.seeds, out)
     console = Console()
     failures = run_entries(entries, known.jobs, lambda text: console.print(text, markup=False, highlight=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from holdfast.errors import ConfigError
 from holdfast.train.config import RunConfig
-from holdfast.train.configfile import load_config
+from holdfast.train.configfile import leading_files, load_config
 from holdfast.train.folder import RunFolder, free_folder
 
 
@@ -15,14 +15,19 @@ def run(argv: list[str]) -> int:
     """Train; 0 when finished, 130 when interrupted with the state saved, errors as HoldfastError."""
     parser = argparse.ArgumentParser(
         prog="holdfast train",
+        usage="holdfast train CONFIG [--run-dir DIR] [--section.key VALUE ...]\n"
+        "       holdfast train --run-dir DIR --resume [--steps N]",
         description="Train a model from a TOML file.",
         epilog="Every key of the file can be overridden: --optimizer.learning_rate 1e-4 --steps 20",
         allow_abbrev=False,
     )
-    parser.add_argument("config", type=Path, nargs="?", help="TOML file; see examples/ (not needed with --resume)")
     parser.add_argument("--run-dir", type=Path, help="folder to write (default: runs/NAME, or the next free one)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its last checkpoint")
-    options, overrides = parser.parse_known_args(argv)
+    files, rest = leading_files(argv)
+    options, overrides = parser.parse_known_args(rest)
+    if len(files) > 1:
+        raise ConfigError(f"one run at a time, got {len(files)} files; holdfast compare runs several side by side")
+    options.config = files[0] if files else None
     folder, config = _resumed(options, overrides) if options.resume else _started(options, overrides)
     from holdfast.train.session import run_session
 

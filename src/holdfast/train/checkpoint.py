@@ -60,7 +60,7 @@ def load_weights(model: Any, folder: Path) -> None:
         DataError: the weights are missing or belong to another model.
     """
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             saved = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True)
         model.load_state_dict(saved.state_dict())
     except (OSError, RuntimeError, ValueError) as error:
@@ -69,14 +69,14 @@ def load_weights(model: Any, folder: Path) -> None:
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """A folder that any Hugging Face program loads."""
-    with _no_progress_bar():
+    with no_progress_bar():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for every shard, in the middle of ours."""
+def no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar per file in the middle of our display."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

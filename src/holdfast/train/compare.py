@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import ConfigError, HoldfastError
+from holdfast.objectives.presets import preset
 from holdfast.train.config import ObjectiveConfig, RunConfig
 from holdfast.train.display import Quiet
 from holdfast.train.folder import RunFolder, read_metrics, write_text
@@ -43,7 +44,7 @@ def plan_entries(
     `named` are (file, configuration) pairs; `objectives` are presets tried on the one configuration instead of its own.
 
     Raises:
-        ConfigError: fewer than two objectives, several tasks, or several files together with presets.
+        ConfigError: fewer than two objectives or unknown ones, several tasks, or several files together with presets.
     """
     if objectives:
         if len(named) != 1:
@@ -55,6 +56,8 @@ def plan_entries(
     tasks = {json.dumps(config.to_dict()["task"], sort_keys=True) for _, config in named}
     if len(tasks) > 1:
         raise ConfigError(f"these configurations have different tasks: {', '.join(sorted(tasks))}; make them equal")
+    for _, config in named:
+        preset(config.objective.preset, **config.objective.options)
     labels = _labels(named)
     return [
         Entry(

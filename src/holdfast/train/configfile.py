@@ -79,6 +79,12 @@ def with_overrides(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[
     return merged
 
 
+def leading_files(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files come first on the command line: split them from the options and overrides that follow."""
+    count = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    return [Path(argument) for argument in arguments[:count]], list(arguments[count:])
+
+
 def parse_value(text: str) -> Any:
     """A command-line value read as TOML (numbers, true, lists); anything else is the string itself."""
     try:

@@ -16,7 +16,7 @@ from holdfast.rollout.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Engine, Sampling
 from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
 from holdfast.tasks import get_task
-from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weights, save_model
+from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weights, no_progress_bar, save_model
 from holdfast.train.config import RunConfig
 from holdfast.train.data import PromptSource, Reward, load_reward
 from holdfast.train.folder import RunFolder, replace_folder
@@ -84,7 +84,8 @@ def build_model(config: RunConfig, alphabet: str) -> tuple[Any, Any]:
     settings = config.model
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     if settings.source is not None:
-        return load_model(settings.source, dtype)
+        with no_progress_bar():
+            return load_model(settings.source, dtype)
     tokenizer = character_tokenizer(alphabet)
     model = tiny_model(
         tokenizer,

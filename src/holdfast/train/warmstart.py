@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from holdfast.errors import ConfigError
+from holdfast.tasks.base import Problem, Task
 from holdfast.train.config import RunConfig
 from holdfast.train.data import PromptSource, pack
 from holdfast.train.forward import Policy, micro_batches
@@ -68,11 +70,10 @@ def _update(
     error_rate: float,
 ) -> float:
     prompts = source.draw(seed, config.warm_start.batch_size, "train")
-    solutions = [
-        source.task.sloppy(problem, derive_seed(seed, index), error_rate) if error_rate else problem.solution or ""
+    responses = [
+        source.encode_response(_solution(source.task, problem, derive_seed(seed, index), error_rate))
         for index, problem in enumerate(prompts.problems)
     ]
-    responses = [source.encode_response(text) for text in solutions]
     sequences = pack(prompts.token_ids, responses, source.tokenizer.pad_token_id)
     tokens = sequences.response_mask.sum()
     loss = 0.0
@@ -84,3 +85,14 @@ def _update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss
+
+
+def _solution(task: Task, problem: Problem, seed: int, error_rate: float) -> str:
+    if error_rate:
+        return task.sloppy(problem, seed, error_rate)
+    if problem.solution is None:
+        raise ConfigError(
+            f"task {task.name!r} has no solution for prompt {problem.prompt!r}, which a warm start needs: add one to "
+            "every problem or set warm_start.clean_steps = 0"
+        )
+    return problem.solution
