@@ -55,7 +55,7 @@ GOLDEN = {
     # s_1 = .866 < 1.0004 stays; s_2 = .958 is lifted to 1 − 3e-4.
     "gspo": ({}, -(S1 - 0.9997) / 2),
     "gspo_token": ({}, -(S1 - 0.9997) / 2),
-    "luspo": ({}, -(2 * S1 - 3 * 0.9997) / 2),
+    "luspo": ({}, -(2 * S1 - 3 * 0.998) / 2),
     # log 1.5 = .405 is cut to .4; A < 0: log .5 = −.693 is lifted to −.4.
     "gmpo": ({}, -(exp((0.4 + log(0.5)) / 2) - exp((-0.4 + log(1.1) + log(1.6)) / 3)) / 2),
     "cispo": ({"high": 1.55}, -(1.5 * L1[0] + 0.5 * L1[1] - 0.5 * L2[0] - 1.1 * L2[1] - 1.55 * L2[2]) / 5),
@@ -74,6 +74,10 @@ GOLDEN = {
     # KL({.4,.6}‖{.6,.4}) = .081 > .05 goes; KL({.5,.5}‖{.2,.8}) = .223 goes.
     "dppo_kl": ({}, -(0.625 * L1[1] - 1.1 * L2[1] - 4.8 * L2[2]) / 5),
     "dro": ({}, (-(sum(L1) - sum(L2)) + 0.1 * sum(log(r) ** 2 / 2 for r in R1 + R2)) / 5),
+    # A > 0: r = 1.5 is above 1.2 and gone, r = .5 turns over to 2; A < 0: r = .5 is below .8 and gone.
+    "aspo": ({}, -(2 * L1[1] - 1.1 * L2[1] - 1.6 * L2[2]) / 5),
+    # |θ − rollout| = .2 at the first token of sequence 1, .3 of sequence 2 (over the budget); the others move back.
+    "cppo": ({"budget": 0.25}, -(1.5 * L1[0] + 0.625 * L1[1] - 1.1 * L2[1] - 4.8 * L2[2]) / 5),
     # Moving away: log² 1.5 = .164 and log² .4 = .840; only the mean of the first alone is within .2.
     "m2po": ({"max_second_moment": 0.2}, -(1.5 + 0.625 - 1.1 - 4.8) / 5),
     "decoupled_ppo": ({"weights": [{"kind": "importance_weight", "high": 2.5, "outside": "zero"}]},

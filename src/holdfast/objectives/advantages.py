@@ -32,11 +32,11 @@ class Group(Advantage):
     baseline "mean": the group's mean (GRPO, arXiv 2402.03300); "leave_one_out": the mean of the others (RLOO,
     arXiv 2402.14740; 0 in a group of one). scale "std": sample standard deviation + epsilon (GRPO); "none" (Dr.GRPO,
     arXiv 2503.20783); "mean": the group's mean, which for 0/1 rewards makes the gradient that of maximum likelihood
-    (MaxRL, arXiv 2602.02710; 0 where the mean is 0).
+    (MaxRL, arXiv 2602.02710; 0 where the mean is 0); "batch_std": the standard deviation of the whole step's rewards.
     """
 
     baseline: Literal["mean", "leave_one_out"] = "mean"
-    scale: Literal["std", "none", "mean"] = "std"
+    scale: Literal["std", "none", "mean", "batch_std"] = "std"
     epsilon: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -57,13 +57,16 @@ class Group(Advantage):
             centred = centred * torch.where(size > 1, size / (size - 1).clamp(min=1), 0)
         if self.scale == "std":
             return centred / (std + self.epsilon)
+        if self.scale == "batch_std":
+            return centred / (rewards.std() + self.epsilon) if len(rewards) > 1 else centred
         if self.scale == "mean":
             return torch.where(mean > 0, centred / mean.clamp(min=1e-30), 0)
         return centred
 
     def formula(self) -> str:
         baseline = "mean(R)" if self.baseline == "mean" else "mean of the others' R"
-        scale = {"std": f"/(std(R) + {self.epsilon:g})", "none": "", "mean": "/mean(R)"}[self.scale]
+        scales = {"none": "", "mean": "/mean(R)", "std": f"/(std(R) + {self.epsilon:g})"}
+        scale = scales.get(self.scale, f"/(std(R of the step) + {self.epsilon:g})")
         return f"A = (R − {baseline}){scale}"
 
 
@@ -130,7 +133,7 @@ class Whiten(Advantage):
 class Gae(Advantage):
     """A_t = Σ_l (γλ)^l δ_(t+l), δ_t = r_t + γ V_(t+1) − V_t, with the outcome reward at the last response token.
 
-    Generalised advantage estimation (arXiv 1506.02438, eq. 16), whitened over the step's tokens if `whitened`. Tokens
+    Generalised advantage estimation (arXiv 1506.02438), whitened over the step's tokens if `whitened`. Tokens
     outside the response mask (tool output) are stepped over: t+1 is the next token that the policy sampled.
     """
 

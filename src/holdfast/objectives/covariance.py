@@ -17,10 +17,10 @@ from holdfast.objectives.terms import Terms
 class ClipCov(Mask):
     """⌊rK⌋ tokens drawn uniformly among those with low < Cov_t < high lose their gradient.
 
-    Cui et al. (arXiv 2505.22617), eq. 11; r = 2e-4, low = 1, high = 5. The draw comes from `seed`, the step and each
-    sequence's id and position, so no split into micro-batches changes it. Differs from the released code: covariance
-    and draw are over the whole optimiser step, ⌊rK⌋ may be 0, and tokens that a clip already silences are not
-    excluded from the draw.
+    Cui et al. (arXiv 2505.22617), eq. 11 and 12; r = 2e-4, low = 1, high = 5. The draw comes from `seed`, the step and
+    each sequence's id and position, so no split into micro-batches changes it. Differs from the released code:
+    covariance and draw are over the whole optimiser step, ⌊rK⌋ may be 0, and tokens that a clip already silences may be
+    drawn too.
     """
 
     clip_share: float = 2e-4

@@ -21,8 +21,8 @@ from holdfast.objectives.part import Part, require, require_bounds, require_posi
 class Gate(Part, family="gate", abstract=True):
     """A function of the log-ratio; every subclass is one row of the table of gates."""
 
-    hard: ClassVar[bool] = False
-    """True for gates that are flat somewhere on purpose: their clip share is a metric."""
+    score_only: ClassVar[bool] = False
+    """True for gates whose own derivative is not the update they stand for: they need carrier "score"."""
 
     def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         """log f at this log-ratio: [B, T] for tokens, [B, 1] for a pooled sequence; the two arguments broadcast."""
@@ -32,14 +32,19 @@ class Gate(Part, family="gate", abstract=True):
         """e(r) = d log f / d log r; zero where the gate is flat."""
         raise NotImplementedError
 
+    def clipped(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Bool[Tensor, "B _"]:
+        """True where the gate limits the ratio; a soft gate never does."""
+        return torch.zeros_like(log_ratio, dtype=torch.bool)
+
 
 class HardGate(Gate, abstract=True):
     """A gate that clamps the log-ratio: slope 1 inside, 0 outside."""
 
-    hard: ClassVar[bool] = True
-
     def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
-        return (self.log_value(log_ratio, positive) == log_ratio).to(log_ratio.dtype)
+        return (~self.clipped(log_ratio, positive)).to(log_ratio.dtype)
+
+    def clipped(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Bool[Tensor, "B _"]:
+        return self.log_value(log_ratio, positive) != log_ratio
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Identity(Gate):
 class One(Gate):
     """f(r) = 1: no importance weight (REINFORCE); needs the score carrier, since it has no gradient of its own."""
 
+    score_only: ClassVar[bool] = True
+
     def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return torch.zeros_like(log_ratio)
 
@@ -74,7 +81,7 @@ class One(Gate):
 class Clip(HardGate):
     """f(r) = min(r, 1+high) where A > 0; max(r, 1−low) where A < 0, at most `dual` there.
 
-    PPO (Schulman et al., arXiv 1707.06347, eq. 7); `dual` is the dual clip of Ye et al. (arXiv 1912.09729, eq. 5),
+    PPO (Schulman et al., arXiv 1707.06347, eq. 7); `dual` is the dual clip of Ye et al. (arXiv 1912.09729),
     off when None. `high` above `low` is DAPO's clip-higher (arXiv 2503.14476, eq. 8).
     """
 
@@ -167,6 +174,44 @@ class Box(HardGate):
 
 
 @dataclass(frozen=True)
+class Flip(Gate):
+    """A > 0: f(r) = min(1/r, cap), 0 above 1+high; A < 0: f(r) = min(r, cap), 0 below 1−low.
+
+    ASPO (arXiv 2510.06062): on tokens of good answers the weight is turned over, so that those the policy has come to
+    neglect gain and those it already favours do not. PPO's hard clip comes first, the cap keeps its gradient. The paper
+    publishes no cap; 3 is its released code's. Carrier "score" only: differentiating 1/r would reverse the update.
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    cap: float = 3.0
+    score_only: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(self, "low", 0 <= self.low < 1, "in [0, 1)")
+        require(self, "high", 0 <= self.high < math.inf, "at least 0")
+        require(self, "cap", 1 <= self.cap < math.inf, "at least 1")
+
+    def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
+        inside = torch.where(positive, log_ratio <= math.log1p(self.high), log_ratio >= math.log1p(-self.low))
+        capped = torch.where(positive, -log_ratio, log_ratio).clamp(max=math.log(self.cap))
+        return torch.where(inside, capped, -torch.inf)
+
+    def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
+        sign = torch.where(positive, -torch.ones_like(log_ratio), torch.ones_like(log_ratio))
+        return torch.where(self.clipped(log_ratio, positive), 0, sign)
+
+    def clipped(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Bool[Tensor, "B _"]:
+        return self.log_value(log_ratio, positive) != torch.where(positive, -log_ratio, log_ratio)
+
+    def formula(self) -> str:
+        return (
+            f"f(r) = min(1/r, {self.cap:g})·1[r ≤ {1 + self.high:g}] if A > 0 "
+            f"else min(r, {self.cap:g})·1[r ≥ {1 - self.low:g}]"
+        )
+
+
+@dataclass(frozen=True)
 class SoftGate(Gate, abstract=True):
     """A smooth gate with f'(1) = 1 and a temperature per sign of the advantage (tau_pos where A > 0)."""
 
@@ -187,7 +232,7 @@ class SoftGate(Gate, abstract=True):
 class Sigmoid(SoftGate):
     """f(r) = (4/τ) σ(τ(r−1)); f(1) = 2/τ; slope e(r) = τ r (1 − σ(τ(r−1))).
 
-    SAPO (Gao et al., arXiv 2511.20347, eq. 6) on tokens; SSPO v1 inside the geometric mean.
+    SAPO (Gao et al., arXiv 2511.20347) on tokens; SSPO v1 inside the geometric mean.
     """
 
     def log_value(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:

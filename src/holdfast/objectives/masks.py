@@ -37,7 +37,7 @@ class DetectorMask(Mask, abstract=True):
 
 @dataclass(frozen=True)
 class TrmMax(DetectorMask):
-    """Keep sequence i iff max_t D_t <= δ (TRM-Max, arXiv 2512.23075, eq. 15).
+    """Keep sequence i iff max_t D_t <= δ (TRM-Max, arXiv 2512.23075, section 4.3).
 
     The paper detects with k2 = (log ρ)²/2 (trained with δ = .05) or the exact KL; note that the same number means a
     different region for each: |log ρ| <= √(2δ) bounds sampled tokens only.
@@ -59,7 +59,7 @@ class TrmMax(DetectorMask):
 
 @dataclass(frozen=True)
 class TrmAvg(DetectorMask):
-    """Keep sequence i iff (1/n_i) Σ_t D_t <= δ_avg (TRM-Avg, arXiv 2512.23075, eq. 16; k3, trained with .001)."""
+    """Keep sequence i iff (1/n_i) Σ_t D_t <= δ_avg (TRM-Avg, arXiv 2512.23075, section 4.3; k3, .001)."""
 
     delta_avg: float = 0.001
     detector: Detector = "k3"

@@ -20,7 +20,7 @@ from holdfast.core.ratios import LOG_RATIO_LIMIT, pool
 from holdfast.errors import ConfigError, nearest
 from holdfast.objectives import checks
 from holdfast.objectives.advantages import Advantage, Group
-from holdfast.objectives.gates import Gate, Identity, One
+from holdfast.objectives.gates import Gate, Identity
 from holdfast.objectives.masks import Mask
 from holdfast.objectives.metrics import LengthQuartiles, loss_metrics
 from holdfast.objectives.part import Part, coerce, coerce_fields
@@ -73,8 +73,10 @@ class Objective:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        if isinstance(self.gate, One) and self.carrier == "ratio":
-            raise ConfigError("gate 'one' is constant, so carrier 'ratio' has no gradient: use carrier='score'")
+        if self.gate.score_only and self.carrier == "ratio":
+            raise ConfigError(
+                f"gate {self.gate.kind()!r} has no useful gradient of its own: use carrier='score', not 'ratio'"
+            )
         for name, family in _LISTS.items():
             for part in getattr(self, name):
                 if not isinstance(part, family):
@@ -157,7 +159,7 @@ class Objective:
             loss = loss + (normalize * part.penalty(terms, prepared, plan.step)).sum()
         with torch.no_grad():
             coefficient = torch.where(keep, weight * self._coefficient(terms, log_ratio, value), 0)
-            clipped = self._clipped(terms, log_ratio) & terms.mask
+            clipped = self.gate.clipped(log_ratio, terms.positive) & terms.mask
             metrics = loss_metrics(terms, plan.counts, plan.quartiles, keep, coefficient, clipped, weight)
         return LossOutput(loss=loss, metrics=metrics, trust_mask=keep, reasons=reasons)
 
@@ -197,11 +199,6 @@ class Objective:
         if self.carrier == "score":
             return value.expand(terms.mask.shape)
         return (value * self.gate.slope(log_ratio, terms.positive)).expand(terms.mask.shape)
-
-    def _clipped(self, terms: Terms, log_ratio: Tensor) -> Tensor:
-        if not self.gate.hard:
-            return torch.zeros((), dtype=torch.bool, device=log_ratio.device)
-        return self.gate.log_value(log_ratio, terms.positive) != log_ratio
 
     def after_step(self, metrics: Mapping[str, Tensor | float]) -> Objective:
         """The objective for the next optimiser step: adaptive coefficients move by the step's `metrics["entropy"]`."""

@@ -124,9 +124,9 @@ class EntropyBonus(Penalty):
 class KlCov(Penalty):
     """β · D(log θ − log old) on the ⌊kK⌋ tokens of the batch with the largest covariance, 0 elsewhere.
 
-    Cui et al. (arXiv 2505.22617), eq. 12; k = 2e-3 (7B) or 2e-4 (32B), β = 1. The released code uses form = "abs",
-    |log θ − log old|: its gradient is 0 when θ = old exactly and ±β of random sign under the least noise. "k2" and
-    "k3" (KL(old‖θ), the paper's formula) are smooth and leave every fixed point unchanged; k2 is the default.
+    Cui et al. (arXiv 2505.22617), eq. 13 and 14; k = 2e-3 (7B) or 2e-4 (32B), β = 1. The released code uses form =
+    "abs", |log θ − log old|: its gradient is 0 when θ = old exactly and ±β of random sign under the least noise. "k2"
+    and "k3" (KL(old‖θ), the paper's formula) are smooth and leave every fixed point unchanged; k2 is the default.
     Differs from the released code in that the means and the top ⌊kK⌋ are over the whole optimiser step, not over a
     micro-batch, and in that ⌊kK⌋ may be 0.
     """

@@ -17,9 +17,9 @@ from holdfast.types import Counts
 class Pool(Part, family="pool"):
     """Whether log-ratios are pooled over a sequence or turn, and on which side of the gate: the two do not commute.
 
-    order "before": f(exp(pool log r)), GSPO (arXiv 2507.18071, eq. 6); "after": exp(pool log f(r)), GMPO and SSPO.
+    order "before": f(exp(pool log r)), GSPO (arXiv 2507.18071, eq. 7); "after": exp(pool log f(r)), GMPO and SSPO.
     gradient "token" keeps the pooled value but sends the gradient of token t to token t alone: sg[s_i] θ/sg[θ],
-    GSPO-token (eq. 13); equal to "pooled" when the advantage is the same on every token and n_it is 1/n_i.
+    GSPO-token (eq. 14); equal to "pooled" when the advantage is the same on every token and n_it is 1/n_i.
     """
 
     over: PoolOver = "token"

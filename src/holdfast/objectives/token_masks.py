@@ -46,10 +46,55 @@ class Dppo(DetectorMask):
 
 
 @dataclass(frozen=True)
+class Cppo(DetectorMask):
+    """Reject token t iff the update moves it away and w_t D_t exceeds what the prefix has left of the budget.
+
+    CPPO (arXiv 2606.10968, eq. 8-11 and 22): w_t = 1 − (1 − w_min)(t−1)/(n_i−1), Z_t = w_t D_t;
+    c_t = min(δ, δ + b W_(t−1) − S_(t−1)) with S and W the sums of Z and w over all earlier tokens, kept or not, and
+    b = the 0.9 quantile of the sequence's own D, within [b_min, 2 b_min]; keep iff Z_t <= c_t or the update moves back.
+    δ = .15 (dense) or .2 (MoE), w_min = .8, b_min = .02: the paper. D is the binary TV unless another is named.
+    """
+
+    budget: float = 0.15
+    w_min: float = 0.8
+    b_min: float = 0.02
+    quantile: float = 0.9
+    detector: Detector = "binary_tv"
+    policy: Policy = "rollout"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "budget", "b_min")
+        require(self, "w_min", 0 < self.w_min <= 1, "in (0, 1]")
+        require(self, "quantile", 0 <= self.quantile <= 1, "in [0, 1]")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {f"{self.policy}_logprobs"}
+
+    def keep(self, terms: Terms, prepared: Tensor | None) -> Bool[Tensor, "B T"]:
+        mask, distance = terms.mask, terms.divergence(self.detector, self.policy)
+        place = mask.cumsum(dim=-1).to(distance.dtype)
+        last = (mask.sum(dim=-1, keepdim=True) - 1).clamp(min=1)
+        weight = torch.where(mask, 1 - (1 - self.w_min) * (place - 1) / last, 0)
+        spent = weight * distance
+        spent_before, weight_before = spent.cumsum(dim=-1) - spent, weight.cumsum(dim=-1) - weight
+        rate = masked_quantile(distance, mask, self.quantile).clamp(self.b_min, 2 * self.b_min)
+        left = (self.budget + rate * weight_before - spent_before).clamp(max=self.budget)
+        return (spent <= left) | ~moving_away(terms, self.policy)
+
+    def formula(self) -> str:
+        return (
+            f"w_t {self.detector}_t ≤ min({self.budget:g}, {self.budget:g} + b W_(t−1) − S_(t−1)), or the update moves "
+            f"back; w from 1 down to {self.w_min:g}, b in [{self.b_min:g}, {2 * self.b_min:g}]"
+        )
+
+
+@dataclass(frozen=True)
 class M2po(RatioMask):
     """Reject the tokens of largest (log r)² among those moving away, until the mean of the rest is <= τ.
 
-    M2PO (arXiv 2510.01161): a budget on the second moment, τ = .04, over the whole optimiser step.
+    M2PO (arXiv 2510.01161, its Algorithm 1): a budget on the second moment, τ = .04. Differs in that the budget is
+    over the whole optimiser step; the released code clips at a solved τ' and counts the clipped tokens at τ'².
     """
 
     max_second_moment: float = 0.04
@@ -95,7 +140,7 @@ class TopEntropy(Mask):
 
     def prepare(self, terms: Terms, step: int) -> Tensor | None:
         assert terms.entropy is not None
-        return masked_quantile(terms.entropy, terms.mask, 1 - self.top)
+        return masked_quantile(terms.entropy.flatten(), terms.mask.flatten(), 1 - self.top).squeeze(0)
 
     def keep(self, terms: Terms, prepared: Tensor | None) -> Bool[Tensor, "B T"]:
         assert terms.entropy is not None and prepared is not None
@@ -105,11 +150,13 @@ class TopEntropy(Mask):
         return f"H_t in the top {self.top:g} of the step's tokens"
 
 
-def masked_quantile(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], quantile: float) -> Float[Tensor, ""]:
-    """The linearly interpolated quantile of the masked-in values; +inf if there are none."""
-    ordered = torch.where(mask, values, torch.inf).flatten().sort().values
-    if ordered.numel() == 0:
-        return torch.full((), torch.inf, dtype=values.dtype, device=values.device)
-    place = quantile * (mask.sum() - 1).clamp(min=0).to(values.dtype)
-    low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
+def masked_quantile(
+    values: Float[Tensor, "*rows N"], mask: Bool[Tensor, "*rows N"], quantile: float
+) -> Float[Tensor, "*rows 1"]:
+    """The linearly interpolated quantile of the masked-in values along the last axis; +inf where there are none."""
+    if values.shape[-1] == 0:
+        return values.new_full((*values.shape[:-1], 1), torch.inf)
+    ordered = torch.where(mask, values, torch.inf).sort(dim=-1).values
+    place = quantile * (mask.sum(dim=-1, keepdim=True) - 1).clamp(min=0).to(values.dtype)
+    low, high = ordered.gather(-1, place.floor().long()), ordered.gather(-1, place.ceil().long())
     return torch.where(low == high, low, low + (high - low) * (place - place.floor()))

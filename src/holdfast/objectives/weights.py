@@ -78,11 +78,8 @@ class ImportanceWeight(Weight):
 
     def formula(self) -> str:
         name = "θ" if self.numerator == "current" else "old"
-        unit = {
-            "token": "{0}/rollout",
-            "sequence_mean": "exp(mean_t log {0}/rollout)",
-            "sequence_sum": "Π_t {0}/rollout",
-        }
+        ratio = f"{name}/rollout"
+        unit = {"token": ratio, "sequence_mean": f"exp(mean_t log {ratio})", "sequence_sum": f"Π_t {ratio}"}
         high = "∞" if self.high is None else f"{self.high:g}"
         action = "limited to" if self.outside == "truncate" else "or 0 outside"
         text = f"{unit[self.over]} {action} [{self.low or 0:g}, {high}]"
