@@ -46,16 +46,10 @@ def _print_one(name: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(objective.to_dict(), indent=1))
         return
-    console = Console()
     for part in name.split("+"):
         row = TABLE[part.strip()]
-        console.print(f"[bold]{part.strip()}[/bold]: {row.title}", highlight=False)
-        for label, text in (
-            ("source", f"{row.paper}, {row.equation}"),
-            ("defaults", row.defaults),
-            ("differs", row.differs),
-        ):
-            console.print(f"  {label}: {text}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"\n{objective.explain()}\n", markup=False, highlight=False, soft_wrap=True)
-    console.print(f'In a run\'s TOML file:\n\n[objective]\npreset = "{name}"\n', markup=False, highlight=False, soft_wrap=True)
-    console.print("In full:\n\n" + tomli_w.dumps(objective.to_dict()), markup=False, highlight=False, soft_wrap=True)
+        print(f"{part.strip()}: {row.title}")
+        print(f"  source: {row.paper}, {row.equation}\n  defaults: {row.defaults}\n  differs: {row.differs}")
+    print(f"\n{objective.explain()}\n")
+    print(f'In a run\'s TOML file:\n\n[objective]\npreset = "{name}"\n')
+    print("In full:\n\n" + tomli_w.dumps(objective.to_dict()))
