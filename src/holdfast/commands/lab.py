@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +23,7 @@ from holdfast.report.plots import Series, line_chart, scatter_chart
 from holdfast.report.svg import Svg
 
 VACUOUS = Reference(1.0, "vacuous above 1")
+OWN = ("path", "survival", "cauchy_schwarz", "martingale", "split", "two_parts", "sequence_kl")
 
 
 @dataclass(frozen=True)
@@ -81,23 +84,26 @@ def bounds(options: argparse.Namespace) -> Outcome:
         second.add_row(row.name, str(row.violations), f"{row.tightest:.4f}", *(f"{m:.3g}" for m in row.median))
     broken = [row.name for row in trial.rows if row.violations]
     broken += [f"{name} (horizons)" for name, v in curve.bounds.items() if bool((v < curve.exact * (1 - 1e-7)).any())]
-    series = [Series("exact error", curve.horizons, curve.exact.tolist())]
-    series += [Series(name, curve.horizons, values.tolist()) for name, values in curve.bounds.items()]
     figures = {
-        "lab_bounds_horizon": line_chart(
-            series,
-            title=f"What {curve.kl:g} nats of drift per token can cost: every bound and the exact worst case",
+        f"lab_bounds_{group}": line_chart(
+            [Series("exact error", curve.horizons, curve.exact.tolist())]
+            + [
+                Series(n, curve.horizons, v.tolist()) for n, v in curve.bounds.items() if (n in OWN) == (group == "own")
+            ],
+            title=f"{group.capitalize()} bounds and the exact worst case, {curve.kl:g} nats per token",
             x_label="horizon in tokens",
             y_label="error of the surrogate",
             log_x=True,
             log_y=True,
             references=[VACUOUS],
-        ),
+        )
+        for group in ("published", "own")
+    } | {
         "lab_bounds_trees": dot_chart(
             [row.name for row in trial.rows],
             [row.median for row in trial.rows],
-            title=f"How loose: bound over exact error, one dot per kind of pair ({', '.join(trial.kinds)})",
-            x_label="median of bound / exact error",
+            title="How loose the bounds are on enumerated pairs",
+            x_label="bound / exact error, a dot per kind of pair",
             log_x=True,
             references=[Reference(1.0, "exact", "x")],
         ),
@@ -127,7 +133,7 @@ def masks(options: argparse.Namespace) -> Outcome:
             seed=options.seed,
         )
 
-    by_share, by_size = sweep(shares), sweep(sizes)
+    by_size, by_share = sweep(sizes), sweep(shares)
     table = _table(
         f"Means over {options.trees} trees of {options.horizon} tokens; a context is bad above KL {options.delta:g}",
         ("share", "size", "accepted", "mask", "exact error", "noise", "certified", "certified from means"),
@@ -149,17 +155,17 @@ def masks(options: argparse.Namespace) -> Outcome:
         ("size", by_size, f"size of the drift in bad contexts (share {options.share:g})"),
     ):
         x = [getattr(row, axis) for row in rows]
-        for key, what in (
-            ("error", "exact worst-case error"),
-            ("certificate", "certified error, from maxima"),
-            ("noise", "noise of the surrogate"),
+        for key, title, what in (
+            ("error", "Exact worst-case error", "error"),
+            ("certificate", "Certified error where only the largest drift is known", "certificate"),
+            ("noise", "Noise of one rollout's surrogate", "root mean square"),
         ):
             series = [Series(_mask_name(mask), x, [getattr(row, key)[mask] for row in rows]) for mask in MASKS]
             if key == "certificate":
                 series.append(Series("no mask, from means", x, [row.certificate_from_means["none"] for row in rows]))
             figures[f"lab_masks_{axis}_{key}"] = line_chart(
                 series,
-                title=f"{what.capitalize()} of each mask",
+                title=f"{title}, by mask",
                 x_label=label,
                 y_label=what,
                 log_x=True,
@@ -178,7 +184,9 @@ def masks(options: argparse.Namespace) -> Outcome:
 def entropy(options: argparse.Namespace) -> Outcome:
     """(c) The covariance law, what each control costs for ever, and R = -a e^H + b."""
     trial = experiments.entropy_laws(arms=options.arms, steps=options.steps, alpha=options.alpha)
-    steps = list(range(1, options.steps + 2))
+    shown = torch.logspace(0, math.log10(options.steps + 1), 200).long().unique() - 1
+    taken = shown[shown < options.steps]
+    steps = (shown + 1).tolist()
     table = _table(
         f"Softmax bandit, {options.arms} arms, {options.steps} exact gradient steps",
         ("control", "expected reward", "missing", "entropy at the end", "mean entropy"),
@@ -194,17 +202,18 @@ def entropy(options: argparse.Namespace) -> Outcome:
     change, fit = trial.change, trial.fit
     scale = float(change.actual.abs().max())
     first, second = (float((change.actual - x).abs().max()) / scale for x in (change.first_order, change.second_order))
+    free = next(training for training in trial.runs if training.control == "none")
+    miss = float((free.reward - fit.b + fit.a * free.entropy.exp()).abs().max())
+    spent = free.entropy[shown]
     notes = (
         f"A constant bonus of {trial.alpha:g} ends at π ∝ e^(Q/α), {trial.fixed_gap:.4f} below the best arm for ever.",
         f"dH = -Cov(log π, dz): largest error {first:.1%} of the largest change, with the second order {second:.2%}.",
         f"R = -a e^H + b without control: a = {fit.a:.4f}, b = {fit.b:.4f}, ceiling b - a = {fit.ceiling:.4f}, "
-        f"R² = {fit.r2:.4f}.",
+        f"R² = {fit.r2:.4f}, largest miss {miss:.3f}.",
     )
-    free = next(training for training in trial.runs if training.control == "none")
-    fitted = (fit.b - fit.a * free.entropy.exp()).tolist()
     figures = {
         "lab_entropy_controls": line_chart(
-            [Series(training.control, steps, (1 - training.reward).tolist()) for training in trial.runs],
+            [Series(training.control, steps, (1 - training.reward[shown]).tolist()) for training in trial.runs],
             title="What each entropy control still misses of the best arm",
             x_label="step",
             y_label="1 - expected reward",
@@ -214,17 +223,19 @@ def entropy(options: argparse.Namespace) -> Outcome:
         ),
         "lab_entropy_law": scatter_chart(
             [
-                Series("first order", change.first_order.tolist()[::10], change.actual.tolist()[::10]),
-                Series("second order", change.second_order.tolist()[::10], change.actual.tolist()[::10]),
+                Series(name, (-predicted[taken]).tolist(), (-change.actual[taken]).tolist())
+                for name, predicted in (("first order", change.first_order), ("second order", change.second_order))
             ],
-            title="Entropy change of a step: predicted by the covariance and as it is",
-            x_label="predicted change (nats)",
-            y_label="change (nats)",
+            title="Entropy that a step spends: predicted by the covariance, and true",
+            x_label="predicted (nats)",
+            y_label="true (nats)",
+            log_x=True,
+            log_y=True,
         ),
         "lab_entropy_reward": line_chart(
             [
-                Series("exact", free.entropy.tolist(), free.reward.tolist()),
-                Series(f"{fit.b:.3f} - {fit.a:.4f} e^H", free.entropy.tolist(), fitted),
+                Series("exact", spent.tolist(), free.reward[shown].tolist()),
+                Series(f"{fit.b:.3f} - {fit.a:.4f} e^H", spent.tolist(), (fit.b - fit.a * spent.exp()).tolist()),
             ],
             title="Reward is bought with entropy",
             x_label="entropy H (nats)",
@@ -238,7 +249,7 @@ def entropy(options: argparse.Namespace) -> Outcome:
         },
         "fixed_gap": trial.fixed_gap,
         "law_error": {"first_order": first, "second_order": second},
-        "fit": {**asdict(fit), "ceiling": fit.ceiling},
+        "fit": {**asdict(fit), "ceiling": fit.ceiling, "largest_miss": miss},
     }
     return Outcome((table,), notes, figures, data, second < first)
 
@@ -258,29 +269,29 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     one = add("bounds", bounds, "every bound on the surrogate's error against the exact error")
-    _number(one, "--kl", float, 1e-4, "KL per token of the long-horizon pair, in nats")
-    _number(one, "--longest", int, 32768, "longest horizon of that pair")
-    _number(one, "--trees", int, 400, "enumerated pairs of each kind")
-    _number(one, "--vocabulary", int, 4, "symbols of the enumerated pairs")
-    _number(one, "--horizon", int, 5, "tokens of the enumerated pairs")
-    _number(one, "--seed", int, 0, "seed of the random pairs")
+    _number(one, "--kl", 1e-4, "KL per token of the long-horizon pair, in nats")
+    _number(one, "--longest", 32768, "longest horizon of that pair")
+    _number(one, "--trees", 400, "enumerated pairs of each kind")
+    _number(one, "--vocabulary", 4, "symbols of the enumerated pairs")
+    _number(one, "--horizon", 5, "tokens of the enumerated pairs")
+    _number(one, "--seed", 0, "seed of the random pairs")
     two = add("masks", masks, "error, noise and certificate of no, token, prefix and sequence mask")
-    _number(two, "--share", float, 0.01, "share of bad contexts where the size is varied")
-    _number(two, "--size", float, 1.0, "size of the bad logit steps where the share is varied")
-    _number(two, "--background", float, 0.02, "size of the logit steps everywhere else")
-    _number(two, "--delta", float, 0.01, "a context is bad where KL exceeds this, in nats")
-    _number(two, "--trees", int, 200, "enumerated pairs per setting")
-    _number(two, "--horizon", int, 8, "tokens")
-    _number(two, "--seed", int, 0, "seed of the random pairs")
+    _number(two, "--share", 0.01, "share of bad contexts where the size is varied")
+    _number(two, "--size", 1.0, "size of the bad logit steps where the share is varied")
+    _number(two, "--background", 0.02, "size of the logit steps everywhere else")
+    _number(two, "--delta", 0.01, "a context is bad where KL exceeds this, in nats")
+    _number(two, "--trees", 200, "enumerated pairs per setting")
+    _number(two, "--horizon", 8, "tokens")
+    _number(two, "--seed", 0, "seed of the random pairs")
     three = add("entropy", entropy, "the covariance law, the price of a bonus, R = -a e^H + b, on a bandit")
-    _number(three, "--arms", int, 50, "arms of the bandit")
-    _number(three, "--steps", int, 4000, "gradient steps")
-    _number(three, "--alpha", float, 0.1, "weight of the entropy bonus")
+    _number(three, "--arms", 50, "arms of the bandit")
+    _number(three, "--steps", 4000, "gradient steps")
+    _number(three, "--alpha", 0.1, "weight of the entropy bonus")
     return parser
 
 
-def _number(parser: argparse.ArgumentParser, name: str, kind: type, default: float, help: str) -> None:
-    parser.add_argument(name, type=kind, default=default, help=f"{help} (default: {default:g})")
+def _number(parser: argparse.ArgumentParser, name: str, default: int | float, help: str) -> None:
+    parser.add_argument(name, type=type(default), default=default, help=f"{help} (default: {default:g})")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

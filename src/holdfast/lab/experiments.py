@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.core import bounds, bounds_measured
+from holdfast.errors import ConfigError
 from holdfast.lab.bandit import (
     CONTROLS,
     EntropyChange,
@@ -43,6 +44,7 @@ class HorizonCurve:
 
 def bounds_by_horizon(kl: float = 1e-4, longest: int = 32768) -> HorizonCurve:
     """Fair coins `kl` nats apart at every token: the worst case is a binomial sum, so any horizon is exact."""
+    _at_least("longest", longest, 2)
     coin = CoinPair.of_kl(kl)
     horizons = tuple(2**k for k in range(1, longest.bit_length()) if 2**k <= longest)
     tables = [
@@ -88,6 +90,8 @@ def bounds_on_trees(
     count: int = 2000, *, vocabulary: int = 4, horizon: int = 6, seed: int = 0, size: float = 0.1
 ) -> TreeTrial:
     """`count` random pairs of every kind, drift sizes spread over a factor of 100 around `size`, worst-case rewards."""
+    _at_least("trees", count, 1)
+    _at_least("horizon", horizon, 2)  # one token has no error to compare with
     generator = torch.Generator().manual_seed(seed)
     kinds = tuple(kind for kind in KINDS if kind != "tight" or vocabulary % 2 == 0)
     sizes = size * 10 ** torch.linspace(-1, 1, count, dtype=torch.float64)
@@ -96,15 +100,16 @@ def bounds_on_trees(
         parts = []
         rows_at_once = max(1, 2**19 // vocabulary**horizon)
         for part in sizes.split(rows_at_once):
-            pair = make_pairs(kind, part, vocabulary=vocabulary, horizon=horizon, generator=generator, stop=True)
+            pair = make_pairs(kind, part, vocabulary=vocabulary, horizon=horizon, generator=generator)
             drift, error = measure(pair), worst_error(error_weights(pair))
             values = {name: bound.halved for name, bound in bound_table(drift).items()}
             values["path_measured"] = expectation(pair, bounds_measured.path(as_rollouts(pair)))
+            error = error.where(error > 1e-13, torch.nan)  # below that an error is nothing but rounding
             parts.append({name: value / error for name, value in values.items()})
         by_kind.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     rows = []
     for name in by_kind[0]:
-        ratios = [kind[name][kind[name].isfinite()] for kind in by_kind]
+        ratios = [kind[name][~kind[name].isnan()] for kind in by_kind]
         pooled = torch.cat(ratios)
         rows.append(
             Tightness(
@@ -149,6 +154,7 @@ def masks_on_trees(
     Binary trees of `horizon` tokens; per setting (share, size) a share of the contexts drifts with logit steps of that
     size, the rest with steps of `background`. A context is bad where KL exceeds `delta`.
     """
+    _at_least("trees", count, 1)
     rows = []
     for share, size in settings:
         pair = make_pairs(
@@ -199,6 +205,7 @@ class EntropyTrial:
 
 def entropy_laws(*, arms: int = 50, steps: int = 4000, alpha: float = 0.1, rate: float = 1.0) -> EntropyTrial:
     """Train one bandit under every control, exactly, and check dH = -Cov(log π, dz) along the uncontrolled run."""
+    _at_least("steps", steps, 2)
     values = ladder_arms(arms)
     runs = tuple(train(values, control, steps=steps, rate=rate, alpha=alpha) for control in CONTROLS)
     logits, visited, taken = torch.zeros_like(values), [], []
@@ -217,3 +224,8 @@ def entropy_laws(*, arms: int = 50, steps: int = 4000, alpha: float = 0.1, rate:
         change=entropy_change(torch.stack(visited), torch.stack(taken)),
         fit=fit_reward_law(free.entropy, free.reward),
     )
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}, allowed is at least {least}")
