@@ -78,3 +78,9 @@ def test_every_value_lies_inside_and_order_is_kept(values, log, tight):
 def test_what_is_not_positive_lies_at_the_low_end_of_a_log_scale():
     scale = scale_of([0.1, 10.0], log=True)
     assert (scale.fraction(0.0), scale.fraction(-3), scale.fraction(1.0)) == (0.0, 0.0, pytest.approx(0.5))
+
+
+def test_whole_numbers_get_whole_ticks():
+    assert scale_of([1, 4], tight=True).ticks == (1, 2, 3, 4)
+    assert scale_of([1, 4.5], tight=True).ticks == (1, 2, 3, 4)
+    assert scale_of([0, 0.5], tight=True).ticks == (0, 0.1, 0.2, 0.3, 0.4, 0.5)

@@ -75,6 +75,9 @@ def _linear_scale(values: list[float], ticks: int, tight: bool) -> Scale:
         pad = abs(low) * 0.1 or 0.5
         low, high = low - pad, high + pad
     step = _round_step((high - low) / ticks)
+    if tight and all(v.is_integer() for v in values):
+        # Steps and positions are whole: no tick between two of them.
+        step = max(1.0, step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     marks = tuple(round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1))
     if not tight:
