@@ -7,11 +7,11 @@ from torch import Tensor
 
 from cases import with_gradient
 from holdfast import Batch, TokenStats
-from oracles.rows import TOLERANCE
+from oracles.rows import TOLERANCE, WIDEST
 
 
 def draw(
-    seed: int, *, min_tokens: int = 1, widest: float = 9.5, sequences: int | None = None
+    seed: int, *, min_tokens: int = 1, widest: float = WIDEST, sequences: int | None = None
 ) -> tuple[Batch, TokenStats]:
     """A ragged batch with holes: log-ratios from .02 to `widest`, advantages per sequence or token, a quarter zero.
 

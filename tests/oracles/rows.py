@@ -23,6 +23,9 @@ TOLERANCE = 1e-9
 BATCHES = 40
 """Random batches per row."""
 
+WIDEST = 9.5
+"""Largest |log-ratio| of a row's batches, unless the row says another."""
+
 _MODULES = (advantages, covariance, gates, masks, penalties, ratio_masks, reduce, token_masks, weights)
 _NAMES = {name: value for module in _MODULES for name, value in vars(module).items() if isinstance(value, type)}
 
@@ -32,7 +35,7 @@ class Row:
     """A peer's setting and the objective that equals it, on every one of `BATCHES` random batches.
 
     `ours` is the Python expression that a user would write: it is shown on the page and it is what runs. `min_tokens`
-    is the least number of response tokens per sequence, raised where an epsilon of the peer fades with length.
+    is the least number of response tokens per sequence, `widest` the largest |log-ratio|.
     """
 
     name: str
@@ -40,7 +43,7 @@ class Row:
     ours: str
     note: str = ""
     min_tokens: int = 1
-    widest: float = 9.5
+    widest: float = WIDEST
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

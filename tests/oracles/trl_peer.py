@@ -133,10 +133,19 @@ def inputs_of(batch: Batch, *, items: Tensor | None = None) -> dict[str, Tensor]
 
 
 def run_trl(
-    settings: dict[str, Any], batch: Batch, stats: TokenStats, *, gmpo: bool = False, items: Tensor | None = None
+    settings: dict[str, Any],
+    batch: Batch,
+    stats: TokenStats,
+    *,
+    gmpo: bool = False,
+    items: Tensor | None = None,
+    stand_in: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, gradient of log-probabilities, gradient of entropies) of TRL's `_compute_loss`."""
-    stand_in = trainer(**settings)
+    """(loss, gradient of log-probabilities, gradient of entropies) of TRL's `_compute_loss`.
+
+    `items` are the tokens of the whole step; `stand_in` is a trainer to go on with, for what it keeps between steps.
+    """
+    stand_in = stand_in or trainer(**settings)
     inputs = inputs_of(batch, items=items)
     if stand_in.use_vllm:
         inputs["importance_sampling_ratio"] = score(settings, batch, torch.zeros(len(batch.response_mask)))[

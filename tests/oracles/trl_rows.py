@@ -226,4 +226,108 @@ ADVANTAGES = [
 ]
 """The advantages of `_generate_and_score_completions` on groups of equal size."""
 
-DIFFERENCES: list[Difference] = []
+DIFFERENCES = [
+    Difference(
+        "empty_rows",
+        "choice",
+        "grpo, sapo, dr_grpo, luspo and GMPO divide by all rows, those without a response token included.",
+        "An empty row is padding: N counts sequences with at least one response token.",
+    ),
+    Difference(
+        "unclamped_ratio",
+        "choice",
+        "The log-ratio is not limited: from 710 on (in float32 from 89 on) the loss is infinite or NaN.",
+        "Every log-ratio is limited to ±20; the gradient is zero beyond.",
+    ),
+    Difference(
+        "delta_below_clip",
+        "defect",
+        "A two-sided cap delta below 1 + epsilon_high caps ratios at delta where A > 0 (narrowing the clip) and at "
+        "1 + epsilon_high where A < 0, which it was meant for.",
+        "`dual` is the cap where A < 0, `high` the clip where A > 0, whichever is larger.",
+    ),
+    Difference(
+        "cispo_default_cap",
+        "defect",
+        "cispo reads epsilon_high as an absolute cap and leaves its default at .2: on policy, where every ratio is 1, "
+        "each gradient is .2 of REINFORCE's.",
+        "The cap is 5 by default; `relative=True` gives the cap 1 + high.",
+    ),
+    Difference(
+        "vespo_correction",
+        "missing",
+        "vespo multiplies the truncated token weights into W, inside φ. With token_mask one rejected token brings the "
+        "weight of its whole sequence to about 0.",
+        "denominator='rollout' is the same while no token is truncated; a weight part multiplies φ from outside.",
+    ),
+    Difference(
+        "vespo_floor",
+        "epsilon",
+        "W is at least 1e-8.",
+        "log W is at least −20 (2e-9). φ is below 1e-14 either way.",
+    ),
+    Difference(
+        "entropy_normaliser",
+        "choice",
+        "The entropy bonus is the mean over tokens for every loss type.",
+        "The bonus uses the objective's normaliser: equal for token-mean objectives.",
+    ),
+    Difference(
+        "entropy_top_tokens",
+        "choice",
+        "With top_entropy_quantile the entropy bonus acts on the selected tokens only.",
+        "Penalties act on every response token; masks belong to the policy term.",
+    ),
+    Difference(
+        "sequence_kl_weight",
+        "choice",
+        "At sequence level, use_bias_correction_kl weights each token's KL by the sequence's geometric mean.",
+        "`ratio_weighted` is the token's own ratio, which is what makes the gradient of k3 unbiased.",
+    ),
+    Difference(
+        "gmpo_top_entropy",
+        "missing",
+        "GMPO with top_entropy_quantile takes the geometric mean over the selected tokens.",
+        "The mean is over all response tokens; the mask then selects which of them keep their share.",
+    ),
+    Difference(
+        "gmpo_ignores",
+        "defect",
+        "The GMPO trainer ignores the engine correction, the off-policy mask and the entropy bonus without a word.",
+        "Every part composes with every other.",
+    ),
+    Difference(
+        "micro_batches",
+        "defect",
+        "bnpo's denominator, the entropy bonus and the top-entropy threshold are those of a micro-batch: splitting a "
+        "batch with ragged lengths changes the gradient. (grpo, dapo, dr_grpo and luspo add up.)",
+        "Whole-batch statistics come from `prepare`: no split changes any gradient.",
+    ),
+    Difference(
+        "nan_logprobs",
+        "choice",
+        "An engine logprob of NaN gets weight 1 and does not count in the off-policy mask.",
+        "NaN under the response mask is a DataError that names the token: take it out of the mask or out of the batch.",
+    ),
+    Difference(
+        "adaptive_entropy",
+        "choice",
+        "The adaptive bonus acts where the previous step's entropy was at or below the target, and never on the first "
+        "step; the coefficient moves the same way.",
+        "It acts where this step's entropy is at or below the target.",
+    ),
+    Difference(
+        "float32_constants",
+        "epsilon",
+        "SAPO's temperatures, and Bessel's factor n/(n−1) in the standard deviation of a group, are float32 numbers "
+        "also where everything else is float64.",
+        "Constants have the precision of the data. The rows above use temperatures and groups of 2, 3 and 5, for which "
+        "float32 is exact, or the rounded temperature itself.",
+    ),
+    Difference(
+        "scale_batch",
+        "missing",
+        "scale_rewards='batch' divides by the standard deviation of the whole batch.",
+        "`Group` scales by its group's standard deviation, its mean, or not at all.",
+    ),
+]
