@@ -53,13 +53,14 @@ class Policy:
 
     `temperature` divides the logits. With `renormalize`, tokens outside the engine's support (top-p, top-k, min-p)
     are removed before the softmax, so that both policies are distributions over the same set. Entropy carries a
-    gradient only where `entropy_gradient` asks for one.
+    gradient only where `entropy_gradient` asks for one. With `separable_head`, prompt positions skip the LM head.
     """
 
     model: Any
     temperature: float = 1.0
     renormalize: bool = False
     entropy_gradient: bool = False
+    separable_head: bool = False
 
     def stats(self, sequences: Sequences) -> TokenStats:
         """Log-probabilities (with gradient), entropy and, where distributions are known, exact KL, TV and χ².
@@ -70,8 +71,7 @@ class Policy:
         mask = sequences.response_mask
         row, offset = mask.nonzero(as_tuple=True)
         position = sequences.prompt_lengths[row] + offset
-        hidden = self.model.base_model(input_ids=sequences.input_ids, use_cache=False).last_hidden_state
-        logits = self.model.get_output_embeddings()(hidden[row, position - 1]).float()
+        logits = self._logits(sequences.input_ids, row, position - 1).float()
         logits = logits if self.temperature == 1.0 else logits / self.temperature
         rollout = None if sequences.distributions is None else torch.cat(sequences.distributions)
         drift = {} if rollout is None else self._divergences(logits.detach(), rollout)
@@ -85,6 +85,12 @@ class Policy:
             **{name: _scatter(value, mask) for name, value in drift.items()},
         )
 
+    def _logits(self, input_ids: Int[Tensor, "b L"], row: Int[Tensor, " N"], position: Int[Tensor, " N"]) -> Tensor:
+        """Raw logits [N, V] at these positions."""
+        if self.separable_head:
+            return separate_logits(self.model, input_ids, row, position)
+        return self.model(input_ids=input_ids, use_cache=False).logits[row, position]
+
     def _divergences(self, logits: Float[Tensor, "N V"], rollout: Float[Tensor, "N V"]) -> dict[str, Tensor]:
         exact = exact_from_logits(logits, rollout)
         wasted = 0.0 if self.renormalize else -exact.kept_mass.log()
@@ -93,6 +99,25 @@ class Policy:
             "tv_rollout": exact.tv.value.clamp(0.0, 1.0),
             "chi2_rollout": exact.chi2.value.clamp_min(0.0),
         }
+
+
+def separate_logits(
+    model: Any, input_ids: Int[Tensor, "b L"], row: Int[Tensor, " N"], position: Int[Tensor, " N"]
+) -> Float[Tensor, "N V"]:
+    """Logits at a few positions: the backbone on everything, the LM head on those alone."""
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return model.get_output_embeddings()(hidden[row, position])
+
+
+@torch.no_grad()
+def has_separable_head(model: Any) -> bool:
+    """Whether backbone and LM head are all there is: some models scale or cap their logits after the head."""
+    ids, row = torch.arange(4).unsqueeze(0) % model.config.vocab_size, torch.zeros(4, dtype=torch.long)
+    try:
+        separate = separate_logits(model, ids, row, torch.arange(4))
+    except (AttributeError, TypeError):
+        return False
+    return torch.allclose(separate, model(input_ids=ids, use_cache=False).logits[0], rtol=1e-4, atol=1e-5)
 
 
 def entropy(log_policy: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:

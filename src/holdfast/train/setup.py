@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weight
 from holdfast.train.config import RunConfig
 from holdfast.train.data import PromptSource, Reward, load_reward
 from holdfast.train.folder import RunFolder, replace_folder
-from holdfast.train.forward import Policy
+from holdfast.train.forward import Policy, has_separable_head
 from holdfast.train.seeds import derive_seed
 from holdfast.train.update import Updater
 from holdfast.train.warmstart import Progress, cached_warm_start, has_warm_start, warm_start
@@ -70,9 +71,10 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
         temperature=config.sampling.temperature if processed else 1.0,
         renormalize=processed and config.sampling.truncates,
         entropy_gradient="entropy" in objective.needs,
+        separable_head=(separable := has_separable_head(model)),
     )
     root = warm_starts or folder.warm_starts
-    _warm(config, Policy(model), source, root, progress)
+    _warm(config, Policy(model, separable_head=separable), source, root, progress)
     run = _assemble(config, folder, source, load_reward(task, config.task.reward), objective, policy)
     if resume:
         _restore(run)
@@ -80,12 +82,13 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
 
 
 def build_model(config: RunConfig, alphabet: str) -> tuple[Any, Any]:
-    """The configured model and its tokenizer; a tiny model is made from the seed."""
+    """The configured model, without dropout, and its tokenizer; a tiny model is made from the seed."""
     settings = config.model
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     if settings.source is not None:
         with no_progress_bar():
-            return load_model(settings.source, dtype)
+            model, tokenizer = load_model(settings.source, dtype)
+        return model.eval(), tokenizer
     tokenizer = character_tokenizer(alphabet)
     model = tiny_model(
         tokenizer,
@@ -94,7 +97,7 @@ def build_model(config: RunConfig, alphabet: str) -> tuple[Any, Any]:
         heads=settings.heads,
         seed=derive_seed(config.seed, "model"),
     )
-    return model.to(dtype), tokenizer
+    return model.to(dtype).eval(), tokenizer
 
 
 def sampling_of(config: RunConfig) -> Sampling:
@@ -169,9 +172,7 @@ def _reference(policy: Policy, objective: Objective) -> Policy | None:
     """A frozen copy of the warm-started model where the objective penalises the distance from it."""
     if "ref_logprobs" not in objective.needs:
         return None
-    import copy
-
-    return Policy(copy.deepcopy(policy.model).requires_grad_(False), policy.temperature, policy.renormalize)
+    return replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False))
 
 
 def _engine(policy: Policy, source: PromptSource, precision: str, lag: int) -> Engine:

@@ -1,0 +1,140 @@
+"""Trainer log-probabilities against plain full-logit passes, one unpadded sequence at a time."""
+
+import pytest
+import torch
+
+from holdfast.rollout.models import character_tokenizer, tiny_model
+from holdfast.train.data import pack
+from holdfast.train.forward import Policy, Sequences, gather_stats, has_separable_head, micro_batches, stats_of
+from holdfast.types import TokenStats
+
+PROMPTS = [(1, 5, 6), (1, 7, 8, 9, 10), (1, 4), (1, 4, 4, 4)]
+RESPONSES = [(8, 9, 10, 2), (5, 2), (6, 7, 8, 9, 4, 2), (5, 5, 5)]
+ROWS = torch.arange(4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(character_tokenizer("0123456789"), hidden=32, layers=2, heads=2, seed=3).eval()
+
+
+def logits_of(model, row):
+    """Raw float64 logits at the response's positions, from the sequence alone."""
+    ids = torch.tensor([[*PROMPTS[row], *RESPONSES[row]]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0].double()
+    return logits[len(PROMPTS[row]) - 1 : -1]
+
+
+def packed(distributions=None):
+    plain = pack(PROMPTS, RESPONSES, pad=0)
+    return Sequences(plain.input_ids, plain.prompt_lengths, plain.response_mask, distributions)
+
+
+@pytest.mark.parametrize("separable", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_entropy_are_those_of_the_unpadded_sequences(model, separable, temperature):
+    stats = Policy(model, temperature=temperature, separable_head=separable).stats(packed())
+    for row, response in enumerate(RESPONSES):
+        expected = torch.log_softmax(logits_of(model, row) / temperature, dim=-1)
+        sampled = expected[torch.arange(len(response)), torch.tensor(response)]
+        assert torch.allclose(stats.logprobs[row, : len(response)].double(), sampled, atol=1e-5)
+        entropy = -(expected.exp() * expected).sum(-1)
+        assert torch.allclose(stats.entropy[row, : len(response)].double(), entropy, atol=1e-5)
+        assert not stats.logprobs[row, len(response) :].any() and not stats.entropy[row, len(response) :].any()
+    assert stats.kl_rollout is None and stats.logprobs.requires_grad and not stats.entropy.requires_grad
+
+
+def test_entropy_has_a_gradient_where_it_is_asked_for(model):
+    assert Policy(model, entropy_gradient=True).stats(packed()).entropy.requires_grad
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_divergences_on_a_truncated_support(model, renormalize):
+    """KL = Σ q (log q - log p), TV = ½ Σ |q - p|, χ² = Σ q (p/q - 1)², p renormalised on the support of q."""
+    generator = torch.Generator().manual_seed(0)
+    rollout = []
+    for response in RESPONSES:
+        noise = torch.randn(len(response), 14, generator=generator)
+        dropped = torch.rand(noise.shape, generator=generator) < 0.3
+        dropped[torch.arange(len(response)), torch.tensor(response)] = False
+        rollout.append(torch.log_softmax(noise.masked_fill(dropped, -torch.inf), dim=-1))
+    stats = Policy(model, renormalize=renormalize).stats(packed(tuple(rollout)))
+    for row, response in enumerate(RESPONSES):
+        q = rollout[row].double().exp()
+        full = torch.softmax(logits_of(model, row), dim=-1)
+        kept = (full * (q > 0)).sum(-1, keepdim=True)
+        inside = full * (q > 0) / kept
+        p = inside if renormalize else full
+        sampled = p[torch.arange(len(response)), torch.tensor(response)]
+        assert torch.allclose(stats.logprobs[row, : len(response)].double(), sampled.log(), atol=1e-5)
+        kl = torch.where(q > 0, q * (q.clamp_min(1e-300).log() - p.clamp_min(1e-300).log()), 0.0).sum(-1)
+        assert torch.allclose(stats.kl_rollout[row, : len(response)].double(), kl, atol=1e-5)
+        tv = 0.5 * (q - inside).abs().sum(-1)
+        assert torch.allclose(stats.tv_rollout[row, : len(response)].double(), tv, atol=1e-5)
+        chi2 = torch.where(q > 0, (inside - q) ** 2 / q.clamp_min(1e-300), 0.0).sum(-1)
+        assert torch.allclose(stats.chi2_rollout[row, : len(response)].double(), chi2, rtol=1e-4)
+
+
+def test_entropy_counts_the_support_only(model):
+    rollout = tuple(torch.full((len(r), 14), -torch.inf) for r in RESPONSES)
+    for row, response in enumerate(RESPONSES):
+        rollout[row][torch.arange(len(response)), torch.tensor(response)] = 0.0
+    stats = Policy(model, renormalize=True, entropy_gradient=True).stats(packed(rollout))
+    # One token is left of every distribution: probability 1, entropy 0, and a gradient that is not NaN.
+    assert not stats.entropy.any() and not stats.logprobs.any()
+    gradients = torch.autograd.grad((stats.entropy + stats.logprobs).sum(), list(model.parameters()), allow_unused=True)
+    assert all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 12, 100])
+def test_micro_batches_cover_every_row_once_within_the_limit(max_tokens):
+    lengths, rows = torch.tensor([3, 9, 1, 9, 4, 7]), torch.tensor([5, 0, 3, 1])
+    parts = list(micro_batches(lengths, rows, max_tokens))
+    assert sorted(torch.cat(parts).tolist()) == [0, 1, 3, 5]
+    for part in parts:
+        assert len(part) == 1 or len(part) * int(lengths[part].max()) <= max_tokens
+    assert len(parts) == {1: 4, 8: 4, 12: 4, 100: 1}[max_tokens]
+
+
+def test_statistics_come_back_in_the_order_that_was_asked_for(model):
+    policy, sequences = Policy(model, separable_head=True), packed()
+    whole = stats_of(policy, sequences, ROWS, 1000)
+    for rows in (torch.tensor([2, 0, 3, 1]), torch.tensor([3, 1])):
+        cut = stats_of(policy, sequences, rows, 8)
+        assert torch.allclose(cut.logprobs, whole.logprobs[rows], atol=1e-6)
+        assert torch.allclose(cut.entropy, whole.entropy[rows], atol=1e-6)
+
+
+def test_gathering_restores_rows():
+    parts = [torch.tensor([4, 0]), torch.tensor([7])]
+    pieces = [TokenStats(logprobs=torch.tensor([[-4.0], [-0.0]])), TokenStats(logprobs=torch.tensor([[-7.0]]))]
+    rows = torch.tensor([7, 4, 0])
+    assert gather_stats(pieces, parts, rows).logprobs.flatten().tolist() == [-7.0, -4.0, 0.0]
+
+
+def test_selected_rows_lose_padding_that_none_needs():
+    short = packed().select(torch.tensor([1, 0]))
+    assert short.input_ids.shape == (2, 7) and short.response_mask.shape == (2, 6)
+    assert short.lengths.tolist() == [7, 7]
+
+
+def test_a_model_that_caps_its_logits_is_not_taken_apart(model):
+    class Capped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.config = model, model.config
+
+        @property
+        def base_model(self):
+            return self.inner.base_model
+
+        def get_output_embeddings(self):
+            return self.inner.get_output_embeddings()
+
+        def forward(self, **inputs):
+            output = self.inner(**inputs)
+            output.logits = 0.1 * torch.tanh(output.logits / 0.1)
+            return output
+
+    assert has_separable_head(model) and not has_separable_head(Capped())
