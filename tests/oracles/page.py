@@ -19,11 +19,13 @@ _KINDS = {
     "missing": "Missing here: what the algebra has no part for",
 }
 
+_LIMIT = f"{TOLERANCE:g}".replace("e-0", "e-")
+
 _INTRO = f"""# Oracles
 
 Holdfast's objectives against the losses of two released trainers. Each row of a table is one setting of the peer and
 the Holdfast objective that equals it: on {BATCHES} random batches the peer's own code and ours give the same loss and
-the same gradient of every log-probability and entropy, to {TOLERANCE:g} relative in float64. The batches have ragged
+the same gradient of every log-probability and entropy, to {_LIMIT} relative in float64. The batches have ragged
 lengths and holes (tool output), advantages per sequence or per token, a quarter of them zero, and log-ratios from .02
 to {WIDEST} (or as the row's remark says). Gradient elements below 1e-13 of the largest, or of the advantages, are
 rounding. Where the two part, the test named in the first column shows it.

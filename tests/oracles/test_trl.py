@@ -14,7 +14,7 @@ from holdfast.objectives.weights import ImportanceWeight
 from oracles import trl_rows
 from oracles.draws import assert_same, differ, draw, per_sequence, run_ours
 from oracles.rows import BATCHES
-from oracles.trl_peer import run_trl, score
+from oracles.trl_peer import run_trl, score, trainer
 
 
 def named(rows):
