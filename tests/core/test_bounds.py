@@ -1,6 +1,8 @@
 """The published numbers, sums against brute force, and what the table accepts, derives and refuses."""
 
 import math
+import re
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -14,6 +16,7 @@ from holdfast.core.divergences import Divergence, Kind
 from holdfast.errors import DataError
 
 T = 4096
+MODULES = ("bound_formulas", "bounds_measured", "certificate", "advise")
 
 
 def f64(value):
@@ -267,6 +270,20 @@ def test_nothing_to_choose_from():
 
 def test_an_upper_bound_is_welcome_where_a_maximum_is_needed():
     assert table(8, tv=Divergence(f64(0.1), "top_k_tv_upper", Kind.UPPER))["linear"].value.item() == pytest.approx(3.2)
+
+
+def test_theory_pages_and_code_name_each_other():
+    """Every [n] in a docstring is stated in docs/theory, and every function that a page names exists."""
+    root = Path(__file__).parents[2]
+    pages = "".join(path.read_text() for path in (root / "docs" / "theory").glob("*.md"))
+    sources = "".join((root / "src/holdfast/core" / f"{name}.py").read_text() for name in MODULES)
+    labels = set(re.findall(r"\[(\d+a?)\]", sources))
+    assert labels >= {str(i) for i in range(12)}
+    for label in labels:
+        assert re.search(rf"(## |\*\*|\| )\[{label}\]", pages), label
+    for code in re.findall(r"\*Code:\*([^|]*?)(?:\n\n|$)", pages):
+        for name in re.findall(r"`(?:\w+\.)?(\w+)`", code):
+            assert re.search(rf"def {name}\b", sources), name
 
 
 def test_json_row():

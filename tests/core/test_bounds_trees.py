@@ -249,6 +249,22 @@ def test_halving_is_attained_and_cannot_be_repeated():
     assert from_maxima["martingale"].value.item() == pytest.approx(worst, rel=1e-9)  # ½ x = ½ · 4ε²
 
 
+def test_sequence_kl_is_sharp():
+    """θ writes with m = 1e-3 a token that p writes with q = 1e-9, and after it what p does not: error ≈ m ≈ S."""
+    m, q, rest = 1e-3, 1e-9, 1e-4
+
+    def level(*rows):
+        return torch.tensor([rows], dtype=torch.float64)
+
+    same = [0.5, 0.5]
+    rollout = [level([q, 1 - q]), level([1 - rest, rest], same)]
+    current = [level([m, 1 - m]), level([rest, 1 - rest], same)]
+    pair = enumerate_leaves(rollout, current, end_of_sequence=False)
+    worst = pair.mean(pair.z.clamp(min=0)).item()
+    seq_kl = pair.mean(pair.kl.sum(-1)).item()
+    assert 0.999 * seq_kl < worst <= seq_kl
+
+
 def test_own_bounds_cannot_be_halved():
     """Searching random trees finds errors above half of S, and above half of every other bound of ours."""
     worst_share = dict.fromkeys(("sequence_kl", "martingale", "cauchy_schwarz", "survival", "split"), 0.0)
