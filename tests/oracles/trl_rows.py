@@ -222,6 +222,7 @@ ROWS = [
 
 ADVANTAGES = [
     Row("scale_rewards='group'", {"scale_rewards": "group"}, "preset('grpo')"),
+    Row("scale_rewards='batch'", {"scale_rewards": "batch"}, "preset('grpo', scale='batch_std')"),
     Row("scale_rewards='none'", {"scale_rewards": "none"}, "preset('dr_grpo')"),
 ]
 """The advantages of `_generate_and_score_completions` on groups of equal size."""
@@ -321,13 +322,7 @@ DIFFERENCES = [
         "epsilon",
         "SAPO's temperatures, and Bessel's factor n/(n−1) in the standard deviation of a group, are float32 numbers "
         "also where everything else is float64.",
-        "Constants have the precision of the data. The rows above use temperatures and groups of 2, 3 and 5, for which "
+        "Constants have the precision of the data. The rows above use temperatures and counts of 2, 3, 5 and 9, for which "
         "float32 is exact, or the rounded temperature itself.",
-    ),
-    Difference(
-        "scale_batch",
-        "missing",
-        "scale_rewards='batch' divides by the standard deviation of the whole batch.",
-        "`Group` scales by its group's standard deviation, its mean, or not at all.",
     ),
 ]
