@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from holdfast.rollout.quantize import engine_copy, load_weights
 
 
+@runtime_checkable
 class Decoding(Protocol):
     """The key-value cache of a batch whose rows all continue at the same step.
 
@@ -24,11 +25,12 @@ class Decoding(Protocol):
     def keep(self, rows: Tensor) -> None: ...
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """A copy of the policy in the engine's numerics."""
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over the weights of a state dict."""
+        """Take over the weights of a state dict, which nobody may change afterwards."""
         ...
 
     def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> Decoding:

@@ -57,6 +57,7 @@ class EmbeddedEngine:
         # The newest weights last; `generate` uses the first.
         self._snapshots: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=lag + 1)
         self._snapshots.append((0, _weights(model)))
+        self._decoder.load(self._snapshots[0][1])
 
     @property
     def policy_version(self) -> int:

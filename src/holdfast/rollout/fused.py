@@ -57,7 +57,7 @@ class FusedDecoder:
     """A copy of the policy in the engine's numerics (holdfast.rollout.decoder.Decoder)."""
 
     def __init__(self, model: Any, precision: str) -> None:
-        """Copy `model`.
+        """Take the shape of `model`; its weights come with `load`.
 
         Raises:
             ConfigError: unknown precision.
@@ -71,10 +71,9 @@ class FusedDecoder:
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.layers, self.epsilon = config.num_hidden_layers, config.rms_norm_eps
         self.rotary = copy.deepcopy(model.model.rotary_emb)
-        self.load(model.state_dict())
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over the weights of a state dict."""
+        """Take over the weights of a state dict, which nobody may change afterwards."""
         self.embedding = self._plain(weights, "model.embed_tokens")
         self.norm = self._plain(weights, "model.norm")
         self.head = self._linear(weights, "lm_head")
@@ -216,7 +215,9 @@ class FusedDecoding:
         prompt = torch.bmm(self._gather(own), old_keys)
         if self.ragged:
             prompt = prompt + self.bias
-        scores = torch.cat([self._scatter(prompt), torch.bmm(own, own_keys[:, :end].transpose(1, 2))], dim=-1).softmax(dim=-1)
+        scores = torch.cat([self._scatter(prompt), torch.bmm(own, own_keys[:, :end].transpose(1, 2))], dim=-1).softmax(
+            dim=-1
+        )
         longest = old_keys.shape[-1]
         mixed = torch.bmm(scores[..., longest:], own_values[:, :end])
         mixed += self._scatter(torch.bmm(self._gather(scores[..., :longest]), old_values))

@@ -72,12 +72,19 @@ def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"model.source = {source!r} has no tokenizer that loads ({error}): save one beside the model with "
-            "tokenizer.save_pretrained(folder)"
-        ) from error
+        raise ConfigError(f"{_no_tokenizer(source)} ({error})") from error
+    # Without tokenizer files transformers may make up an empty one that encodes everything to nothing.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ConfigError(_no_tokenizer(source))
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {source!r} has no end-of-sequence token: set tokenizer.eos_token and save")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _no_tokenizer(source: str) -> str:
+    return (
+        f"model.source = {source!r} has no tokenizer that loads: save one beside the model with "
+        "tokenizer.save_pretrained(folder)"
+    )

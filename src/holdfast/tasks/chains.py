@@ -9,20 +9,31 @@ from dataclasses import dataclass
 from holdfast.errors import ConfigError
 from holdfast.tasks.base import Problem, in_split, last_answer
 
+HOPELESS = 10_000
+"""Prompts in a row that are not in the split before the split counts as empty (chance 1e-457 for a tenth of many)."""
+
 
 @dataclass(frozen=True)
 class ChainTask:
     """A task whose solution is a chain of steps and whose answer follows the last "#"."""
 
     def problems(self, seed: int, count: int, split: str) -> list[Problem]:
-        """`count` problems of this split, drawn from the seed."""
+        """`count` problems of this split, drawn from the seed; fewer are a prefix of more.
+
+        Raises:
+            ConfigError: the task has so few prompts that none is in the split.
+        """
         draw = random.Random(f"{self.name} {seed} {split}")
         found: list[Problem] = []
+        missed = 0
         while len(found) < count:
             prompt = self._prompt(draw)
             if in_split(prompt, split):
                 solution = self._chain(prompt, draw, 0.0)
                 found.append(Problem(prompt, solution.rpartition("#")[2], solution, self.name))
+                missed = 0
+            elif (missed := missed + 1) == HOPELESS:
+                raise ConfigError(f"task {self.name!r} is so small that its {split!r} split is empty: make it larger")
         return found
 
     def reward(self, problem: Problem, response: str) -> float:
@@ -161,8 +172,9 @@ class Sorting(ChainTask):
         state, steps = list(prompt.rstrip("=")), []
         for place in range(self.length - 1):
             smallest = min(range(place, self.length), key=state.__getitem__)
-            if draw.random() < error_rate:
-                smallest = draw.randrange(place, self.length)
+            wrong = [index for index in range(place, self.length) if state[index] != state[smallest]]
+            if draw.random() < error_rate and wrong:
+                smallest = draw.choice(wrong)
             state[place], state[smallest] = state[smallest], state[place]
             steps.append("".join(state) + ";")
         return "".join(steps) + "#" + "".join(state)

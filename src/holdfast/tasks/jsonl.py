@@ -34,6 +34,7 @@ class JsonLines:
             value = getattr(self, key)
             if value is not None and not Path(value).is_file():
                 raise ConfigError(f"task.{key} = {value!r}: there is no such file (working folder: {Path.cwd()})")
+        _ = self._pools  # a bad file is reported before anything else starts
 
     @cached_property
     def _pools(self) -> dict[str, list[Problem]]:

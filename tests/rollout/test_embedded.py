@@ -1,0 +1,216 @@
+"""The engine against a plain forward pass of the model over the whole sequence, and its promises about seeds and lag."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from holdfast.errors import ConfigError, EngineError
+from holdfast.rollout.decoder import HubDecoder
+from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.engine import Engine, Sampling, sampling_logprobs
+from holdfast.rollout.fused import FusedDecoder
+
+# groups of 3, 2, 2 and 1 rows, out of order, of different lengths
+PROMPTS = [[2, 3, 4, 5], [2, 7], [2, 3, 4, 5], [2, 9, 8, 9, 9, 9, 4], [2, 7], [2, 3, 4, 5], [2, 9, 8, 9, 9, 9, 4], [2]]
+
+
+def engine(model, **options):
+    return EmbeddedEngine(model, **{"eos_token_id": 1, "pad_token_id": 0} | options)
+
+
+def draw(made, prompts=PROMPTS, seed=5, ids=None, distributions=True, **sampling):
+    ids = range(len(prompts)) if ids is None else ids
+    sampling = Sampling(**{"max_tokens": 24} | sampling)
+    return made.generate(prompts, sampling, seed=seed, sequence_ids=ids, return_distributions=distributions)
+
+
+def whole_forward(model, prompt, completion):
+    """Logits that predict each response token, from one pass over prompt and response."""
+    ids = torch.tensor([[*prompt, *completion.token_ids]])
+    with torch.no_grad():
+        return model(ids).logits[0, len(prompt) - 1 : -1].float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("qwen3", {"head_dim": 12}),
+        ("qwen3", {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 8}),
+        ("qwen2", {"num_key_value_heads": 1}),
+        (
+            "llama",
+            {"attention_bias": True, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+        ),
+        ("llama", {"num_key_value_heads": 4}),
+        ("gpt2", {}),
+    ],
+)
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("support", [{}, {"temperature": 0.7, "top_p": 0.9, "top_k": 12}])
+def test_distributions_are_those_of_a_whole_forward_pass(make_model, kind, options, fused, support):
+    model = make_model(kind, **options)
+    # an end token that does come up
+    end = draw(engine(model, eos_token_id=-1), **support)[0].token_ids[8]
+    made = engine(model, eos_token_id=end, fused=fused)
+    assert isinstance(made._decoder, FusedDecoder if fused and kind != "gpt2" else HubDecoder)
+    prompts = PROMPTS * 3
+    completions = draw(made, prompts=prompts, **support)
+    assert "stop" in {c.finish_reason for c in completions}
+    assert len({len(c.token_ids) for c in completions}) > 2  # rows have left the batch at several times
+    for prompt, completion in zip(prompts, completions, strict=True):
+        expected = sampling_logprobs(whole_forward(model, prompt, completion), Sampling(**support))
+        assert torch.equal(completion.distributions.isfinite(), expected.isfinite())
+        assert torch.allclose(completion.distributions, expected, atol=2e-4)
+        tokens = torch.tensor(completion.token_ids)[:, None]
+        assert torch.equal(completion.logprobs, completion.distributions.gather(1, tokens).squeeze(1))
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "int8_weight", "int4_weight", "fp8_weight"])
+def test_both_decoders_draw_the_same(make_model, precision):
+    model = make_model()
+    ours, theirs = (draw(engine(model, precision=precision, fused=fused)) for fused in (True, False))
+    for own, other in zip(ours, theirs, strict=True):
+        assert own.token_ids == other.token_ids
+        # an activation on the edge between two levels may fall to either side
+        allowed = 0.1 if precision == "int8" else 1e-4
+        assert torch.allclose(own.logprobs, other.logprobs, atol=allowed)
+        assert float((own.logprobs - other.logprobs).abs().median()) < 1e-5
+
+
+def test_bfloat16_decoders_differ_by_rounding_only(make_model):
+    model = make_model(initializer_range=0.1)
+    for fused in (True, False):
+        for prompt, completion in zip(PROMPTS, draw(engine(model, precision="bfloat16", fused=fused)), strict=True):
+            expected = whole_forward(model, prompt, completion).log_softmax(dim=-1)
+            distance = (completion.distributions - expected).abs()
+            assert 0 < float(distance.mean()) < 0.02
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_response_does_not_depend_on_its_batch(make_model, fused):
+    made = engine(make_model(), fused=fused)
+    together = draw(made)
+    backwards = draw(made, prompts=PROMPTS[::-1], ids=range(len(PROMPTS))[::-1])[::-1]
+    for row, prompt in enumerate(PROMPTS):
+        alone = draw(made, prompts=[prompt], ids=[row])[0]
+        for other in (alone, backwards[row]):
+            assert other.token_ids == together[row].token_ids
+            assert other.finish_reason == together[row].finish_reason
+            assert torch.allclose(other.logprobs, together[row].logprobs, atol=1e-4)
+
+
+def test_the_same_call_gives_the_same_bits_and_another_seed_does_not(make_model):
+    model = make_model()
+    first, again = draw(engine(model)), draw(engine(model))
+    assert [c.token_ids for c in first] == [c.token_ids for c in again]
+    assert all(torch.equal(a.logprobs, b.logprobs) for a, b in zip(first, again, strict=True))
+    assert [c.token_ids for c in first] != [c.token_ids for c in draw(engine(model), seed=6)]
+    assert [c.token_ids for c in first] != [c.token_ids for c in draw(engine(model), ids=range(8, 16))]
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says(make_model):
+    made = engine(make_model(initializer_range=0.2))
+    completions = draw(made, prompts=[[2, 3]] * 4000, max_tokens=1)
+    expected = completions[0].distributions[0].exp()
+    seen = torch.bincount(torch.tensor([c.token_ids[0] for c in completions]), minlength=30) / 4000
+    # five standard deviations of a share of 4000 draws
+    assert torch.all((seen - expected).abs() <= 5 * (expected * (1 - expected) / 4000).sqrt() + 1e-9)
+
+
+def test_a_long_response_outgrows_the_first_room(make_model):
+    model = make_model(max_position_embeddings=512)
+    completion = draw(engine(model, eos_token_id=-1), prompts=[[2, 3]], max_tokens=300)[0]
+    assert (len(completion.token_ids), completion.finish_reason) == (300, "length")
+    expected = whole_forward(model, [2, 3], completion).log_softmax(dim=-1)
+    assert torch.allclose(completion.distributions, expected, atol=5e-4)
+
+
+def test_greedy_takes_the_likeliest_token(make_model):
+    model = make_model()
+    for prompt, completion in zip(PROMPTS, draw(engine(model), temperature=0.0), strict=True):
+        assert whole_forward(model, prompt, completion).argmax(dim=-1).tolist() == list(completion.token_ids)
+        assert not completion.logprobs.any()
+
+
+def test_a_response_ends_with_its_first_end_token(make_model):
+    for completion in draw(engine(make_model()), prompts=[[2, 4]] * 60):
+        assert (completion.finish_reason == "stop") == (completion.token_ids[-1] == 1)
+        assert 1 not in completion.token_ids[:-1]
+        assert len(completion.token_ids) == 24 or completion.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "bfloat16"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_engine_lags(make_model, precision, fused):
+    models = [make_model(seed=seed) for seed in range(5)]
+    made = engine(models[0], precision=precision, lag=2, fused=fused)
+    # after the sync of version v, version max(0, v - 2) samples
+    for version, model in enumerate(models):
+        if version:
+            made.sync(model, version)
+        assert made.policy_version == max(0, version - 2)
+        expected = draw(engine(models[max(0, version - 2)], precision=precision, fused=fused))
+        found = draw(made)
+        assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+        assert {c.policy_version for c in found} == {max(0, version - 2)}
+
+
+def test_later_changes_of_the_trainer_do_not_reach_the_engine(make_model):
+    model = make_model()
+    before = draw(made := engine(model))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert [c.token_ids for c in draw(made)] == [c.token_ids for c in before]
+
+
+def test_a_resumed_engine_continues_with_its_queue(make_model, tmp_path):
+    models = [make_model(seed=seed) for seed in range(4)]
+    made = engine(models[0], precision="int8", lag=2)
+    for version in (1, 2, 3):
+        made.sync(models[version], version)
+    torch.save(made.state_dict(), tmp_path / "engine.pt")
+    fresh = engine(models[3], precision="int8", lag=2)
+    fresh.load_state_dict(torch.load(tmp_path / "engine.pt", weights_only=True))
+    for _ in range(2):
+        assert fresh.policy_version == made.policy_version
+        ours, theirs = draw(fresh), draw(made)
+        assert all(torch.equal(a.distributions, b.distributions) for a, b in zip(ours, theirs, strict=True))
+        for running in (made, fresh):
+            running.sync(models[0], 4)
+    with pytest.raises(EngineError, match="holds 3 weight versions, engine.lag = 0 needs 1 to 1"):
+        engine(models[0]).load_state_dict(made.state_dict())
+
+
+def test_recorded_logprobs_can_enter_a_graph(make_model):
+    completion = draw(engine(make_model()))[0]
+    factor = torch.ones(len(completion.token_ids), requires_grad=True)
+    (factor * completion.logprobs).sum().backward()
+    assert torch.allclose(factor.grad, completion.logprobs)
+    (factor[:, None] * completion.distributions).sum().backward()
+
+
+def test_bad_calls_say_what_is_wrong(make_model):
+    model = make_model()
+    made = engine(model)
+    assert isinstance(made, Engine)
+    assert made.generate([], Sampling(), seed=0, sequence_ids=[]) == []
+    with pytest.raises(EngineError, match="2 prompts but 1 sequence ids"):
+        made.generate([[2], [2]], Sampling(), seed=0, sequence_ids=[0])
+    with pytest.raises(EngineError, match="a prompt is empty"):
+        made.generate([[2], []], Sampling(), seed=0, sequence_ids=[0, 1])
+    with pytest.raises(ConfigError, match="engine.lag = -1: must be at least 0"):
+        engine(model, lag=-1)
+    with pytest.raises(ConfigError, match="engine.precision = 'int9': did you mean int8"):
+        engine(model, precision="int9")
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.lm_head.weight[3] = math.nan
+    made.sync(broken, 1)
+    with pytest.raises(EngineError, match="not finite"):
+        draw(made)
+    made.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        draw(made)

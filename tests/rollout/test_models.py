@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from holdfast.errors import ConfigError
+from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
+
+
+def test_characters_are_tokens_and_come_back(tmp_path):
+    tokenizer = character_tokenizer("ba=\n#é a")
+    ids = tokenizer.encode("a b=é\n#")
+    assert ids[0] == tokenizer.bos_token_id
+    assert len(ids) == 8
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a b=é\n#"
+    assert tokenizer.encode("ab", add_special_tokens=False) == ids[1:2] + ids[3:4]
+    assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
+    assert len(tokenizer) == 4 + 7
+
+
+def test_a_tiny_model_comes_from_its_seed_alone():
+    tokenizer = character_tokenizer("0123456789")
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, again, other = (tiny_model(tokenizer, hidden=32, layers=1, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_a_folder_loads_as_it_was_saved(tmp_path):
+    tokenizer = character_tokenizer("abc")
+    model = tiny_model(tokenizer, hidden=32, layers=1)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, characters = load_model(str(tmp_path), torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert characters.encode("cab") == tokenizer.encode("cab")
+    assert (characters.pad_token_id, characters.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path):
+    tiny_model(character_tokenizer("abc"), hidden=32, layers=1).save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match="has no tokenizer that loads: save one beside the model with tokenizer.save_pretrained"
+    ):
+        load_model(str(tmp_path), torch.float32)
+
+
+def test_a_missing_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder, and a hub name looks like 'owner/name'"):
+        load_model(str(tmp_path / "nowhere"), torch.float32)
+    with pytest.raises(ConfigError, match="model.source = 'nobody/nothing' could not be loaded"):
+        load_model("nobody/nothing", torch.float32)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="could not be loaded as a causal model"):
+        load_model(str(tmp_path / "empty"), torch.float32)
