@@ -1,5 +1,6 @@
 """A run that takes a second: two layers, three entries, a handful of prompts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ SMALL = {
 }
 
 
-def small_config(*overrides: str) -> RunConfig:
-    """The small run, with `--section.key value` overrides."""
-    return build_config(with_overrides(SMALL, overrides))
+@pytest.fixture(scope="session")
+def small_config() -> Callable[..., RunConfig]:
+    """The small run's configuration, with `--section.key value` overrides."""
+    return lambda *overrides: build_config(with_overrides(SMALL, overrides))
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +39,7 @@ def warm_starts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_run(tmp_path: Path, warm_starts: Path) -> Any:
+def small_run(tmp_path: Path, warm_starts: Path, small_config: Callable[..., RunConfig]) -> Any:
     """Train the small run in a folder of this test: (name, overrides, options of `train`) -> (folder, summary)."""
     from holdfast.train.loop import train
 
