@@ -93,7 +93,7 @@ def _drift_by_position(metrics: Metrics, bins: int = 16) -> Markup:
         edges = record.get("edges")
         if not isinstance(edges, list) or not all(is_number(e) for e in edges):
             continue
-        end = max([end, *edges])
+        end = max(end, *map(float, edges))
         for key, points in gathered.items():
             values = record.get(key)
             if isinstance(values, list) and len(values) + 1 == len(edges):
