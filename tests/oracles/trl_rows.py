@@ -322,7 +322,7 @@ DIFFERENCES = [
         "epsilon",
         "SAPO's temperatures, and Bessel's factor n/(n−1) in the standard deviation of a group, are float32 numbers "
         "also where everything else is float64.",
-        "Constants have the precision of the data. The rows above use temperatures and counts of 2, 3, 5 and 9, for which "
-        "float32 is exact, or the rounded temperature itself.",
+        "Constants have the precision of the data. The rows above use temperatures and counts (2, 3, 5 and 9) for "
+        "which float32 is exact, or the rounded temperature itself.",
     ),
 ]
