@@ -103,14 +103,8 @@ def certify(
     reward, width = _unit_rewards(rewards, reward_range, len(measured.mask))
     units = _Units(group_ids, len(reward))
     baseline = units.baseline(reward) if confidence.method == "bootstrap" else torch.full_like(reward, 0.5)
-    terms = None if threshold is None or measured.kl is None else masked_terms(measured, threshold)
-
-    features = {name: units.mean(value) for name, value in _features(measured, terms, mask, (reward, baseline)).items()}
-    shared = 1 + len(features)
-    hits = {"hit": _hit_limits(features.pop("hit"), confidence, shared)} if "hit" in features else {}
-    gains = units.mean((reward - baseline) * _surrogate(measured, terms, mask))
-    inputs = confidence.limits({"gain": gains} | features, shared, _RANGES)
-    gain, inputs = _scaled(inputs.pop("gain"), width), inputs | hits
+    inputs = _measure(measured, (reward, baseline), units, confidence, (mask, threshold))
+    gain = _scaled(inputs.pop("gain"), width)
     errors = units.mean((reward - baseline) * error_terms(measured))
     estimate = Confidence(level=confidence.level, seed=confidence.seed).limits({"error": errors}, 2)["error"]
     bounds = {name: _scaled(value, width) for name, value in _bounds(inputs, mask).items()}
@@ -228,6 +222,25 @@ def _unit_rewards(rewards: Tensor, span: tuple[float, float], rollouts: int) -> 
             "the range that the reward can take"
         )
     return (reward - low) / (high - low), high - low
+
+
+def _measure(
+    measured: SampledDrift,
+    reward_baseline: tuple[Tensor, Tensor],
+    units: _Units,
+    confidence: Confidence,
+    mask_threshold: tuple[MaskKind, float | None],
+) -> dict[str, Limits]:
+    """Limits of the gain and of everything that the bounds of this mask need, all of which hold together."""
+    mask, threshold = mask_threshold
+    reward, baseline = reward_baseline
+    terms = None if threshold is None or measured.kl is None else masked_terms(measured, threshold)
+    features = _features(measured, terms, mask, reward_baseline)
+    shared = 1 + len(features)
+    means = {name: units.mean(value) for name, value in features.items()}
+    hits = {"hit": _hit_limits(means.pop("hit"), confidence, shared)} if "hit" in means else {}
+    gain = units.mean((reward - baseline) * _surrogate(measured, terms, mask))
+    return confidence.limits({"gain": gain} | means, shared, _RANGES) | hits
 
 
 def _surrogate(measured: SampledDrift, terms: MaskedTerms | None, mask: MaskKind) -> Tensor:
