@@ -85,14 +85,21 @@ def _forward_block(
     for columns in tiling.column_tiles(problem.head.weight.shape[0]):
         logits, *scratch = space.tiles(columns)
         block.logits(columns, logits)
-        parts.append(block.sums(logits, columns, (scratch[0], scratch[1])))
+        parts.append(block.sums(logits, columns, scratch))
         if kept is not None:
             kept.add(logits, scratch[1], parts[-1][PEAK].to(block.dtype), columns)
-    totals = reduce_shards(join(torch.stack(parts), problem.outputs), problem.head.shard, problem.outputs)
-    stats = statistics(totals, problem.outputs, block.dtype)
-    if "tv_rollout" in problem.outputs:
-        stats = replace(stats, tv_rollout=_tv(block, totals, tiling, space))
+    stats, totals = finish_block(block, parts, tiling, space)
     return stats, totals, None if kept is None else kept.result(totals)
+
+
+def finish_block(block: Block, parts: list[Tensor], tiling: Tiling, space: Workspace) -> tuple[HeadStats, Totals]:
+    """The statistics of one block from the sums of its tiles."""
+    outputs, shard = block.problem.outputs, block.problem.head.shard
+    totals = reduce_shards(join(torch.stack(parts), outputs), shard, outputs)
+    stats = statistics(totals, outputs, block.dtype)
+    if "tv_rollout" in outputs:
+        stats = replace(stats, tv_rollout=_tv(block, totals, tiling, space))
+    return stats, totals
 
 
 def _tv(block: Block, totals: Totals, tiling: Tiling, space: Workspace) -> Tensor:

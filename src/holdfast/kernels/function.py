@@ -65,6 +65,16 @@ class RowGradient:
         slope = None if self.slope is None else fill_up(self.slope, rows)
         return RowGradient(fill_up(self.reference, rows), fill_up(self.level, rows), slope, fill_up(self.token, rows))
 
+    def live_rows(self) -> Tensor:
+        """Indices of the rows that have a gradient."""
+        live = (self.level != 0) | (self.token != 0)
+        return (live if self.slope is None else live | (self.slope != 0)).nonzero().flatten()
+
+    def take(self, rows: Tensor) -> RowGradient:
+        """Only these rows."""
+        slope = None if self.slope is None else self.slope[rows]
+        return RowGradient(self.reference[rows], self.level[rows], slope, self.token[rows])
+
     def logit_gradient(self, block: Block, logits: Tensor, columns: slice, out: Tensor, scratch: Tensor) -> None:
         """dL/d(h·Wᵀ + b) of one tile, written to `out`."""
         torch.sub(logits, self.reference[:, None], out=out)

@@ -51,7 +51,7 @@ def slice_sums(
     rollout_logits: Float[Tensor, "R C"] | None,
     places: tuple[Int[Tensor, "R K"], Bool[Tensor, "R K"]],
     outputs: frozenset[str],
-    scratch: tuple[Tensor, Tensor],
+    scratch: list[Tensor],
 ) -> Float64[Tensor, "F R"]:
     """The sums of one tile; `places` are columns of the ids and whether they lie in this tile.
 

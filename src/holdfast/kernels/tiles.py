@@ -7,6 +7,7 @@ and its log-probability is the same to the last bit.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -108,6 +109,13 @@ class Block:
             hidden, head = self.rollout
             self.rollout = widen(fill_up(hidden, rows), self.dtype), head
 
+    def select(self, rows: Tensor) -> Block:
+        """These rows of the block, for its backward."""
+        part = copy.copy(self)
+        part.hidden, part.ids = self.hidden[rows], self.ids[rows]
+        part.temperature = None if self.temperature is None else self.temperature[rows]
+        return part
+
     def logits(self, columns: slice, out: Tensor) -> Tensor:
         """The shaped logits of one tile, written to `out`."""
         return self._logits(self.hidden, self.problem.head, columns, out)
@@ -122,7 +130,7 @@ class Block:
         out = hidden.new_empty((hidden.shape[0], columns.stop - columns.start), dtype=self.dtype)
         return self._logits(hidden, head, columns, out)
 
-    def sums(self, logits: Tensor, columns: slice, scratch: tuple[Tensor, Tensor]) -> Float64[Tensor, "F R"]:
+    def sums(self, logits: Tensor, columns: slice, scratch: list[Tensor]) -> Float64[Tensor, "F R"]:
         """The sums of one tile of logits."""
         places = self.ids - (self.problem.head.start + columns.start)
         inside = (places >= 0) & (places < logits.shape[1])
