@@ -47,7 +47,7 @@ def pinsker_marginal(horizon: int, tv: Value, kl: Value) -> Value:
 
 def mixed(horizon: int, tv: Value, sequence_tv: Value) -> Value:
     """4 T ε V; with Pinsker on both, 2 T √(δ S). [4] (TRM, arXiv 2512.23075)."""
-    return 4 * horizon * tv * sequence_tv.clamp(max=1)
+    return 4 * horizon * tv * sequence_tv
 
 
 def adaptive(tv_by_position: Positions, tv: Value, kl: Value) -> Value:
@@ -153,7 +153,7 @@ def split(horizon: int, chi2: Value, tv: Value, kl: Value) -> Value:
 
 def two_parts(sum_chi2: Value, sequence_tv: Value) -> Value:
     """V + ½ √(Σ_t E_p χ²(c_t)): `split` at k = 0 with measured means instead of maxima. [12a]"""
-    return sequence_tv.clamp(max=1) + sum_chi2.sqrt() / 2
+    return sequence_tv + sum_chi2.sqrt() / 2
 
 
 def _shift(tokens: Tensor, tv: Tensor, kl: Tensor) -> Tensor:
