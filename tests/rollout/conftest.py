@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="session")
 def make_model():
-    """make_model("qwen3" | "qwen2" | "llama" | "gpt2", **config): a random model whose next token is far from certain."""
+    """make_model("qwen3" | "qwen2" | "llama" | "gpt2", **config): a random model, far from certain of anything."""
     import transformers
 
     names = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}

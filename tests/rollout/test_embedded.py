@@ -1,4 +1,4 @@
-"""The engine against a plain forward pass of the model over the whole sequence, and its promises about seeds and lag."""
+"""The engine against a plain forward pass over the whole sequence, and its promises about seeds and lag."""
 
 import copy
 import math
@@ -180,7 +180,7 @@ def test_a_resumed_engine_continues_with_its_queue(make_model, tmp_path):
         assert all(torch.equal(a.distributions, b.distributions) for a, b in zip(ours, theirs, strict=True))
         for running in (made, fresh):
             running.sync(models[0], 4)
-    with pytest.raises(EngineError, match="holds 3 weight versions, engine.lag = 0 needs 1 to 1"):
+    with pytest.raises(EngineError, match=r"holds 3 weight versions, engine.lag = 0 needs 1 to 1"):
         engine(models[0]).load_state_dict(made.state_dict())
 
 
@@ -199,11 +199,11 @@ def test_bad_calls_say_what_is_wrong(make_model):
     assert made.generate([], Sampling(), seed=0, sequence_ids=[]) == []
     with pytest.raises(EngineError, match="2 prompts but 1 sequence ids"):
         made.generate([[2], [2]], Sampling(), seed=0, sequence_ids=[0])
-    with pytest.raises(EngineError, match="a prompt is empty"):
+    with pytest.raises(EngineError, match=r"a prompt is empty"):
         made.generate([[2], []], Sampling(), seed=0, sequence_ids=[0, 1])
-    with pytest.raises(ConfigError, match="engine.lag = -1: must be at least 0"):
+    with pytest.raises(ConfigError, match=r"engine\.lag = -1: must be at least 0"):
         engine(model, lag=-1)
-    with pytest.raises(ConfigError, match="engine.precision = 'int9': did you mean int8"):
+    with pytest.raises(ConfigError, match=r"engine\.precision = 'int9': did you mean int8"):
         engine(model, precision="int9")
     broken = copy.deepcopy(model)
     with torch.no_grad():

@@ -39,16 +39,14 @@ def test_a_folder_loads_as_it_was_saved(tmp_path):
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path):
     tiny_model(character_tokenizer("abc"), hidden=32, layers=1).save_pretrained(tmp_path)
-    with pytest.raises(
-        ConfigError, match="has no tokenizer that loads: save one beside the model with tokenizer.save_pretrained"
-    ):
+    with pytest.raises(ConfigError, match="has no tokenizer that loads: save one beside the model"):
         load_model(str(tmp_path), torch.float32)
 
 
 def test_a_missing_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no such folder, and a hub name looks like 'owner/name'"):
+    with pytest.raises(ConfigError, match=r"no such folder, and a hub name looks like 'owner/name'"):
         load_model(str(tmp_path / "nowhere"), torch.float32)
-    with pytest.raises(ConfigError, match="model.source = 'nobody/nothing' could not be loaded"):
+    with pytest.raises(ConfigError, match=r"model\.source = 'nobody/nothing' could not be loaded"):
         load_model("nobody/nothing", torch.float32)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="could not be loaded as a causal model"):

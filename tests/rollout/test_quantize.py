@@ -77,5 +77,5 @@ def test_new_weights_replace_the_old(make_model):
 
 
 def test_unknown_precision():
-    with pytest.raises(ConfigError, match="engine.precision = 'bf16': did you mean bfloat16|allowed:"):
+    with pytest.raises(ConfigError, match=r"engine\.precision = 'bf16': (did you mean bfloat16|allowed: bfloat16)"):
         check_precision("bf16")

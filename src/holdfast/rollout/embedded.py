@@ -200,7 +200,7 @@ class _Record:
 
 
 def _draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF draw in float64: the first token whose cumulated probability exceeds u, so never an impossible one."""
+    """Inverse-CDF draw in float64: the first token whose cumulated probability exceeds u, never an impossible one."""
     cumulated = logprobs.double().exp_().cumsum(dim=-1)
     threshold = (uniforms * cumulated[:, -1])[:, None]
     return torch.searchsorted(cumulated, threshold, right=True).squeeze(1).clamp_(max=logprobs.shape[-1] - 1)

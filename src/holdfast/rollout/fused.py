@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from holdfast.rollout.quantize import EngineLinear, check_precision
+from holdfast.rollout.quantize import EngineLinear, Precision, check_precision
 
 FIRST_ROOM = 128
 """Response tokens that a new cache has room for; the room doubles when they are used up."""
@@ -65,7 +65,7 @@ class FusedDecoder:
         import copy
 
         config = model.config
-        self.precision = check_precision(precision)
+        self.precision: Precision = check_precision(precision)
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
