@@ -73,7 +73,12 @@ def test_no_bound_lies_below_the_exact_error(drawn):
         for name, bound in bounds.table(drift.horizon, **partial).items():
             assert_at_most(error, bound.halved, f"{name} from {list(partial)} alone")
     assert_at_most(error, drift.path, "path")
-    path = expectation(pair, bounds_measured.path(as_rollouts(pair)))
+    rollouts = as_rollouts(pair)
+    shortfall, noise = bounds_measured.compensation(rollouts)
+    compensated = expectation(pair, shortfall + noise.abs() / 2)
+    assert_at_most(error, compensated, "compensated")
+    assert_at_most(expectation(pair, shortfall), drift.seq_kl, "shortfall against the sequence KL")
+    path = expectation(pair, bounds_measured.path(rollouts))
     assert_at_most(error, path, "path with coupling")
     assert_at_most(path, drift.path, "path with coupling against path")
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from holdfast.core import bounds
+from holdfast.core import bounds, bounds_measured
 from holdfast.errors import ConfigError
 from holdfast.lab.chains import ChainPair, CoinPair, measure_chain
+from holdfast.lab.oracle import as_rollouts, expectation
 from holdfast.lab.pairs import make_pairs
 from holdfast.lab.trees import TreePair, error_weights, measure, worst_error
 
@@ -74,6 +75,8 @@ def test_coin_agrees_with_its_tree_and_by_hand():
     levels = [torch.tensor([0.7, 0.3], dtype=torch.float64), torch.tensor([0.65, 0.35], dtype=torch.float64)]
     tree = TreePair(*(tuple(p.log().expand(1, 2**t, 2) for t in range(6)) for p in levels))
     drift = measure(tree)
+    shortfall, noise = bounds_measured.compensation(as_rollouts(tree))
+    assert lopsided.compensated(6) == pytest.approx(expectation(tree, shortfall + noise.abs() / 2).item())
     assert lopsided.worst_error(6) == pytest.approx(worst_error(error_weights(tree)).item())
     assert lopsided.seq_tv(6) == pytest.approx(drift.seq_tv.item())
     assert (lopsided.kl, lopsided.tv, lopsided.chi2) == pytest.approx(

@@ -29,8 +29,11 @@ def test_horizon_curve_is_the_coin_and_its_bounds():
     assert curve.horizons == tuple(2**k for k in range(1, 13))
     assert curve.exact[-1].item() == pytest.approx(0.190, abs=5e-4)
     assert curve.exact[0].item() == pytest.approx(2 * CoinPair.of_kl(1e-4).tv ** 2)
-    assert curve.bounds["martingale"][-1].item() == pytest.approx(0.335, abs=5e-4)
-    assert curve.bounds["classical"][-1].item() == pytest.approx(1677.31 / 2, rel=1e-3)
+    assert curve.own["martingale"][-1].item() == pytest.approx(0.335, abs=5e-4)
+    assert curve.published["classical"][-1].item() == pytest.approx(1677.31 / 2, rel=1e-3)
+    assert curve.own["compensated"][-1] / curve.exact[-1] < 1.01
+    for bound in (*curve.published.values(), *curve.own.values()):
+        assert (bound >= curve.exact * (1 - 1e-9)).all()
 
 
 def test_tree_trial_finds_a_broken_bound(monkeypatch):

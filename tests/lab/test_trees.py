@@ -158,6 +158,9 @@ def test_kinds_of_pairs():
     drift = measure(pairs("tight", vocabulary=4, size=0.3))
     assert drift.mean_tv.unique().tolist() == pytest.approx([math.tanh(0.3) / 2] * len(drift.mean_tv.unique()))
     assert drift.chi2_max.tolist() == pytest.approx([math.tanh(0.3) ** 2] * 3)
+    for ratio in log_ratios(pairs("dense", size=0.3)):  # the logits of a context are 0 or .6 apart
+        gaps = (ratio[..., 1:] - ratio[..., :1]).abs()
+        assert ((gaps < 1e-6) | ((gaps - 0.6).abs() < 1e-6)).all()
     agreeing = torch.cat([d.eq(0).all(-1).flatten() for d in log_ratios(pairs("sparse", 20, 4, 4, share=0.25))])
     assert agreeing.double().mean().item() == pytest.approx(0.75, abs=0.04)
     late = measure(pairs("late", 400, 4, 4)).mean_kl.mean(0)

@@ -23,7 +23,6 @@ from holdfast.report.plots import Series, line_chart, scatter_chart
 from holdfast.report.svg import Svg
 
 VACUOUS = Reference(1.0, "vacuous above 1")
-OWN = ("path", "survival", "cauchy_schwarz", "martingale", "split", "two_parts", "sequence_kl")
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,14 @@ def bounds(options: argparse.Namespace) -> Outcome:
     trial = experiments.bounds_on_trees(
         options.trees, vocabulary=options.vocabulary, horizon=options.horizon, seed=options.seed
     )
+    everything = curve.published | curve.own
     at = min(range(len(curve.horizons)), key=lambda i: abs(curve.horizons[i] - 4096))
     horizon, exact = curve.horizons[at], float(curve.exact[at])
     first = _table(
         f"Worst case of policies {curve.kl:g} nats apart at every token, {horizon} tokens: exact error {exact:.4g}",
         ("bound", "value", "times the exact error"),
     )
-    for name, values in sorted(curve.bounds.items(), key=lambda item: float(item[1][at])):
+    for name, values in sorted(everything.items(), key=lambda item: float(item[1][at])):
         value = float(values[at])
         first.add_row(name, f"{value:.4g}{'  vacuous' if value > 1 else ''}", f"{value / exact:.3g}")
     second = _table(
@@ -83,13 +83,10 @@ def bounds(options: argparse.Namespace) -> Outcome:
     for row in trial.rows:
         second.add_row(row.name, str(row.violations), f"{row.tightest:.4f}", *(f"{m:.3g}" for m in row.median))
     broken = [row.name for row in trial.rows if row.violations]
-    broken += [f"{name} (horizons)" for name, v in curve.bounds.items() if bool((v < curve.exact * (1 - 1e-7)).any())]
+    broken += [f"{name} (horizons)" for name, v in everything.items() if bool((v < curve.exact * (1 - 1e-7)).any())]
     figures = {
         f"lab_bounds_{group}": line_chart(
-            [Series("exact error", curve.horizons, curve.exact.tolist())]
-            + [
-                Series(n, curve.horizons, v.tolist()) for n, v in curve.bounds.items() if (n in OWN) == (group == "own")
-            ],
+            [Series(name, curve.horizons, v.tolist()) for name, v in ({"exact error": curve.exact} | curves).items()],
             title=f"{group.capitalize()} bounds and the exact worst case, {curve.kl:g} nats per token",
             x_label="horizon in tokens",
             y_label="error of the surrogate",
@@ -97,7 +94,7 @@ def bounds(options: argparse.Namespace) -> Outcome:
             log_y=True,
             references=[VACUOUS],
         )
-        for group in ("published", "own")
+        for group, curves in (("published", curve.published), ("own", curve.own))
     } | {
         "lab_bounds_trees": dot_chart(
             [row.name for row in trial.rows],
@@ -112,7 +109,7 @@ def bounds(options: argparse.Namespace) -> Outcome:
     data = {
         "horizons": list(curve.horizons),
         "exact": curve.exact.tolist(),
-        "bounds": {name: values.tolist() for name, values in curve.bounds.items()},
+        "bounds": {name: values.tolist() for name, values in everything.items()},
         "trees": asdict(trial),
     }
     return Outcome((first, second), (note,), figures, data, not broken)

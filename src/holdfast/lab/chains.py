@@ -121,6 +121,18 @@ class CoinPair:
         weight = torch.where(log_weight.abs() < 1, p * (torch.expm1(log_weight) - gain), q - p - p * gain)
         return 0.5 * float(weight.abs().sum())
 
+    def compensated(self, horizon: int) -> float:
+        """E_p[(T KL - k3(W))⁺ + ½ |Σ_t k3(ρ_t) - T KL|], k3(u) = u - 1 - log u: a bound, and the tightest we know.
+
+        `holdfast.core.bounds_measured.compensation` measures the same on rollouts.
+        """
+        log_p, log_weight = self._counts(horizon)
+        one, zero = expm1_minus(self._log_ratios()).tolist()
+        ones = torch.arange(horizon + 1, dtype=torch.float64)
+        noise = ones * one + (horizon - ones) * zero - horizon * self.kl
+        shortfall = (horizon * self.kl - expm1_minus(log_weight)).clamp(min=0)
+        return float((log_p.exp() * (shortfall + noise.abs() / 2)).sum())
+
     def seq_tv(self, horizon: int) -> float:
         """TV between whole responses."""
         log_p, log_weight = self._counts(horizon)
@@ -128,12 +140,17 @@ class CoinPair:
 
     def _counts(self, horizon: int) -> tuple[Tensor, Tensor]:
         """log P_p(count of ones) and log W_T for that count."""
-        a, b = self.rollout, self.current
+        a, (one, zero) = self.rollout, self._log_ratios().tolist()
         ones = torch.arange(horizon + 1, dtype=torch.float64)
         zeros = horizon - ones
         choose = math.lgamma(horizon + 1) - torch.lgamma(ones + 1) - torch.lgamma(zeros + 1)
         log_p = choose + ones * math.log(a) + zeros * math.log1p(-a)
-        return log_p, ones * math.log(b / a) + zeros * math.log((1 - b) / (1 - a))
+        return log_p, ones * one + zeros * zero
+
+    def _log_ratios(self) -> Tensor:
+        """log ρ of a one and of a zero."""
+        a, b = self.rollout, self.current
+        return torch.tensor([math.log(b / a), math.log((1 - b) / (1 - a))], dtype=torch.float64)
 
 
 def _check_horizon(horizon: int) -> None:
