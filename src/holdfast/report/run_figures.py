@@ -188,11 +188,14 @@ def _acceptance_map(metrics: Metrics, most: int = 40) -> Markup:
 
 
 def _quarters(metrics: Metrics) -> list[str]:
+    plain = ["shortest quarter", "second", "third", "longest quarter"]
     edges = [values for _, values in metrics.lists("length_quartiles") if len(values) == 3]
     middle = [[v for v in column if v is not None] for column in zip(*edges, strict=True)]
     if len(middle) != 3 or not all(middle):
-        return ["shortest quarter", "second", "third", "longest quarter"]
+        return plain
     a, b, c = (number(round(_mean(column))) for column in middle)
+    if len({a, b, c}) < 3:
+        return plain
     return [f"up to {a} tokens", f"{a} to {b}", f"{b} to {c}", f"over {c} tokens"]
 
 
@@ -202,7 +205,8 @@ def bounds(metrics: Metrics) -> Markup:
         "Error bounds",
         (
             "What the drift can cost at most: the error of the surrogate as a share of the reward range. "
-            "Rewards lie in [0, 1], so a bound above 1 is vacuous: it says nothing."
+            "Rewards lie in [0, 1], so a bound above 1 is vacuous: it says nothing. "
+            "Expectations are taken over the sequences that the step sampled."
         ),
     )
     last = last_bounds(metrics)
@@ -212,7 +216,7 @@ def bounds(metrics: Metrics) -> Markup:
     rows, marks = [], {}
     for i, (name, value) in enumerate(last):
         history = [float(record[name]) for _, record in records if is_bound(record.get(name))] or [value]
-        reading = ("tightest, " if i == 0 else "") + ("vacuous" if value > 1 else "holds")
+        reading = ("tightest, " if i == 0 else "") + ("vacuous" if value > 1 else "below 1")
         rows.append((name, reading, number(value), number(min(history)), number(max(history))))
         marks[i] = "best" if i == 0 else "dim" if value > 1 else ""
     shown = [name for name, _ in last[:_MOST_BOUNDS]]
