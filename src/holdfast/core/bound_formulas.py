@@ -20,7 +20,7 @@ from holdfast.core.divergences import expm1_minus
 Value = Float[Tensor, "*shape"]
 Positions = Float[Tensor, "*shape T"]
 
-_LOG_MAX = math.log(torch.finfo(torch.float64).max)
+_LOG_MAX = math.log(torch.finfo(torch.float64).max) - 1e-9
 _ZETA_MINUS_HALF = -0.2078862249773545660173067
 _CHUNK = 1 << 16
 
@@ -92,7 +92,7 @@ def martingale(horizon: int, chi2: Value) -> Value:
     """½ √((1 + x)^T - 1 - T x), about x T / (2√2) while x T is small. [10]
 
     The closed form of ½ √(x Σ_{k<T} ((1 + x)^k - 1)). With a = log(1 + x) it is ½ √(h(T a) - T h(a)),
-    h(u) = e^u - 1 - u, which does not cancel; from e^(T a) = e^40 on it is taken in logarithms. Where the value has
+    h(u) = e^u - 1 - u, which does not cancel. From T a = 40 on only ½ e^(T a / 2) is left in 16 digits; where that has
     no float64 it is the largest float64: still a bound, since |Error| ≤ 1 + T.
     """
     if horizon == 1:
@@ -100,8 +100,8 @@ def martingale(horizon: int, chi2: Value) -> Value:
     rate = torch.log1p(chi2)
     exponent = horizon * rate
     small = expm1_minus(exponent.clamp(max=40.0)) - horizon * expm1_minus(rate)
-    large = exponent + torch.log1p(-(1 + horizon * chi2) * torch.exp(-exponent.clamp(min=40.0)))
-    return torch.where(exponent < 40.0, small.clamp(min=0).sqrt() / 2, _exp(large / 2 - math.log(2)))
+    large = torch.exp((exponent / 2 - math.log(2)).clamp(max=_LOG_MAX))
+    return torch.where(exponent < 40.0, small.clamp(min=0).sqrt() / 2, large)
 
 
 def survival(tv_by_position: Positions, tv: Value, kl: Value) -> Value:
@@ -188,8 +188,3 @@ def _sum_sqrt(n: Tensor) -> Tensor:
     m = n.clamp(min=20)
     tail = m.sqrt() * (2 * m / 3 + 0.5 + 1 / (24 * m) - 1 / (1920 * m**3) + 1 / (9216 * m**5))
     return torch.where(n < 20, table[n.clamp(max=19).long()], tail + _ZETA_MINUS_HALF)
-
-
-def _exp(exponent: Tensor) -> Tensor:
-    """e^u, the largest float64 where there is no larger one."""
-    return torch.exp(exponent.clamp(max=_LOG_MAX - 1e-9))
