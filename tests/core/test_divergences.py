@@ -210,6 +210,16 @@ def test_exact_divergences_at_the_extremes():
     assert exact.chi2.value.tolist() == pytest.approx([math.exp(40), 0], rel=1e-4)
 
 
+def test_policies_that_agree_never_have_a_negative_divergence():
+    generator = torch.Generator().manual_seed(5)
+    rollout = 5 * torch.randn(2000, 40, generator=generator)
+    exact = exact_from_logits(rollout + 7.3, rollout)  # a common offset costs rounding, not divergence
+    for divergence in (exact.kl, exact.tv, exact.chi2):
+        assert divergence.value.min() >= 0
+        assert divergence.value.max() < 2e-6
+    assert exact.kl.value.max() < 1e-12
+
+
 def test_half_precision_states_are_widened_before_the_head():
     generator = torch.Generator().manual_seed(4)
     hidden = torch.randn(6, 64, generator=generator).bfloat16()

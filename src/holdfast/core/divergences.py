@@ -318,7 +318,7 @@ def _exact_rows(
     offset = torch.log1p(b - a)
     # far apart nothing cancels, and the centred sums may overflow
     near = direct_kl < 1
-    kl = torch.where(near, b - expm1_minus(offset), direct_kl)
+    kl = torch.where(near, (b - expm1_minus(offset)).clamp(min=0), direct_kl)
     log_ratio = torch.where(near[:, None], -(u + offset[:, None]), log_q - log_p).masked_fill(outside, 0)
     deviation = torch.expm1(log_ratio)
     gap = torch.where(log_ratio.abs() < 1, p * deviation, q - p)
