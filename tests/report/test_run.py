@@ -75,6 +75,12 @@ def test_the_headline_follows_the_numbers(run_folder, parse, change, said):
     assert said in text_of(folder, parse).replace("\xa0", " ")
 
 
+def test_only_the_steps_that_masked_everything_are_counted(run_folder, parse):
+    folder, _ = run_folder(steps=4)
+    rewrite(folder, lambda row: row | {"masked_sequences": 1.0 if row["step"] == 2 else 0.2})
+    assert "at 1 step it masked all of them and nothing was learned" in text_of(folder, parse)
+
+
 @pytest.mark.parametrize(
     ("final", "said"),
     [(0.1, "fell from 27 % to 10 %"), (0.275, "stayed at about 28 % in 5 steps. Nothing was learned.")],
