@@ -10,6 +10,7 @@ import torch
 from holdfast.errors import DataError
 from holdfast.rollout.store import read_rollouts
 from holdfast.train.checkpoint import latest_checkpoint
+from holdfast.train.forward import micro_batches
 
 SCALARS = (
     *("tokens", "reward_mean", "reward_std", "accuracy", "entropy", "response_length_mean", "truncated_share"),
@@ -79,6 +80,30 @@ def test_micro_batches_change_nothing(small_run, objective, split):
             assert math.isclose(first[name], second[name], rel_tol=2e-4, abs_tol=1e-6), name
     for name, value in weights(whole).items():
         assert torch.allclose(value, weights(cut)[name], atol=2e-5), name
+
+
+def test_groups_without_a_gradient_are_skipped_and_change_nothing(small_run, monkeypatch):
+    """A group with equal rewards has zero advantages: no backward pass, and the same weights as with one."""
+    from holdfast.train.update import Updater
+
+    reward = lambda self, problem, text: float(problem.prompt < "a5" and len(text) % 2)  # noqa: E731
+    monkeypatch.setattr("holdfast.tasks.chains.ChainTask.reward", reward)
+    options = ["--batch.prompts", "8", "--objective.preset", "trm_max", "--engine.lag", "0"]
+    skipped, _ = small_run("skipped", *options)
+    silent = []
+
+    def every_row(self, batch, sequences, rows):
+        silent.append(int((~batch.advantages[rows].any(dim=1)).sum()))
+        return list(micro_batches(sequences.lengths, rows, self.max_tokens)), 0
+
+    monkeypatch.setattr(Updater, "_parts", every_row)
+    whole, _ = small_run("whole", *options)
+    assert max(silent) > 0 and min(silent) < 32, "some groups, not all, must be silent for this to say anything"
+    for name, value in weights(whole).items():
+        assert torch.allclose(value, weights(skipped)[name], atol=2e-5), name
+    for first, second in zip(numbers(whole)[1:], numbers(skipped)[1:], strict=True):
+        assert math.isclose(first["grad_norm"], second["grad_norm"], rel_tol=2e-4, abs_tol=1e-7)
+        assert math.isclose(first["kl_exact_mean"], second["kl_exact_mean"], rel_tol=2e-4)
 
 
 def test_everything_a_person_needs_is_in_the_folder(small_run):

@@ -7,7 +7,7 @@ step, and the micro-batches' losses are shares that add up.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,16 +61,19 @@ class Updater:
         self.reference = reference
         self.optimizer = optimizer
         self.max_tokens = config.batch.micro_batch_tokens
+        # Zeros, never None: a step without any gradient must not depend on whether the run was resumed before it.
+        for parameter in policy.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
 
     def step(self, rollouts: Rollouts, step: int, clock: Stopwatch) -> Updated:
         """All optimiser steps of one rollout batch."""
         sequences = rollouts.sequences
         everything = torch.arange(len(rollouts.prompts))
         with clock.measure("old_logprobs"):
-            parts = list(micro_batches(sequences.lengths, everything, self.max_tokens))
-            fused = self.config.batch.updates == 1 and self._fused(parts)
+            batch = self._batch(rollouts)
+            fused = self.config.batch.updates == 1 and self._fused(self._parts(batch, sequences, everything)[0])
             known = None if fused else stats_of(self.policy, sequences, everything, self.max_tokens)
-            batch = self._batch(rollouts, known)
+            batch = replace(batch, old_logprobs=None if known is None else known.logprobs)
         outputs = []
         with clock.measure("update"):
             for number, (epoch, rows) in enumerate(self._minibatches(step)):
@@ -93,7 +96,7 @@ class Updater:
         """
         return len(parts) == 1 or not looks_at_whole_batch(self.objective)
 
-    def _batch(self, rollouts: Rollouts, known: TokenStats | None) -> Batch:
+    def _batch(self, rollouts: Rollouts) -> Batch:
         mask = rollouts.sequences.response_mask
         everything = torch.arange(len(rollouts.prompts))
         reference = None
@@ -102,7 +105,6 @@ class Updater:
         return Batch(
             advantages=self.objective.estimate_advantages(rollouts.rewards, rollouts.group_ids, mask),
             response_mask=mask,
-            old_logprobs=None if known is None else known.logprobs,
             rollout_logprobs=rollouts.rollout_logprobs,
             ref_logprobs=reference,
             turn_ids=torch.zeros(mask.shape, dtype=torch.long),
@@ -124,19 +126,21 @@ class Updater:
         self, batch: Batch, sequences: Sequences, rows: Int[Tensor, " b"], known: TokenStats | None, step: int
     ) -> _Done:
         """One update from these rows; `known` is the current policy on them, where that has been computed already."""
-        parts = list(micro_batches(sequences.lengths, rows, self.max_tokens))
+        parts, silent = self._parts(batch, sequences, rows)
         if known is None and not self._fused(parts):
             known = stats_of(self.policy, sequences, rows, self.max_tokens)
         place = torch.zeros(len(batch.response_mask), dtype=torch.long)
         place[rows] = torch.arange(len(rows))
         plan = None if known is None and len(parts) == 1 else self._plan(batch.select(rows), known, step)
         pieces, outputs = [], []
-        for part in parts:
-            stats = self.policy.stats(sequences.select(part))
-            if plan is None:  # the only part is the whole batch, in the order of its lengths
-                plan, place[part] = self._plan(batch.select(part), stats.detach(), step), torch.arange(len(part))
-            output = self.objective(batch.select(part), stats, plan=plan.select(place[part]))
-            output.loss.backward()
+        for number, part in enumerate(parts):
+            with torch.set_grad_enabled(number < len(parts) - silent):
+                stats = self.policy.stats(sequences.select(part))
+                if plan is None:  # the only part is the whole batch, in the order of its lengths
+                    plan, place[part] = self._plan(batch.select(part), stats.detach(), step), torch.arange(len(part))
+                output = self.objective(batch.select(part), stats, plan=plan.select(place[part]))
+            if output.loss.requires_grad:
+                output.loss.backward()
             pieces.append(stats.detach())
             outputs.append((part, output))
         assert plan is not None
@@ -145,6 +149,21 @@ class Updater:
         metrics |= {"loss": loss, "grad_norm": self._apply(step)}
         seen = known if known is not None else gather_stats(pieces, parts, rows)
         return _Done(seen, outputs, metrics, plan.quartiles.edges)
+
+    def _parts(
+        self, batch: Batch, sequences: Sequences, rows: Int[Tensor, " b"]
+    ) -> tuple[list[Int[Tensor, " _"]], int]:
+        """Micro-batches, and how many of them, at the end, have no gradient.
+
+        Where every advantage is zero (a group that is all right or all wrong), so is the gradient of the policy term;
+        without penalties those rows need no backward pass.
+        """
+        silent = torch.zeros(len(rows), dtype=torch.bool)
+        if not self.objective.penalties:
+            silent = ~batch.advantages[rows].any(dim=1)
+        loud = list(micro_batches(sequences.lengths, rows[~silent], self.max_tokens))
+        quiet = list(micro_batches(sequences.lengths, rows[silent], self.max_tokens))
+        return loud + quiet, len(quiet)
 
     def _plan(self, batch: Batch, stats: TokenStats | None, step: int) -> Plan:
         """Whole-batch statistics; without `stats` the plan is known to ignore the policy and anything may stand in."""
@@ -162,7 +181,7 @@ class Updater:
                 f"({self.config.optimizer.learning_rate:g}) or choose an objective with a trust region"
             )
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         return norm
 
 
