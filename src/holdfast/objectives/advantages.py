@@ -56,9 +56,9 @@ class Group(Advantage):
         if self.baseline == "leave_one_out":
             centred = centred * torch.where(size > 1, size / (size - 1).clamp(min=1), 0)
         if self.scale == "std":
-            return centred / (std + self.epsilon)
+            return centred / (std + self.epsilon).clamp(min=1e-30)
         if self.scale == "batch_std":
-            return centred / (rewards.std() + self.epsilon) if len(rewards) > 1 else centred
+            return centred / (rewards.std() + self.epsilon).clamp(min=1e-30) if len(rewards) > 1 else centred
         if self.scale == "mean":
             return torch.where(mean > 0, centred / mean.clamp(min=1e-30), 0)
         return centred
@@ -123,7 +123,7 @@ class Whiten(Advantage):
         values: Float[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T"]:
         left = mask.sum(dim=-1, keepdim=True) - mask.long().cumsum(dim=-1)
-        return whiten(rewards[:, None] * self.gamma**left, mask, self.epsilon)
+        return whiten(rewards[:, None] * self.gamma ** left.to(rewards.dtype), mask, self.epsilon)
 
     def formula(self) -> str:
         return f"A = whiten({'' if self.gamma == 1 else f'{self.gamma:g}^(n−t)·'}R) over the step's tokens"
