@@ -13,6 +13,7 @@ from holdfast.lab.masks import (
     masked_error_weights,
     sampled_hit_probability,
     sequence_extra,
+    surrogate_noise,
     trusted_pair,
 )
 from holdfast.lab.oracle import mask_certificate
@@ -36,6 +37,9 @@ def test_hand_tree():
     assert sampled_hit_probability(pair, bad).tolist() == [pytest.approx(0.6)]
     assert acceptance(pair, bad).tolist() == [pytest.approx(0.5)]
     assert sequence_extra(pair, bad).tolist() == [pytest.approx(0.5 * 0.2)]  # |ρ - 1| = .2 where token 0 was drawn
+    # Σ(ρ - 1) is 1, -.6, -.2, -.2: mean square .36; the sequence mask keeps the last two: .02
+    assert surrogate_noise(pair, bad, "none").tolist() == [pytest.approx(0.6)]
+    assert surrogate_noise(pair, bad, "sequence").tolist() == [pytest.approx(0.02**0.5)]
     # q - p - p Σ mask (ρ - 1) for 00, 01, 10, 11 with q = .54, .06, .2, .2 and p = ¼:
     expected = {
         "none": [0.54 - 0.25 - 0.25 * (0.2 + 0.8), 0.06 - 0.25 - 0.25 * (0.2 - 0.8), 0, 0],
