@@ -49,6 +49,8 @@ TV_FORM = {"classical": 838.66, "coupling": 79.91, "pinsker_marginal_tv": 24.711
         ({"kl": 1.0, "seq_kl": 1.0}, {"pinsker_marginal_kl": 11582, "mixed_kl": 8192, "sequence_kl": 1}),
         # (1 + 2e-4)^4096 = 2.26851; ½ √(2.26851 - 1 - .8192) = ½ √.44931 = .33515.
         ({"chi2": 2e-4}, {"martingale": 0.3351}),
+        # T δ, where S was not measured: 4096 · 1e-4.
+        ({"kl": 1e-4}, {"sequence_kl": 0.4096}),
         # ½ path: T(T-1) ε² = 4096·4095·2.5e-5.
         ({"tv": 5e-3}, {"path": 419.328}),
     ],

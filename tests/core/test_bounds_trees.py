@@ -287,6 +287,26 @@ def test_path_of_one_sequence_by_hand():
     assert bounds_measured.path(drift).item() == pytest.approx(0.17, rel=1e-12)
 
 
+def test_masked_terms_of_two_sequences_by_hand():
+    # ρ = (2, 3, ½), KL = (.1, .9, .2), bad above .5: τ = 2, so W before it is 2, KL before .1, outside .1 + .2;
+    # Σ(ρ - 1) before 1, outside 1 - ½. The second sequence never hits: KL .3, Σ(ρ - 1) = 1 + 2 - ½.
+    rho = torch.tensor([[2.0, 3.0, 0.5]] * 2, dtype=torch.float64)
+    kl = torch.tensor([[0.1, 0.9, 0.2], [0.1, 0.1, 0.1]], dtype=torch.float64)
+    terms = masked_terms(SampledDrift(rho.log(), torch.ones(2, 3, dtype=torch.bool), kl=kl), 0.5)
+    expected = {
+        "hit": [1, 0],
+        "weight_at_hit": [2, 0],
+        "kl_before": [0.1, 0.3],
+        "kl_outside": [0.3, 0.3],
+        "surrogate_before": [1, 2.5],
+        "surrogate_outside": [0.5, 2.5],
+        "surrogate_kept": [0, 2.5],
+        "lost_to_sequence_mask": [1, 0],
+    }
+    for name, values in expected.items():
+        assert getattr(terms, name).tolist() == pytest.approx(values), name
+
+
 def test_hit_probability_by_hand():
     # h = 0: -log(1 - q) = S, so q = 1 - e^-.1. S = 0: q = h.
     # h = ½: ½ log(1 / (4 q (1 - q))) = S at q = ½ + √(1 - e^(-2S)) / 2.
