@@ -166,6 +166,40 @@ def test_compare_writes_one_table_and_continues(run_file, capsys):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+def test_compare_runs_at_the_same_time_give_the_same_numbers(run_file):
+    command = ["compare", "small.toml", "--objectives", "ppo,gspo", "--seeds", "1", "--warm_start.clean_steps", "1"]
+    assert dispatch([*command, "--out", "one", "--jobs", "1"]) == 0
+    assert dispatch([*command, "--out", "two", "--jobs", "2"]) == 0
+    one, two = (json.loads(Path(f"{name}/results.json").read_text())["runs"] for name in ("one", "two"))
+    assert [run["curve"] for run in one] == [run["curve"] for run in two]
+
+
+def test_interrupted_compare_says_how_to_continue(run_file, monkeypatch, capsys):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.train.loop.train", interrupt)
+    assert dispatch(["compare", "small.toml", "--objectives", "ppo,gspo", "--out", "cmp"]) == 130
+    assert "interrupted; the same command continues in cmp" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_reported_and_the_others_count(run_file, monkeypatch, capsys):
+    from holdfast.errors import DataError
+    from holdfast.train import loop
+
+    train = loop.train
+
+    def sometimes(config, *arguments, **options):
+        if config.objective.preset == "gspo":
+            raise DataError("the gradient norm is nan")
+        return train(config, *arguments, **options)
+
+    monkeypatch.setattr(loop, "train", sometimes)
+    assert dispatch(["compare", "small.toml", "--objectives", "ppo,gspo", "--seeds", "1", "--out", "cmp"]) == 1
+    assert "gspo, seed 0: failed: the gradient norm is nan" in capsys.readouterr().err
+    assert [run["objective"] for run in json.loads(Path("cmp/results.json").read_text())["runs"]] == ["ppo"]
+
+
 def test_compare_refuses_different_tasks(run_file, capsys):
     Path("other.toml").write_text(tomli_w.dumps(RUN | {"task": {"name": "ledger", "entries": 2}}))
     assert dispatch(["compare", "small.toml", "other.toml"]) == 2

@@ -39,7 +39,13 @@ def run(argv: list[str]) -> int:
     out = known.out or Path("runs") / f"compare-{files[0].stem}"
     entries = plan_entries(named, presets, known.seeds, out)
     console = Console()
-    failures = run_entries(entries, known.jobs, lambda text: console.print(text, markup=False, highlight=False))
+    try:
+        failures = run_entries(
+            entries, known.jobs, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+        )
+    except KeyboardInterrupt:
+        print(f"\nholdfast compare: interrupted; the same command continues in {out}", file=sys.stderr)
+        return 130
     results = collect(entries)
     if not results["runs"]:
         raise ConfigError("no run finished:\n" + "\n".join(failures))
@@ -48,7 +54,7 @@ def run(argv: list[str]) -> int:
 
     report = write_compare_report(out)
     console.print(results_table(results))
-    console.print(f"results: {out / 'results.json'}\nreport: {report}", markup=False, highlight=False)
+    print(f"results: {out / 'results.json'}\nreport: {report}")
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.objectives.presets import preset
 from holdfast.train.config import ObjectiveConfig, RunConfig
-from holdfast.train.display import Quiet
+from holdfast.train.display import Milestones
 from holdfast.train.folder import RunFolder, read_metrics, write_text
 
 
@@ -88,15 +90,20 @@ def run_entry(entry: Entry) -> str:
     """One run from the start or from its newest checkpoint; how it ended, in words."""
     from holdfast.train.loop import train
 
+    display = Milestones(Console(), f"{entry.label}, seed {entry.config.seed}")
     try:
         if (entry.path / "config.toml").is_file():
             folder, _ = RunFolder.open(entry.path, entry.config)
-            summary = train(entry.config, folder, display=Quiet(), resume=True, warm_starts=entry.warm_starts)
+            summary = train(entry.config, folder, display=display, resume=True, warm_starts=entry.warm_starts)
         else:
             folder = RunFolder.create(entry.path, entry.config)
-            summary = train(entry.config, folder, display=Quiet(), warm_starts=entry.warm_starts)
+            summary = train(entry.config, folder, display=display, warm_starts=entry.warm_starts)
     except HoldfastError as error:
         return f"failed: {error}"
+    except KeyboardInterrupt:
+        if multiprocessing.parent_process() is None:
+            raise
+        return "interrupted"
     return f"{summary['start_accuracy']:.2f} → {summary['final_accuracy']:.2f} in {summary['seconds']:.0f} s"
 
 
@@ -142,10 +149,14 @@ def _outcomes(entries: Sequence[Entry], jobs: int) -> Any:
     first = [entry for index, entry in enumerate(entries) if keys.index(keys[index]) == index]
     rest = [entry for entry in entries if entry not in first]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for group in (first, rest):
-            futures = {pool.submit(run_entry, entry): entry for entry in group}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+        try:
+            for group in (first, rest):
+                futures = {pool.submit(run_entry, entry): entry for entry in group}
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _result(entry: Entry) -> dict[str, Any]:

@@ -61,6 +61,25 @@ class Lines:
             self.note(f"  warning: {warning}")
 
 
+class Milestones(Lines):
+    """One line per evaluation, after a label: what a run among others gets."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        super().__init__(console)
+        self.label = label
+
+    def note(self, text: str) -> None:
+        super().note(f"{self.label}: {text}")
+
+    def warm(self, done: int, total: int, loss: float) -> None:
+        if done in (1, total):
+            self.note("warm start begins" if done == 1 else "warm start done")
+
+    def step(self, record: Mapping[str, Any], total: int) -> None:
+        if "eval_accuracy" in record:
+            self.note(f"step {record['step']}/{total}, accuracy {record['eval_accuracy']:.2f} on held-out problems")
+
+
 class Panels:
     """A live panel: progress, time left, the latest numbers and warnings."""
 
