@@ -18,7 +18,7 @@ from oracles.verl_peer import advantages, core_algos, correction, run_penalty, r
 
 
 def named(rows):
-    return {"argvalues": rows, "ids": [" ".join([row.name, *map(str, row.settings.values())][:1]) for row in rows]}
+    return {"argvalues": rows, "ids": [row.name for row in rows]}
 
 
 def drawn(row, seed):
