@@ -104,29 +104,15 @@ def advise(
     quarter = (lengths[:, None] > torch.tensor(edges)).sum(-1)
 
     sweeps: dict[str, tuple[SweepPoint, ...]] = {}
+    recommendations: dict[str, Recommendation] = {}
     for rule, score in scores.items():
-        thresholds = {
-            PUBLISHED[rule],
-            *score.quantile(torch.linspace(0.05, 1, 20).double(), interpolation="higher").tolist(),
-        }
-        thresholds |= set() if floors is None else {floors[rule]}
-        sweeps[rule] = tuple(
-            _point(measured, rule, score, threshold, quarter, signal)
-            for threshold in sorted(thresholds)
-            if threshold > 0
-        )
-    chosen = {
-        rule: _recommend(rule, points, target_acceptance, floors[rule] if floors else 0.0)
-        for rule, points in sweeps.items()
-    }
-    exact = measured.kl is not None
-    recommendations = {
-        rule: Recommendation(rule, _settings(rule, point.threshold, exact, horizon, largest), point, reason)
-        for rule, (point, reason) in chosen.items()
-    }
-    return Advice(
-        sweeps, recommendations, floors, edges, _warnings(sweeps, recommendations, measured, target_acceptance)
-    )
+        floor = floors[rule] if floors else 0.0
+        points = tuple(_point(measured, rule, score, at, quarter, signal) for at in _thresholds(rule, score, floor))
+        point, reason = _recommend(rule, points, target_acceptance, floor)
+        settings = _settings(rule, point.threshold, measured.kl is not None, horizon, largest)
+        sweeps[rule], recommendations[rule] = points, Recommendation(rule, settings, point, reason)
+    warnings = _warnings(sweeps, recommendations, measured, target_acceptance)
+    return Advice(sweeps, recommendations, floors, edges, warnings)
 
 
 def allowed_kl(horizon: int, error: float = 1.0, *, published: bool = False) -> float:
@@ -175,6 +161,13 @@ def _scores(measured: SampledDrift, horizon: int, largest: tuple[float, float]) 
 
 def _noise_floor(noise: SampledDrift, horizon: int, largest: tuple[float, float]) -> dict[str, float]:
     return {rule: score.quantile(_NOISE_QUANTILE).item() for rule, score in _scores(noise, horizon, largest).items()}
+
+
+def _thresholds(rule: str, score: Float[Tensor, " B"], floor: float) -> list[float]:
+    """What is worth trying: every twentieth of the rollouts, the usual threshold and the noise floor."""
+    steps = torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    tried = {PUBLISHED[rule], floor, *score.quantile(steps, interpolation="higher").tolist()}
+    return sorted(threshold for threshold in tried if threshold > 0)
 
 
 def _signal(batch: Batch, lengths: Tensor) -> Float[Tensor, " B"]:
