@@ -1,5 +1,6 @@
 """Cases for the head, and its statistics a second time: float64, all logits, straight from the formulas."""
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 
 from holdfast.kernels import Head
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it on its first import
 
 ALL = ("entropy", "sum_p2", "entropy_change", "kl_rollout", "tv_rollout", "chi2_rollout")
 

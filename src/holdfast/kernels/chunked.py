@@ -14,7 +14,7 @@ from torch import Tensor
 from holdfast.kernels.function import Gradients, RowGradient
 from holdfast.kernels.head import HeadStats, Problem
 from holdfast.kernels.sums import PEAK, PICKED, Totals, join, reduce_shards, statistics, sum_shards, tv_terms
-from holdfast.kernels.tiles import Block, Tiling, Workspace, accumulate, shape_gradient, widen
+from holdfast.kernels.tiles import Block, Tiling, Workspace, accumulate, fill_up, shape_gradient, widen
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,18 @@ def finish_block(block: Block, parts: list[Tensor], tiling: Tiling, space: Works
     if "tv_rollout" in outputs:
         stats = replace(stats, tv_rollout=_tv(block, totals, tiling, space))
     return stats, totals
+
+
+def add_tv(problem: Problem, totals: Totals, stats: HeadStats, tiling: Tiling) -> HeadStats:
+    """The statistics with TV, where it is asked for: for implementations that have the sums only."""
+    if "tv_rollout" not in problem.outputs:
+        return stats
+    count, space = problem.hidden.shape[0], _workspace(problem, tiling)
+    parts = [
+        _tv(Block(problem, rows), Totals(fill_up(totals.sums.T, rows).T, fill_up(totals.lse, rows)), tiling, space)
+        for rows in tiling.row_blocks(count)
+    ]
+    return replace(stats, tv_rollout=torch.cat(parts)[:count])
 
 
 def _tv(block: Block, totals: Totals, tiling: Tiling, space: Workspace) -> Tensor:
