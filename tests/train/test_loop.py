@@ -10,6 +10,7 @@ import torch
 from holdfast.errors import DataError
 from holdfast.rollout.store import read_rollouts
 from holdfast.train.checkpoint import latest_checkpoint
+from holdfast.train.folder import RunFolder
 from holdfast.train.forward import micro_batches
 
 SCALARS = (
@@ -138,6 +139,24 @@ def test_rollouts_hold_both_policies_verdict_and_reason(small_run):
         for trainer, rollout in zip(record.trainer_logprobs, record.rollout_logprobs, strict=True)
     ]
     assert sum(map(abs, ratios)) / len(ratios) == pytest.approx(metrics["abs_log_ratio_mean"], rel=1e-4)
+    # k1 = -log rho, k2 = (log rho)^2 / 2, k3 = rho - 1 - log rho, rho = trainer / rollout: means over all tokens.
+    assert -sum(ratios) / len(ratios) == pytest.approx(metrics["rollout_k1_mean"], rel=1e-3, abs=1e-7)
+    k2 = [ratio**2 / 2 for ratio in ratios]
+    assert sum(k2) / len(k2) == pytest.approx(metrics["rollout_k2_mean"], rel=1e-3)
+    assert max(k2) == pytest.approx(metrics["rollout_k2_max"], rel=1e-3)
+    k3 = [math.expm1(ratio) - ratio for ratio in ratios]
+    assert sum(k3) / len(k3) == pytest.approx(metrics["rollout_k3_mean"], rel=1e-2)
+    assert max(k for r in records for k in r.kl_exact) == pytest.approx(metrics["kl_exact_max"], rel=1e-4)
+    drift = metrics["drift_by_position"]
+    for start, end, mean in zip(drift["edges"], drift["edges"][1:], drift["abs_log_mean"], strict=False):
+        span = [
+            abs(a - b)
+            for r in records
+            for a, b in list(zip(r.trainer_logprobs, r.rollout_logprobs, strict=True))[int(start) : int(end)]
+        ]
+        assert sum(span) / len(span) == pytest.approx(mean, rel=1e-3)
+    right = [record.reward == 1.0 for record in records]
+    assert sum(right) / 16 == metrics["accuracy"]
     # delta = .001 on k2 = (log ratio)^2 / 2: rejected exactly where some |log ratio| exceeds sqrt(.002).
     for record in records:
         largest = max(abs(a - b) for a, b in zip(record.trainer_logprobs, record.rollout_logprobs, strict=True))
@@ -166,6 +185,35 @@ def test_raw_trainer_logprobs_are_a_mismatch_that_shows(small_run):
         "--sampling.temperature", "0.7", "--sampling.trainer_support", "raw",
     )  # fmt: skip
     assert folder.read_metrics()[1]["abs_log_ratio_mean"] > 1e-3
+
+
+def test_learning_rate_warms_up_linearly(small_run):
+    folder, _ = small_run("run", "--optimizer.warmup_steps", "3", "--optimizer.learning_rate", "0.004")
+    rates = [record["learning_rate"] for record in folder.read_metrics()[1:]]
+    assert rates == pytest.approx([0.001, 0.002, 0.003, 0.004])
+
+
+def test_evaluation_samples_and_decodes_held_out_problems_with_the_newest_weights(small_config, tmp_path, warm_starts):
+    from holdfast.train.evaluate import evaluate
+    from holdfast.train.setup import set_up
+
+    run = set_up(
+        small_config("--engine.lag", "3"), RunFolder(tmp_path), resume=False, warm_starts=warm_starts,
+        progress=lambda *progress: None,
+    )  # fmt: skip
+    asked, splits = [], []
+    generate, draw = run.judge.generate, run.source.draw
+    run.judge.generate = lambda prompts, sampling, **options: (
+        asked.append((len(prompts), sampling.temperature, run.judge.policy_version))
+        or generate(prompts, sampling, **options)
+    )
+    run.source.draw = lambda seed, count, split: splits.append(split) or draw(seed, count, split)
+    run.step = 5
+    record = evaluate(run)
+    assert asked == [(16, 1.0, 5), (16, 0.0, 5)] and splits == ["eval", "eval"]
+    assert set(record) == {"eval_accuracy", "eval_greedy_accuracy"}
+    run.reward = lambda problem, text: 0.5
+    assert evaluate(run)["eval_accuracy"] == 0.0, "accuracy counts full rewards only"
 
 
 def test_engine_without_distributions_measures_no_exact_kl(small_run):
