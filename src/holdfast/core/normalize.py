@@ -21,20 +21,19 @@ def reduction_weights(
     reduction: Reduction,
     length: int | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "B T"]:
-    """The weight n_it with which each token enters the loss; zero where `mask` is False.
+) -> Float[Tensor, "..."]:
+    """The weight n_it with which each masked-in token enters the loss: [B, 1], or one number where all have the same.
 
     With N sequences and K tokens in the optimiser step and n_i tokens in sequence i:
     token_mean 1/K (DAPO);  sequence_mean_token_mean 1/(N n_i) (GRPO, GSPO);  sequence_mean_token_sum 1/N (LUSPO);
     fixed_length 1/(N L) with L = `length` tokens (Dr.GRPO).
     """
-    weight = mask.to(dtype)
     if reduction == "token_mean":
-        return weight / counts.tokens.clamp(min=1)
-    weight = weight / counts.sequences.clamp(min=1)
+        return counts.tokens.clamp(min=1).to(dtype).reciprocal()
+    each = counts.sequences.clamp(min=1).to(dtype).reciprocal()
     if reduction == "sequence_mean_token_sum":
-        return weight
+        return each
     if reduction == "fixed_length":
         assert length is not None, "fixed_length needs a length; Normalize checks this"
-        return weight / length
-    return weight / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+        return each / length
+    return each / mask.sum(dim=-1, keepdim=True).clamp(min=1).to(dtype)

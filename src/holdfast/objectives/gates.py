@@ -32,19 +32,26 @@ class Gate(Part, family="gate", abstract=True):
         """e(r) = d log f / d log r; zero where the gate is flat."""
         raise NotImplementedError
 
-    def clipped(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Bool[Tensor, "B _"]:
-        """True where the gate limits the ratio; a soft gate never does."""
-        return torch.zeros_like(log_ratio, dtype=torch.bool)
+    def evaluate(
+        self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B _"], Float[Tensor, "B _"], Bool[Tensor, "..."]]:
+        """(log f, slope, True where the gate limits the ratio); a soft gate never does, which is one False for all."""
+        never = torch.zeros((), dtype=torch.bool, device=log_ratio.device)
+        return self.log_value(log_ratio, positive), self.slope(log_ratio, positive), never
 
 
 class HardGate(Gate, abstract=True):
     """A gate that clamps the log-ratio: slope 1 inside, 0 outside."""
 
     def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
-        return (~self.clipped(log_ratio, positive)).to(log_ratio.dtype)
+        return self.evaluate(log_ratio, positive)[1]
 
-    def clipped(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Bool[Tensor, "B _"]:
-        return self.log_value(log_ratio, positive) != log_ratio
+    def evaluate(
+        self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B _"], Float[Tensor, "B _"], Bool[Tensor, "..."]]:
+        value = self.log_value(log_ratio, positive)
+        inside = value == log_ratio
+        return value, inside.to(value.dtype), ~inside
 
 
 @dataclass(frozen=True)
@@ -198,11 +205,14 @@ class Flip(Gate):
         return torch.where(inside, capped, -torch.inf)
 
     def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
-        sign = torch.where(positive, -torch.ones_like(log_ratio), torch.ones_like(log_ratio))
-        return torch.where(self.clipped(log_ratio, positive), 0, sign)
+        return self.evaluate(log_ratio, positive)[1]
 
-    def clipped(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Bool[Tensor, "B _"]:
-        return self.log_value(log_ratio, positive) != torch.where(positive, -log_ratio, log_ratio)
+    def evaluate(
+        self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B _"], Float[Tensor, "B _"], Bool[Tensor, "..."]]:
+        value = self.log_value(log_ratio, positive)
+        inside = value == torch.where(positive, -log_ratio, log_ratio)
+        return value, torch.where(inside, _by_sign(positive, -1.0, 1.0, value), 0), ~inside
 
     def formula(self) -> str:
         return (

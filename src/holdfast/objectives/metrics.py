@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.linalg import vector_norm as norm
 
+from holdfast.objectives.policy_term import Gated
 from holdfast.objectives.terms import Terms
 from holdfast.types import Counts
 
@@ -52,9 +54,8 @@ def loss_metrics(
     counts: Counts,
     quartiles: LengthQuartiles,
     keep: Bool[Tensor, "B T"],
-    coefficient: Float[Tensor, "B T"],
-    clipped: Tensor,
-    weight: Tensor,
+    ratios: Gated,
+    weight: Float[Tensor, "..."],
 ) -> dict[str, Tensor]:
     """This batch's share of every metric.
 
@@ -64,45 +65,56 @@ def loss_metrics(
     divergences kl_exact_mean, kl_exact_max.
     """
     tokens, sequences = counts.tokens.clamp(min=1), counts.sequences.clamp(min=1)
-    rejected = terms.mask.any(dim=-1) & ~keep.any(dim=-1)
-    weights = torch.where(terms.mask, weight.expand(terms.mask.shape), 0)
+    present = terms.mask.any(dim=-1)
+    rejected = present & ~keep.any(dim=-1)
     metrics = {
-        "masked_tokens": (terms.mask & ~keep).sum() / tokens,
+        "masked_tokens": (terms.mask.sum() - keep.sum()) / tokens,
         "masked_sequences": rejected.sum() / sequences,
-        "clip_share": clipped.sum() / tokens,
-        "coefficient_mean": coefficient.sum() / tokens,
-        "coefficient_square_mean": coefficient.square().sum() / tokens,
-        "coefficient_max": _max(coefficient.abs()),
-        "weight_mean": weights.sum() / tokens,
-        "weight_square_mean": weights.square().sum() / tokens,
-        "weight_max": _max(weights),
+        "clip_share": (ratios.clipped & terms.mask).sum() / tokens,
     }
+    metrics |= _moments(torch.where(keep, weight * ratios.coefficient, 0), tokens, "coefficient")
+    if weight.ndim == 0:
+        share = terms.mask.sum() / tokens
+        metrics |= {"weight_mean": share * weight, "weight_square_mean": share * weight.square(), "weight_max": weight}
+    else:
+        metrics |= _moments(torch.where(terms.mask, weight, 0), tokens, "weight")
     for quartile, share in enumerate(quartiles.shares(terms.mask, rejected).unbind()):
         metrics[f"masked_sequences_q{quartile + 1}"] = share
     for policy in ("old", "rollout"):
         if getattr(terms.batch, f"{policy}_logprobs") is not None:
-            metrics |= _drift(terms.log_ratio(policy).detach(), tokens, policy)
+            metrics |= _drift(terms.log_ratio(policy), tokens, policy)
     if terms.entropy is not None:
-        metrics["entropy"] = terms.entropy.detach().sum() / tokens
+        metrics["entropy"] = terms.entropy.sum() / tokens
     if terms.stats.kl_rollout is not None:
         exact = terms.divergence("kl_exact", "rollout")
         metrics |= {"kl_exact_mean": exact.sum() / tokens, "kl_exact_max": _max(exact)}
     return _derive(metrics)
 
 
+def _moments(values: Tensor, tokens: Tensor, name: str) -> dict[str, Tensor]:
+    return {
+        f"{name}_mean": values.sum() / tokens,
+        f"{name}_square_mean": norm(values).square() / tokens,
+        f"{name}_max": norm(values, torch.inf) if values.numel() else values.new_zeros(()),
+    }
+
+
 def _drift(log_ratio: Tensor, tokens: Tensor, policy: str) -> dict[str, Tensor]:
     """Sampled divergences from one policy; masked-out tokens have log-ratio 0 and add nothing."""
-    size = log_ratio.abs()
-    k2 = log_ratio.square() / 2
-    k3 = torch.expm1(log_ratio) - log_ratio
+    if not log_ratio.numel():
+        log_ratio = log_ratio.new_zeros(1)
+    lowest, highest = log_ratio.aminmax()
+    largest = torch.maximum(-lowest, highest)
+    # k3 is convex with its minimum at 0, so its maximum is at one of the ends.
+    ends = torch.stack([lowest, highest])
     return {
         f"{policy}_k1_mean": -log_ratio.sum() / tokens,
-        f"{policy}_k2_mean": k2.sum() / tokens,
-        f"{policy}_k2_max": _max(k2),
-        f"{policy}_k3_mean": k3.sum() / tokens,
-        f"{policy}_k3_max": _max(k3),
-        f"{policy}_abs_log_mean": size.sum() / tokens,
-        f"{policy}_abs_log_max": _max(size),
+        f"{policy}_k2_mean": norm(log_ratio).square() / 2 / tokens,
+        f"{policy}_k2_max": largest.square() / 2,
+        f"{policy}_k3_mean": torch.expm1(log_ratio).sub_(log_ratio).sum() / tokens,
+        f"{policy}_k3_max": (torch.expm1(ends) - ends).max(),
+        f"{policy}_abs_log_mean": norm(log_ratio, 1) / tokens,
+        f"{policy}_abs_log_max": largest,
     }
 
 

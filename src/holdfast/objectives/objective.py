@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from holdfast.core.ratios import LOG_RATIO_LIMIT, pool
 from holdfast.errors import ConfigError, nearest
 from holdfast.objectives import checks
 from holdfast.objectives.advantages import Advantage, Group
@@ -25,6 +24,7 @@ from holdfast.objectives.masks import Mask
 from holdfast.objectives.metrics import LengthQuartiles, loss_metrics
 from holdfast.objectives.part import Part, coerce, coerce_fields
 from holdfast.objectives.penalties import Penalty
+from holdfast.objectives.policy_term import gated, policy_loss
 from holdfast.objectives.reduce import Normalize, Pool
 from holdfast.objectives.terms import Terms
 from holdfast.objectives.weights import Weight
@@ -117,13 +117,15 @@ class Objective:
         *,
         step: int = 0,
         counts: Counts | None = None,
+        accepted: Counts | None = None,
         validate: bool = True,
     ) -> Plan:
         """Whole-batch statistics of one optimiser step, without a gradient.
 
         `stats` is the current policy on the whole batch (a pass without gradient); None stands for "θ = old" and
-        then needs `old_logprobs`. `counts` sums over ranks where the batch is spread over several. Validation reads
-        values back from the device; switch it off to avoid the synchronisation.
+        then needs `old_logprobs`. `counts` (and `accepted`, for a normaliser over accepted tokens) are sums over ranks
+        where the step is spread over several. Validation reads values back from the device; switch it off to avoid the
+        synchronisation.
         """
         with torch.no_grad():
             stats = checks.stats_or_old(batch, stats, self.needs)
@@ -134,7 +136,7 @@ class Objective:
             keep, _ = self._keep(terms, prepared)
             return Plan(
                 counts=counts or Counts.of(terms.mask),
-                accepted=Counts.of(keep),
+                accepted=accepted or Counts.of(keep),
                 quartiles=LengthQuartiles.of(terms.mask),
                 prepared=prepared,
                 step=step,
@@ -144,61 +146,50 @@ class Objective:
         """This batch's share of the loss. Without a plan the batch is the whole optimiser step."""
         if plan is None:
             plan = self.prepare(batch, stats.detach())
-        terms = Terms.of(batch, stats)
-        masks, weights = len(self.masks), len(self.masks) + len(self.weights)
-        keep, reasons = self._keep(terms, plan.prepared)
-        dtype = terms.logprobs.dtype
-        normalize = self.normalize.weights(terms.mask, plan.counts, dtype)
-        accepted = normalize if self.normalize.over == "all" else self.normalize.weights(keep, plan.accepted, dtype)
-        log_ratio, value, surrogate = self._surrogate(terms)
-        weight = torch.ones((), dtype=value.dtype, device=value.device)
-        for part, prepared in zip(self.weights, plan.prepared[masks:weights], strict=True):
-            weight = weight * part.weight(terms, prepared)
-        loss = -(torch.where(keep, accepted * weight, 0) * surrogate).sum()
-        for part, prepared in zip(self.penalties, plan.prepared[weights:], strict=True):
-            loss = loss + (normalize * part.penalty(terms, prepared, plan.step)).sum()
         with torch.no_grad():
-            coefficient = torch.where(keep, weight * self._coefficient(terms, log_ratio, value), 0)
-            clipped = self.gate.clipped(log_ratio, terms.positive) & terms.mask
-            metrics = loss_metrics(terms, plan.counts, plan.quartiles, keep, coefficient, clipped, weight)
+            terms = Terms.of(batch, stats)
+            keep, reasons = self._keep(terms, plan.prepared)
+            ratios = gated(terms, self.gate, self.pool, self.carrier, self.denominator)
+            weight = self._weight(terms, plan)
+            weights = torch.where(keep, terms.advantages, 0) * (-self._normalizer(terms, plan, keep) * weight)
+        loss = policy_loss(terms, ratios, self.pool, self.carrier, weights, stats.logprobs)
+        if self.penalties:
+            loss = loss + self._penalty(Terms.of(batch, stats), plan)
+        with torch.no_grad():
+            metrics = loss_metrics(terms, plan.counts, plan.quartiles, keep, ratios, weight)
         return LossOutput(loss=loss, metrics=metrics, trust_mask=keep, reasons=reasons)
 
     def _keep(self, terms: Terms, prepared: tuple[Tensor | None, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """The trust mask, and per mask part the response tokens that it rejected."""
         keep, reasons = terms.mask, {}
         with torch.no_grad():
-            for part, statistic in zip(self.masks, prepared[: len(self.masks)], strict=True):
+            for number, (part, statistic) in enumerate(zip(self.masks, prepared[: len(self.masks)], strict=True)):
                 kept = part.keep(terms, statistic)
-                reasons[part.kind()] = terms.mask & ~kept
+                name = part.kind() if part.kind() not in reasons else f"{part.kind()}_{number + 1}"
+                reasons[name] = terms.mask & ~kept
                 keep = keep & kept
         return keep, reasons
 
-    def _surrogate(self, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
-        """(log ratio that enters the gate, detached; gated value, detached; φ·A with its gradient)."""
-        with torch.set_grad_enabled(self.carrier == "ratio" and torch.is_grad_enabled()):
-            log_ratio = terms.log_ratio(self.denominator)
-            if self.pool.order == "before":
-                log_ratio = self._pool(log_ratio, terms)
-                if self.pool.gradient == "token":
-                    log_ratio = terms.logprobs - terms.logprobs.detach() + log_ratio.detach()
-            log_value = self.gate.log_value(log_ratio, terms.positive)
-            if self.pool.order == "after":
-                log_value = self._pool(log_value, terms)
-            value = log_value.exp()
-        surrogate = value * terms.advantages
-        return log_ratio.detach(), value.detach(), surrogate * terms.logprobs if self.carrier == "score" else surrogate
+    def _normalizer(self, terms: Terms, plan: Plan, keep: Tensor) -> Tensor:
+        if self.normalize.over == "all":
+            return self.normalize.weights(terms.mask, plan.counts, terms.logprobs.dtype)
+        return self.normalize.weights(keep, plan.accepted, terms.logprobs.dtype)
 
-    def _pool(self, values: Tensor, terms: Terms) -> Tensor:
-        if self.pool.over == "token":
-            return values
-        pooled = pool(values, terms.mask, self.pool.over, terms.batch.turn_ids)
-        return pooled.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    def _weight(self, terms: Terms, plan: Plan) -> Tensor:
+        weight = terms.logprobs.new_ones(())
+        first = len(self.masks)
+        for part, prepared in zip(self.weights, plan.prepared[first : first + len(self.weights)], strict=True):
+            weight = weight * part.weight(terms, prepared)
+        return weight
 
-    def _coefficient(self, terms: Terms, log_ratio: Tensor, value: Tensor) -> Tensor:
-        """The factor on A ∇log π relative to REINFORCE: f·e through the ratio, f through the score."""
-        if self.carrier == "score":
-            return value.expand(terms.mask.shape)
-        return (value * self.gate.slope(log_ratio, terms.positive)).expand(terms.mask.shape)
+    def _penalty(self, terms: Terms, plan: Plan) -> Tensor:
+        normalizer = self.normalize.weights(terms.mask, plan.counts, terms.logprobs.dtype)
+        first = len(self.masks) + len(self.weights)
+        values = [
+            torch.where(terms.mask, part.penalty(terms, prepared, plan.step), 0)
+            for part, prepared in zip(self.penalties, plan.prepared[first:], strict=True)
+        ]
+        return sum((normalizer * value).sum() for value in values)  # pyright: ignore[reportReturnType]
 
     def after_step(self, metrics: Mapping[str, Tensor | float]) -> Objective:
         """The objective for the next optimiser step: adaptive coefficients move by the step's `metrics["entropy"]`."""

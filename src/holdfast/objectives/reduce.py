@@ -65,8 +65,8 @@ class Normalize(Part, family="normalize"):
 
     def weights(
         self, mask: Bool[Tensor, "B T"], counts: Counts, dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, "B T"]:
-        """n_it for this mask and these counts."""
+    ) -> Float[Tensor, "..."]:
+        """n_it for this mask and these counts, as [B, T], [B, 1] or one number for all."""
         return reduction_weights(mask, counts, self.reduction, self.length, dtype)
 
     def formula(self) -> str:

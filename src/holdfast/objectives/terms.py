@@ -44,8 +44,8 @@ class Terms:
     batch: Batch
     mask: Bool[Tensor, "B T"]
     advantages: Float[Tensor, "B T"]
+    positive: Bool[Tensor, "B T"]
     logprobs: Float[Tensor, "B T"]
-    entropy: Float[Tensor, "B T"] | None
     stats: TokenStats
     _ratios: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -54,19 +54,20 @@ class Terms:
         """Mask, widen to float32, broadcast [B] advantages to [B, T]."""
         mask = batch.response_mask
         advantages = batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None].expand(mask.shape)
+        advantages = masked(_wide(advantages), mask)
         return Terms(
             batch=batch,
             mask=mask,
-            advantages=masked(_wide(advantages), mask),
+            advantages=advantages,
+            positive=advantages > 0,
             logprobs=masked(_wide(stats.logprobs), mask),
-            entropy=None if stats.entropy is None else masked(_wide(stats.entropy), mask),
             stats=stats,
         )
 
     @property
-    def positive(self) -> Bool[Tensor, "B T"]:
-        """True where the advantage is above zero."""
-        return self.advantages > 0
+    def entropy(self) -> Float[Tensor, "B T"] | None:
+        """Entropies in nats, zero where masked out; made when asked for, since few objectives do."""
+        return None if self.stats.entropy is None else masked(_wide(self.stats.entropy), self.mask)
 
     def log_ratio(self, policy: Policy) -> Float[Tensor, "B T"]:
         """log(current / policy), with gradient, zero where masked out, clamped to ±20.
