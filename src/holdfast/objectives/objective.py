@@ -148,13 +148,19 @@ class Objective:
             plan = self.prepare(batch, stats.detach())
         with torch.no_grad():
             terms = Terms.of(batch, stats)
+        out = self._policy_term(terms, plan)
+        if not self.penalties:
+            return out
+        return replace(out, loss=out.loss + self._penalty(terms.with_gradient(), plan))
+
+    def _policy_term(self, terms: Terms, plan: Plan) -> LossOutput:
+        with torch.no_grad():
             keep, reasons = self._keep(terms, plan.prepared)
             ratios = gated(terms, self.gate, self.pool, self.carrier, self.denominator)
             weight = self._weight(terms, plan)
             weights = torch.where(keep, terms.advantages, 0) * (-self._normalizer(terms, plan, keep) * weight)
-        loss = policy_loss(terms, ratios, self.pool, self.carrier, weights, stats.logprobs)
-        if self.penalties:
-            loss = loss + self._penalty(Terms.of(batch, stats), plan)
+        loss = policy_loss(terms, ratios, self.pool, self.carrier, weights)
+        del weights
         with torch.no_grad():
             metrics = loss_metrics(terms, plan.counts, plan.quartiles, keep, ratios, weight)
         return LossOutput(loss=loss, metrics=metrics, trust_mask=keep, reasons=reasons)

@@ -56,9 +56,9 @@ def gated(terms: Terms, gate: Gate, how: Pool, carrier: str, denominator: Policy
 
 
 def policy_loss(
-    terms: Terms, ratios: Gated, how: Pool, carrier: str, weights: Float[Tensor, "B T"], logprobs: Float[Tensor, "B T"]
+    terms: Terms, ratios: Gated, how: Pool, carrier: str, weights: Float[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
-    """Σ weights · φ/A, with its gradient in `logprobs`; `weights` holds −n M w A and is zero wherever M is.
+    """Σ weights · φ/A with its gradient in the current log-probabilities; `weights` is −n M w A, zero wherever M is.
 
     The adjoint of a pool is the pool itself: what a sequence's ratio receives goes to its tokens as it came from them.
     """
@@ -73,7 +73,7 @@ def policy_loss(
         assert ratios.slope is not None
         gradient = pool(value, terms.mask, how.over, terms.batch.turn_ids) * ratios.slope
         gradient = torch.where(terms.mask & ratios.inside, gradient, 0)
-    return _WithGradient.apply(logprobs, loss, gradient)  # pyright: ignore[reportReturnType]
+    return _WithGradient.apply(terms.stats.logprobs, loss, gradient)  # pyright: ignore[reportReturnType]
 
 
 def _pooled(values: Tensor, terms: Terms, how: Pool) -> Tensor:

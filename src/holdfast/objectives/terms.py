@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -63,6 +63,10 @@ class Terms:
             logprobs=masked(_wide(stats.logprobs), mask),
             stats=stats,
         )
+
+    def with_gradient(self) -> Terms:
+        """The same terms with log-probabilities that carry the gradient of the current policy."""
+        return replace(self, logprobs=masked(_wide(self.stats.logprobs), self.mask), _ratios={})
 
     @property
     def entropy(self) -> Float[Tensor, "B T"] | None:
