@@ -288,6 +288,15 @@ def test_theory_pages_and_code_name_each_other():
             assert re.search(rf"def {name}\b", sources), name
 
 
+def test_assumptions_are_about_what_was_given():
+    from_kl = table(T, kl=1e-4)
+    assert from_kl["classical"].assumptions == from_kl["pinsker_marginal_kl"].assumptions  # ε follows from δ
+    assert "KL(rollout‖current)(c) ≤ kl" in from_kl["classical"].assumptions[0]
+    assert "TV(c) ≤ tv" in table(T, kl=1e-4, tv=1e-3)["classical"].assumptions[0]
+    by_position = table(2, tv=0.5, by_position=ByPosition(kl=f64([0.1, 0.1])))
+    assert by_position["mixed_tv"].assumptions[1].startswith("seq_kl = Σ_t")
+
+
 def test_json_row():
     row = table(T, kl=1e-4)["classical"].to_dict()
     assert row["name"] == "classical"

@@ -146,6 +146,9 @@ def test_no_hit_is_not_a_proof_of_none():
     found = certify(*World(scale=0.02).sample(500, 2), mask="prefix", threshold=1.0)
     assert found.inputs["hit"].estimate == 0
     assert found.inputs["hit"].upper == pytest.approx(1 - (0.05 / 3) ** (1 / 500), rel=1e-6)
+    # At the estimates, S + q with -log(1 - q) = S.
+    drift = found.inputs["seq_kl"].estimate
+    assert found.bounds["prefix_mask"].estimate == pytest.approx(drift + 1 - math.exp(-drift), rel=1e-6)
 
 
 @pytest.mark.parametrize(("scale", "count"), [(0.3, 60), (1.0, 120)])

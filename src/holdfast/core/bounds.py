@@ -30,12 +30,13 @@ _ASSUMPTIONS = {
     "tv": "TV(c) ≤ tv at every context that either policy can reach",
     "kl": "KL(rollout‖current)(c) ≤ kl at every context that either policy can reach",
     "chi2": "χ²(c) = E_rollout[(ρ - 1)²] ≤ chi2 at every context that either policy can reach",
-    "seq_kl": "seq_kl = Σ_t E_rollout KL(c_t), the KL of whole sequences",
+    "seq_kl": "seq_kl = Σ_t E_rollout KL(c_t), the KL of whole sequences, over all rollouts",
     "seq_tv": "the TV of whole sequences is at most seq_tv",
     "tv_by_position": "mean TV at each position over all rollouts, ended ones counting as zero",
     "kl_by_position": "mean KL at each position over all rollouts, ended ones counting as zero",
     "chi2_by_position": "mean χ² at each position over all rollouts, ended ones counting as zero",
 }
+_FOLLOWS_FROM = {"tv": "kl", "seq_tv": "seq_kl"}
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,12 @@ def table(
     seq_kl > T·kl, seq_tv > T·tv, seq_tv > √(seq_kl/2), chi2 < 4·tv².
     """
     given = {"kl": kl, "tv": tv, "seq_kl": seq_kl, "seq_tv": seq_tv, "chi2": chi2}
-    known = _known(horizon, given, by_position)
+    measured = _measured(horizon, given, by_position)
+    known = _completed(measured)
     rows: dict[str, Bound] = {}
     for row in _ROWS:
         if row.name not in rows and all(need in known for need in row.needs):
-            rows[row.name] = row.bound(horizon, known)
+            rows[row.name] = row.bound(horizon, known, measured)
     return rows
 
 
@@ -152,12 +154,17 @@ class _Row:
     uses: tuple[str, ...] = ()
     published: bool = False
 
-    def bound(self, horizon: int, known: Mapping[str, Tensor]) -> Bound:
+    def bound(self, horizon: int, known: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> Bound:
         inputs = {key: known[key] for key in self.needs + self.uses if key in known}
         value = self.compute(horizon, known)
-        assumptions = tuple(_ASSUMPTIONS[key] for key in inputs)
+        assumptions = tuple(dict.fromkeys(_assumption(key, measured) for key in inputs))
         halved = value / 2 if self.published else value
         return Bound(self.name, value, halved, inputs, assumptions, self.published)
+
+
+def _assumption(key: str, measured: Mapping[str, Tensor]) -> str:
+    """What must be true for an input: of itself if it was given, else of what it follows from."""
+    return _ASSUMPTIONS[key if key in measured else _FOLLOWS_FROM[key]]
 
 
 def _any_tv(known: Mapping[str, Tensor]) -> Tensor:
@@ -245,8 +252,8 @@ _ROWS = (
 )
 
 
-def _known(horizon: int, given: Mapping[str, Number | None], by_position: ByPosition | None) -> dict[str, Tensor]:
-    """The inputs as float64 tensors, checked alone, then completed by what follows from them."""
+def _measured(horizon: int, given: Mapping[str, Number | None], by_position: ByPosition | None) -> dict[str, Tensor]:
+    """The inputs as float64 tensors, each checked alone and all together."""
     if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
         raise DataError(f"horizon is {horizon!r}, allowed is an integer from 1 on: the longest response in tokens")
     known = {name: _number(name, value) for name, value in given.items() if value is not None}
@@ -256,6 +263,12 @@ def _known(horizon: int, given: Mapping[str, Number | None], by_position: ByPosi
     if "seq_kl" not in known and "kl_by_position" in known:
         known["seq_kl"] = known["kl_by_position"].sum(-1)
     _check_together(horizon, known)
+    return known
+
+
+def _completed(measured: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs and what follows from them by Pinsker."""
+    known = dict(measured)
     if "tv" not in known and "kl" in known:
         known["tv"] = formula.pinsker(known["kl"])
     if "seq_tv" not in known and "seq_kl" in known:
