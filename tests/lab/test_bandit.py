@@ -83,6 +83,10 @@ def test_one_step_of_each_control_by_hand():
     # clip_cov with share ½ drops one whole arm (both scores are 0: the first): gain (0, -.025) minus π times its sum
     clipped = train(values, "clip_cov", steps=1, rate=2.0, share=0.5)
     assert clipped.reward[1].item() == pytest.approx(0.9 + 0.1 / (1 + math.exp(-0.05)))
+    # with every arm chosen nothing moves, with none the gradient is free
+    assert train(ARMS, "clip_cov", steps=5, share=1.0).reward.tolist() == pytest.approx([ARMS.mean().item()] * 6)
+    free = train(ARMS, "none", steps=5).reward.tolist()
+    assert train(ARMS, "clip_cov", steps=5, share=1e-12).reward.tolist() == pytest.approx(free)
     free = train(values, "kl_cov", steps=1, rate=2.0, beta=0.0).reward[1]
     held = train(values, "kl_cov", steps=1, rate=2.0, share=1.0, beta=5.0).reward[1]
     assert free.item() == pytest.approx(0.9 + 0.1 / (1 + math.exp(-0.1)), rel=1e-4)
