@@ -1,0 +1,289 @@
+"""Cost of the LM head as a ratio to its GEMMs alone, in one interleaved run, with correctness checked first.
+
+    OMP_NUM_THREADS=1 python benchmarks/lm_head.py                      # CPU: 4096 x 512 x 32000, float32
+    python benchmarks/lm_head.py --device cuda --shape 32768x4096x151936
+    python benchmarks/lm_head.py --compile            # Triton for sm_90 without a GPU: spills
+
+On a CPU the time is that of the process (CPU seconds), so that other jobs on the machine weigh little; on CUDA that
+of events. Each figure is a median over repetitions, in which every contestant takes its turn. Peers run where they
+can be imported (TRL, Liger). Extra memory is the peak beyond inputs and gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from holdfast.kernels import choose, lm_head_loss, lm_head_stats
+from holdfast.kernels.head import Head
+
+Run = Callable[[], None]
+
+
+class Shape:
+    """Inputs of one size: hidden states and weight want gradients, and logits spread like those of a model."""
+
+    def __init__(self, rows: int, width: int, vocabulary: int, device: str) -> None:
+        g = torch.Generator(device).manual_seed(0)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+
+        def normal(*size: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(*size, generator=g, device=device) * scale).to(dtype)
+
+        self.hidden = normal(rows, width).requires_grad_()
+        self.weight = normal(vocabulary, width, scale=3 / width**0.5).requires_grad_()
+        self.states = (self.hidden + normal(rows, width, scale=1e-3)).detach()
+        self.targets = torch.randint(vocabulary, (rows,), generator=g, device=device)
+        self.advantages = torch.randn(rows, generator=g, device=device)
+
+    def clear(self) -> None:
+        self.hidden.grad = self.weight.grad = None
+
+
+def contestants(shape: Shape) -> Iterator[tuple[str, Run]]:
+    """Everything that is timed; the first is the floor of forward and backward, the second that of a forward."""
+    hidden, weight = shape.hidden.detach(), shape.weight.detach()
+    dz = torch.randn(hidden.shape[0], weight.shape[0], device=hidden.device, dtype=hidden.dtype)
+    logits = torch.empty_like(dz)
+
+    def forward_gemm() -> None:
+        torch.mm(hidden, weight.T, out=logits)
+
+    def three_gemms() -> None:
+        forward_gemm()
+        torch.mm(dz, weight)
+        torch.mm(dz.T, hidden)
+
+    def finish(logprobs: Tensor, entropy: Tensor | None, live: float = 1.0) -> None:
+        kept = torch.arange(len(logprobs), device=logprobs.device) % 100 < 100 * live
+        loss = (logprobs * shape.advantages * kept).sum()
+        (loss if entropy is None else loss + 0.01 * (entropy * kept).sum()).backward()
+        shape.clear()
+
+    def naive() -> None:
+        logp = torch.log_softmax((shape.hidden @ shape.weight.T).float(), dim=1)
+        finish(logp.gather(1, shape.targets[:, None])[:, 0], -(logp.exp() * logp).sum(dim=1))
+
+    def ours(entropy: bool = True, live: float = 1.0, frozen: bool = False) -> None:
+        head = weight if frozen else shape.weight
+        outputs = ("entropy",) if entropy else ()
+        stats = lm_head_stats(shape.hidden, head, shape.targets, outputs=outputs)
+        finish(stats.logprobs, stats.entropy, live)
+
+    def one_pass() -> None:
+        def token_loss(stats, rows):
+            return stats.logprobs * shape.advantages[rows] + 0.01 * stats.entropy
+
+        lm_head_loss(shape.hidden, shape.weight, shape.targets, token_loss)[0].backward()
+        shape.clear()
+
+    def exact_kl() -> None:
+        with torch.no_grad():
+            rollout = (shape.states, weight)
+            lm_head_stats(hidden, weight, shape.targets, rollout=rollout, outputs=("entropy", "kl_rollout"))
+
+    def forward() -> None:
+        with torch.no_grad():
+            lm_head_stats(hidden, weight, shape.targets)
+
+    yield "three GEMMs", three_gemms
+    yield "one GEMM", forward_gemm
+    yield "forward", forward
+    yield "forward with exact KL", exact_kl
+    yield "two-pass", ours
+    yield "two-pass, logprob only", lambda: ours(entropy=False)
+    yield "two-pass, 50 % of rows", lambda: ours(live=0.5)
+    yield "two-pass, 10 % of rows", lambda: ours(live=0.1)
+    yield "frozen head, logprob only", lambda: ours(entropy=False, frozen=True)
+    yield "separable", one_pass
+    yield "naive torch", naive
+    yield from peers(shape, finish)
+
+
+def peers(shape: Shape, finish: Callable[..., None]) -> Iterator[tuple[str, Run]]:
+    """Released packages that can be imported here."""
+    with suppress(ImportError):
+        from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+        def trl() -> None:  # with the chunk size of its trainer
+            found = ChunkedLogProbFunction.apply(
+                shape.hidden, shape.weight, None, shape.targets, 1.0, 32768, None, 1.0, ("entropy",)
+            )
+            finish(found[0], found[1])
+
+        yield "TRL chunked_logprob", trl
+    with suppress(ImportError):
+        from liger_kernel.chunked_loss import fused_linear_ppo as liger
+
+        def selective() -> None:
+            hidden, weight, targets = shape.hidden.detach(), shape.weight.detach(), shape.targets
+            _, log_z = liger._selective_logprob_forward(hidden, weight, targets)
+            chunk = liger._SELECTIVE_LOGPROB_VOCAB_CHUNK_SIZE
+            liger._selective_logprob_backward(hidden, weight, targets, None, log_z, shape.advantages, 1.0, chunk)
+
+        yield "Liger selective logprob, no entropy", selective
+
+
+def check(device: str) -> None:
+    """Refuse to time what is wrong: values and gradients of a ragged small case against float64."""
+    shape = Shape(517, 64, 5003, device)
+    exact = [x.detach().double().requires_grad_() for x in (shape.hidden, shape.weight)]
+    logp = torch.log_softmax(exact[0] @ exact[1].T, dim=1)
+    entropy = -(logp.exp() * logp).sum(dim=1)
+    logprobs = logp.gather(1, shape.targets[:, None])[:, 0]
+    (logprobs * shape.advantages + 0.01 * entropy).sum().backward()
+    log_r = torch.log_softmax(shape.states.double() @ exact[1].detach().T, dim=1)
+    kl = (log_r.exp() * (log_r - logp)).sum(dim=1)
+    stats = lm_head_stats(
+        shape.hidden,
+        shape.weight,
+        shape.targets,
+        rollout=(shape.states, shape.weight),
+        outputs=("entropy", "kl_rollout"),
+    )
+    (stats.logprobs * shape.advantages + 0.01 * stats.entropy).sum().backward()
+    stats, logprobs, entropy, kl = stats.detach(), logprobs.detach(), entropy.detach(), kl.detach()
+    limit = 1e-5 if device == "cpu" else 1e-2
+    figures = {
+        "logprob": ((stats.logprobs - logprobs).abs().max(), 1e-5),
+        "entropy": ((stats.entropy - entropy).abs().max(), 1e-5),
+        "KL, relative": (((stats.kl_rollout - kl).abs() / kl).max(), 1e-2),
+        "hidden gradient, relative": (_relative(shape.hidden.grad, exact[0].grad), limit),
+        "weight gradient, relative": (_relative(shape.weight.grad, exact[1].grad), limit),
+    }
+    alone = lm_head_stats(shape.hidden[7:8], shape.weight, shape.targets[7:8]).logprobs
+    same = torch.equal(alone, stats.logprobs[7:8])
+    print("against float64: " + ", ".join(f"{name} {float(value):.1e}" for name, (value, _) in figures.items()))
+    print(f"a row alone and in a batch: {'equal to the last bit' if same else 'DIFFERENT'}")
+    if not same or not all(float(value) < bound for value, bound in figures.values()):
+        sys.exit("wrong results: not timed")
+
+
+def _relative(found: Tensor | None, expected: Tensor | None) -> Tensor:
+    assert found is not None
+    assert expected is not None
+    return (found.double() - expected).norm() / expected.norm()
+
+
+def seconds(run: Run, device: str) -> float:
+    """CPU seconds of the process, or seconds between CUDA events."""
+    if device == "cpu":
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    run()
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) / 1000
+
+
+def peak_megabytes(run: Run, device: str, gradients: int) -> float:
+    """Peak beyond what was there before and the gradients that the run leaves or must make."""
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = _status("VmRSS")
+        run()
+        return (_status("VmHWM") - before) / 1024 - gradients / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before - gradients) / 2**20
+
+
+def _status(field: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1])
+
+
+def compile_ahead() -> None:
+    """Registers and spills of the Triton programs on sm_90, in bfloat16 at d = 4096; needs ptxas, but no GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from holdfast.kernels import triton_kernels as programs
+    from holdfast.kernels.triton import FIELDS, Triton
+
+    pointers = {"out": "*fp32", "temperatures": "*fp32", "targets": "*i64"} | dict.fromkeys(
+        ("hidden", "weight", "bias", "r_hidden", "r_weight", "r_bias", "r_logits"), "*bf16"
+    )
+    pointers |= dict.fromkeys(("reference", "level", "slope", "token"), "*fp32")
+    floats = dict.fromkeys(("scale", "softcap", "r_scale", "r_softcap"), "fp32")
+    how = Triton()
+    base = {"HAS_BIAS": False, "HAS_CAP": False, "HAS_TEMPERATURE": False, "WIDTH": 4096}
+    sums = {"R_HAS_BIAS": False, "R_HAS_CAP": False, "FIELDS": FIELDS, "R_WIDTH": 4096, "TILES": 17}
+    jobs = [
+        (f"sums, {kind}, {'with' if squares else 'without'} squares", programs.sums_kernel, blocks, {}, sums | flags)
+        for number, (kind, blocks) in enumerate(
+            [("alone", how.blocks), ("rollout head", how.blocks), ("rollout logits", how.logits_blocks)]
+        )
+        for squares in (False, True)
+        for flags in [{"R_KIND": number, "SQUARES": squares}]
+    ]
+    jobs.append(("dL/dlogits", programs.dlogits_kernel, how.blocks, {"out": "*bf16"}, {"HAS_SLOPE": True}))
+    for name, program, blocks, changes, constants in jobs:
+        constants = base | constants | {"ROWS": blocks.rows, "COLUMNS": blocks.columns, "DEPTH": blocks.depth}
+        kinds = pointers | floats | changes | dict.fromkeys(constants, "constexpr")
+        signature = {argument: kinds.get(argument, "i32") for argument in program.arg_names}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
+        options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+        built = compile(
+            ASTSource(program, signature, constants, aligned), target=GPUTarget("cuda", 90, 32), options=options
+        )
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
+            ptx.write(built.asm["ptx"])
+            ptx.flush()
+            command = ["ptxas", "-arch=sm_90a", "-v", ptx.name, "-o", "/dev/null"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        found = [int(n) for n in re.findall(r"(\d+) bytes spill stores|Used (\d+) registers", said) for n in n if n]
+        print(f"{name:38s} {blocks.rows}x{blocks.columns}: {found[0]} bytes spilled, {found[1]} registers")
+
+
+def main() -> None:
+    """Check, then time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shape", default="4096x512x32000", help="rows x width x vocabulary")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", default="", help="contestants whose name contains this, besides the floors")
+    parser.add_argument("--compile", action="store_true", help="only compile the Triton programs for sm_90")
+    arguments = parser.parse_args()
+    if arguments.compile:
+        compile_ahead()
+        return
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+    check(arguments.device)
+    shape = Shape(*(int(n) for n in arguments.shape.split("x")), arguments.device)
+    choice = choose(Head(shape.weight))
+    print(f"{arguments.shape} {shape.weight.dtype} on {arguments.device}: {choice.name} ({choice.reason})")
+    runs = [(n, r) for i, (n, r) in enumerate(contestants(shape)) if i < 2 or arguments.only in n]
+    gradients = sum(x.numel() * x.element_size() for x in (shape.hidden, shape.weight))
+    memory = {n: peak_megabytes(r, arguments.device, gradients * (n != "one GEMM")) for n, r in runs}  # also warms up
+    times: dict[str, list[float]] = {name: [] for name, _ in runs}
+    for _ in range(arguments.repeat):
+        for name, run in runs:
+            times[name].append(seconds(run, arguments.device))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    floor, gemm = (median[name] for name in ("three GEMMs", "one GEMM"))
+    for name in median:
+        forward = name.startswith("forward")
+        ratio = median[name] / (gemm if forward else floor)
+        unit = "one GEMM" if forward else "three GEMMs"
+        print(f"{name:38s} {median[name]:8.3f} s   {ratio:5.2f} x {unit:12s} {max(memory[name], 0):7.0f} MB extra")
+
+
+if __name__ == "__main__":
+    main()
