@@ -9,7 +9,7 @@ import torch
 
 from holdfast.errors import DataError
 from holdfast.rollout.store import read_rollouts
-from holdfast.train.checkpoint import latest_checkpoint
+from holdfast.train.checkpoint import latest_checkpoint, load_state
 from holdfast.train.folder import RunFolder
 from holdfast.train.forward import micro_batches
 
@@ -263,3 +263,24 @@ def test_a_broken_reward_function_is_named(small_run, monkeypatch, reward, words
     monkeypatch.setattr("holdfast.tasks.chains.ChainTask.reward", reward)
     with pytest.raises(DataError, match=words):
         small_run("run", "--steps", "1")
+
+
+def test_an_adaptive_bonus_adapts_and_survives_a_restart(small_run):
+    """The coefficient rises by .01 a step below a target that is never reached, and the restarted run has it too."""
+    adaptive = (
+        "--objective.preset",
+        "trm_max+ppo+adaptive_entropy",
+        "--objective.target",
+        "9.0",
+        "--objective.adapt",
+        "0.01",
+    )
+    whole, _ = small_run("whole", *adaptive)
+    asked = iter([False, False, False, True])
+    cut, _ = small_run("cut", *adaptive, stop=lambda: next(asked))
+    saved = load_state(latest_checkpoint(cut.checkpoints))["objective"]["penalties"][0]
+    assert saved["alpha"] == pytest.approx(0.03)
+    small_run("cut", *adaptive, resume=True)
+    assert numbers(cut) == numbers(whole) and same_weights(cut, whole)
+    plain, _ = small_run("plain", *adaptive[:4])
+    assert not same_weights(plain, whole)

@@ -45,7 +45,11 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the model folder."""
-        return {"optimizer": self.optimizer.state_dict(), "engine": self.engine.state_dict()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "engine": self.engine.state_dict(),
+            "objective": self.updater.objective.to_dict(),
+        }
 
     def close(self) -> None:
         """Free the engines."""
@@ -194,5 +198,6 @@ def _restore(run: Run) -> None:
     state = load_state(checkpoint)
     run.optimizer.load_state_dict(state["optimizer"])
     run.engine.load_state_dict(state["engine"])
+    run.updater.objective = Objective.from_dict(state["objective"])
     run.step = state["step"]
     run.folder.truncate_metrics(run.step)

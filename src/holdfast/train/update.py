@@ -147,6 +147,7 @@ class Updater:
         loss = torch.stack([output.loss.detach() for _, output in outputs]).sum()
         metrics = merge_metrics([output.metrics for _, output in outputs])
         metrics |= {"loss": loss, "grad_norm": self._apply(step)}
+        self.objective = self.objective.after_step(metrics)
         seen = known if known is not None else gather_stats(pieces, parts, rows)
         return _Done(seen, outputs, metrics, plan.quartiles.edges)
 
@@ -170,7 +171,7 @@ class Updater:
         if stats is None:
             zeros = torch.zeros(batch.response_mask.shape)
             stats = TokenStats(logprobs=zeros, **dict.fromkeys(KNOWN_STATS, zeros))
-        return self.objective.prepare(batch, stats, step=step)
+        return self.objective.prepare(batch, stats, step=step - 1)
 
     def _apply(self, step: int) -> Tensor:
         """Clip the gradient, step, clear; returns the norm before clipping."""

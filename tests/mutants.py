@@ -1,0 +1,143 @@
+# ruff: noqa: E501  (a mutant is easier to read on one line)
+"""Mutation check of the algebra: change one formula at a time in a copy of the package; a test must go red.
+
+    python tests/mutants.py            # all mutants, a few minutes; prints the survivors and the score
+
+Not collected by pytest. Each mutant is a file, a text that must occur in it exactly once, and what replaces it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+QUICK = [
+    "tests/golden",
+    "tests/objectives",
+    *(f"tests/core/test_{name}.py" for name in ("ratios", "normalize", "entropy")),
+]
+QUICK += ["--deselect", "tests/objectives/test_objective.py::test_every_preset_compiles_without_graph_breaks"]
+
+MUTANTS = [
+    ("core/ratios.py", "masked(logprobs, mask) - masked(reference, mask)", "masked(reference, mask) - masked(logprobs, mask)"),
+    ("core/ratios.py", "difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)", "difference"),
+    ("core/ratios.py", "return total / mask.sum(dim=-1, keepdim=True).clamp(min=1).to(total.dtype)", "return total / mask.shape[-1]"),
+    ("core/ratios.py", "kept = masked(values, mask)", "kept = values"),
+    ("core/ratios.py", 'if over == "turn_mean":', 'if over == "turn_sum":'),
+    ("core/normalize.py", "return each / length", "return each"),
+    ("core/normalize.py", 'if reduction == "sequence_mean_token_sum":', 'if reduction == "sequence_mean_token_mean":'),
+    ("core/normalize.py", "each / mask.sum(dim=-1, keepdim=True)", "each / mask.sum(dim=-1, keepdim=True).amax()"),
+    ("core/entropy.py", "masked(centred_logprobs * centred_advantages, mask)", "masked(centred_logprobs * advantages, mask)"),
+    ("core/entropy.py", "centred_logprobs = logprobs - masked(logprobs, mask).sum() / count", "centred_logprobs = logprobs"),
+    ("core/entropy.py", "torch.floor(mask.sum().double() * share + 1e-9)", "torch.ceil(mask.sum().double() * share)"),
+    ("core/entropy.py", "torch.floor(mask.sum().double() * share + 1e-9)", "torch.floor(mask.sum().double() * share)"),
+    ("core/entropy.py", "position = mask.long().cumsum(dim=-1)", "position = torch.arange(mask.shape[1]).expand(mask.shape)"),
+    ("core/entropy.py", "(seed * 1_000_003 + step + 1)", "(seed * 1_000_003 + 1)"),
+    ("objectives/gates.py", "log_ratio.clamp(max=math.log1p(self.high)), log_ratio.clamp(low, dual)", "log_ratio.clamp(low, dual), log_ratio.clamp(max=math.log1p(self.high))"),
+    ("objectives/gates.py", "dual = None if self.dual is None else math.log(self.dual)", "dual = None"),
+    ("objectives/gates.py", "log_ratio.clamp(max=self.high), log_ratio.clamp(min=-self.low)", "log_ratio.clamp(max=self.high), log_ratio.clamp(min=self.low)"),
+    ("objectives/gates.py", "None if self.low is None else 1 - self.low", "None if self.low is None else self.low"),
+    ("objectives/gates.py", "return (4 / tau).log() + logsigmoid", "return (2 / tau).log() + logsigmoid"),
+    ("objectives/gates.py", "torch.sigmoid(-tau * torch.expm1(log_ratio))", "torch.sigmoid(tau * torch.expm1(log_ratio))"),
+    ("objectives/gates.py", "return torch.atan(tau * log_ratio) / tau", "return torch.atan(log_ratio) / tau"),
+    ("objectives/gates.py", "return 1 / (1 + (self._tau(positive, log_ratio) * log_ratio).square())", "return 1 / (1 + log_ratio.square())"),
+    ("objectives/gates.py", "torch.log1p(self._shape(tau * torch.expm1(log_ratio)) / tau)", "torch.log1p(self._shape(torch.expm1(log_ratio)) / tau)"),
+    ("objectives/gates.py", "return 1 / (1 + x.square())", "return 1 / (1 + x.abs())"),
+    ("objectives/gates.py", "math.sqrt(math.pi) / 2 * torch.erf(x)", "torch.erf(x)"),
+    ("objectives/gates.py", "return x / (1 + x.abs())", "return x / (1 + x.square())"),
+    ("objectives/gates.py", "return k * log_ratio - rate * torch.expm1(log_ratio)", "return k * log_ratio - rate * torch.exp(log_ratio)"),
+    ("objectives/gates.py", "return k - rate * torch.exp(log_ratio)", "return k - rate"),
+    ("objectives/gates.py", "capped = torch.where(positive, -log_ratio, log_ratio).clamp", "capped = torch.where(positive, log_ratio, log_ratio).clamp"),
+    ("objectives/gates.py", "log_ratio <= math.log1p(self.high), log_ratio >= math.log1p(-self.low)", "log_ratio >= math.log1p(self.high), log_ratio >= math.log1p(-self.low)"),
+    ("objectives/policy_term.py", "torch.where(moving, value * slope, 0)", "torch.where(moving, value, 0)"),
+    ("objectives/policy_term.py", 'if before:\n        log_ratio', 'if after:\n        log_ratio'),
+    ("objectives/policy_term.py", "gradient = pool(value, terms.mask, how.over, terms.batch.turn_ids) * ratios.slope", "gradient = pool(value, terms.mask, how.over, terms.batch.turn_ids)"),
+    ("objectives/policy_term.py", "gradient = pool(weights * ratios.coefficient, terms.mask, how.over, terms.batch.turn_ids)", "gradient = weights * ratios.coefficient"),
+    ("objectives/policy_term.py", 'loss = (value * terms.logprobs).sum() if carrier == "score" else value.sum()', "loss = value.sum()"),
+    ("objectives/policy_term.py", "(gradient * upstream[0]).to(ctx.dtype)", "gradient.to(ctx.dtype)"),
+    ("objectives/objective.py", "torch.where(keep, terms.advantages, 0) * (-self._normalizer", "torch.where(terms.mask, terms.advantages, 0) * (-self._normalizer"),
+    ("objectives/objective.py", "(-self._normalizer(terms, plan, keep) * weight)", "(-self._normalizer(terms, plan, keep))"),
+    ("objectives/objective.py", 'if self.normalize.over == "all":', 'if self.normalize.over != "all":'),
+    ("objectives/objective.py", "keep = keep & kept", "keep = keep | kept"),
+    ("objectives/objective.py", "loss=out.loss + self._penalty", "loss=out.loss - self._penalty"),
+    ("objectives/objective.py", "p[rows][:, :length]", "p[:, :length]"),
+    ("objectives/masks.py", ".amax(dim=-1, keepdim=True) <= self.delta", ".amax(dim=-1, keepdim=True) < self.delta / 2"),
+    ("objectives/masks.py", ".amax(dim=-1, keepdim=True) <= self.delta", ".amin(dim=-1, keepdim=True) <= self.delta"),
+    ("objectives/masks.py", '"sequence_mean") <= self.delta_avg', '"sequence_sum") <= self.delta_avg'),
+    ("objectives/ratio_masks.py", "(value >= low) & (value <= high)", "(value >= low) | (value <= high)"),
+    ("objectives/ratio_masks.py", '"sequence_mean") <= self.max_deviation', '"sequence_sum") <= self.max_deviation'),
+    ("objectives/ratio_masks.py", "(left * (self.kl / 2)).sqrt()", "(left * self.kl).sqrt()"),
+    ("objectives/ratio_masks.py", "self.horizon - terms.mask.long().cumsum(dim=-1)", "terms.mask.sum(-1, keepdim=True) - terms.mask.long().cumsum(dim=-1)"),
+    ("objectives/ratio_masks.py", "pool(-terms.log_ratio(self.policy).detach()", "pool(terms.log_ratio(self.policy).detach()"),
+    ("objectives/ratio_masks.py", "(terms.advantages >= 0) | (drift", "(terms.advantages >= 0) & (drift"),
+    ("objectives/token_masks.py", "((terms.advantages > 0) & (log_ratio > 0))", "((terms.advantages > 0) & (log_ratio < 0))"),
+    ("objectives/token_masks.py", "return inside | ~moving_away(terms, self.policy)\n\n    def formula(self) -> str:\n        return f\"{self.detector}", "return inside\n\n    def formula(self) -> str:\n        return f\"{self.detector}"),
+    ("objectives/token_masks.py", "1 - (1 - self.w_min) * (place - 1) / last", "1 - (1 - self.w_min) * place / last"),
+    ("objectives/token_masks.py", "spent.cumsum(dim=-1) - spent", "spent.cumsum(dim=-1)"),
+    ("objectives/token_masks.py", ".clamp(self.b_min, 2 * self.b_min)", ".clamp(self.b_min, self.b_min)"),
+    ("objectives/token_masks.py", ".clamp(max=self.budget)", ""),
+    ("objectives/token_masks.py", "kept = (mean <= self.max_second_moment)", "kept = (ordered <= self.max_second_moment)"),
+    ("objectives/token_masks.py", "masked_quantile(terms.entropy.flatten(), terms.mask.flatten(), 1 - self.top)", "masked_quantile(terms.entropy.flatten(), terms.mask.flatten(), self.top)"),
+    ("objectives/covariance.py", "(covariance > self.low) & (covariance < self.high)", "(covariance > self.low) | (covariance < self.high)"),
+    ("objectives/covariance.py", "return ~prepared", "return prepared"),
+    ("objectives/weights.py", 'log_ratio(terms.logprobs_of("old"), terms.logprobs_of("rollout"), terms.mask)', 'log_ratio(terms.logprobs_of("rollout"), terms.logprobs_of("old"), terms.mask)'),
+    ("objectives/weights.py", "return ratio.clamp(low, high).exp()", "return ratio.clamp(low, None).exp()"),
+    ("objectives/weights.py", "weights / prepared.clamp(min=1e-30)", "weights * prepared"),
+    ("objectives/penalties.py", "return torch.expm1(-log_ratio) + log_ratio", "return torch.expm1(log_ratio) - log_ratio"),
+    ("objectives/penalties.py", "bonus = -self.alpha * self.anneal.factor(step)", "bonus = self.alpha * self.anneal.factor(step)"),
+    ("objectives/penalties.py", "bonus = -self.alpha * self.anneal.factor(step)", "bonus = -self.alpha"),
+    ("objectives/penalties.py", "(mean <= self.target)", "(mean >= self.target)"),
+    ("objectives/penalties.py", "move = self.adapt if entropy <= self.target else -self.adapt", "move = -self.adapt if entropy <= self.target else self.adapt"),
+    ("objectives/penalties.py", 'value * terms.log_ratio("old").exp() if', "value if"),
+    ("objectives/penalties.py", '"k3": lambda d: torch.expm1(d) - d', '"k3": lambda d: torch.expm1(-d) + d'),
+    ("objectives/schedule.py", "return 1 / math.sqrt(1 + progress)", "return 1 / (1 + progress)"),
+    ("objectives/schedule.py", "max(0.0, 1 - progress)", "1 - progress"),
+    ("objectives/advantages.py", "size / (size - 1).clamp(min=1)", "(size - 1).clamp(min=1) / size"),
+    ("objectives/advantages.py", "(size - 1).clamp(min=1)\n    return", "size\n    return"),
+    ("objectives/advantages.py", "delta = pending + self.gamma * following - values[:, t]", "delta = pending + following - values[:, t]"),
+    ("objectives/advantages.py", "pending = torch.where(here, 0, pending)", "pending = pending"),
+    ("objectives/advantages.py", "following = torch.where(here, values[:, t], following)", "following = values[:, t]"),
+    ("objectives/metrics.py", "rejected = present & ~keep.any(dim=-1)", "rejected = ~keep.any(dim=-1)"),
+    ("objectives/metrics.py", "norm(log_ratio).square() / 2 / tokens", "norm(log_ratio).square() / tokens"),
+    ("objectives/metrics.py", "return metrics\n\n\ndef merge", "return {}\n\n\ndef merge"),
+    ("objectives/presets.py", "settings[key] = settings.get(key, ()) + value", "settings[key] = value"),
+    ("objectives/presets.py", "settings = dict(TABLE[part].alone) | settings", "settings = settings | dict(TABLE[part].alone)"),
+]  # fmt: skip
+
+
+def run(package: Path, tests: list[str]) -> bool:
+    """True if the tests are green on this copy of the package."""
+    environment = {**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", *tests]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode == 0
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder)
+        shutil.copytree(ROOT / "src" / "holdfast", package / "holdfast", ignore=shutil.ignore_patterns("__pycache__"))
+        if not run(package, QUICK):
+            print("the tests are red without any mutation: mend them first")
+            return 2
+        survivors = []
+        for number, (name, old, new) in enumerate(MUTANTS, start=1):
+            path = package / "holdfast" / name
+            original = path.read_text(encoding="utf-8")
+            if original.count(old) != 1:
+                print(f"stale mutant: {name} holds {old!r} {original.count(old)} times")
+                return 2
+            path.write_text(original.replace(old, new), encoding="utf-8")
+            if run(package, QUICK) and run(package, ["tests/laws"]):
+                survivors.append((name, old, new))
+                print(f"\nsurvived: {name}: {old} -> {new}")
+            path.write_text(original, encoding="utf-8")
+            print(f"\r{number}/{len(MUTANTS)}", end="", flush=True)
+    print(f"\n{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} mutants killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
