@@ -108,6 +108,27 @@ def test_steps_follow_the_gradient_of_the_objective(control, schedule):
     assert train(ARMS, control, steps=29, rate=5.0, alpha=0.3).reward.tolist() == pytest.approx(rewards)
 
 
+def test_clip_cov_drops_the_largest_scores_from_the_gradient():
+    """dz = η ∇ Σ_a π_a A_a log π_a over what is kept, by autograd, the arms taken one by one in a plain loop."""
+    logits = torch.zeros_like(ARMS)
+    rewards = []
+    for _ in range(40):
+        leaf = logits.clone().requires_grad_()
+        log_pi = leaf.log_softmax(-1)
+        pi = log_pi.detach().exp()
+        advantage = ARMS - (pi * ARMS).sum()
+        rewards.append((pi * ARMS).sum().item())
+        score = (log_pi.detach() - (pi * log_pi.detach()).sum()) * advantage
+        left, kept = 0.3, torch.ones_like(pi)
+        for arm in score.argsort(descending=True).tolist():
+            dropped = min(left, pi[arm].item())
+            kept[arm] = 1 - dropped / pi[arm]
+            left -= dropped
+        (gradient,) = torch.autograd.grad((pi * kept * advantage * log_pi).sum(), leaf)
+        logits = logits + 3.0 * gradient
+    assert train(ARMS, "clip_cov", steps=39, rate=3.0, share=0.3).reward.tolist() == pytest.approx(rewards)
+
+
 def test_reward_law_fit():
     entropies = torch.linspace(0, 2, 50, dtype=torch.float64)
     law = fit_reward_law(entropies, 0.9 - 0.05 * entropies.exp())
