@@ -118,7 +118,10 @@ def _bounded(metrics: Metrics) -> Markup | str:
     if value > 1:
         tightest = f"the tightest is {number(value, 2)} ({name})"
         return f"No error bound is below 1 at the end, so none guarantees anything; {tightest}."
-    return join(("The tightest bound on what the drift can cost is ", _strong(number(value, 2)), f" ({name})."))
+    value_text = _strong(number(value, 2))
+    return join(
+        ("Estimated on its last rollouts, the tightest bound on what the drift can cost is ", value_text, f" ({name}).")
+    )
 
 
 def is_bound(value: object) -> TypeGuard[int | float]:
