@@ -174,6 +174,15 @@ def test_coverage_would_notice_limits_that_are_too_tight():
     assert wrong > 15
 
 
+def test_bootstrap_limits_lean_to_the_long_side():
+    """Drift is skewed to the right: its mean may well lie far above the sample's, and hardly below."""
+    units = -torch.log1p(-torch.arange(40).double() / 40)  # quantiles of an exponential distribution
+    limits = Confidence(resamples=2000).limits({"x": units}, 1)["x"]
+    assert limits.upper - limits.estimate > 1.2 * (limits.estimate - limits.lower) > 0
+    normal = 1.645 * units.std().item() / math.sqrt(40)
+    assert limits.upper - limits.estimate > normal > limits.estimate - limits.lower
+
+
 def test_bernstein_limits_by_hand():
     # Units (0, 1, 0, 1)·.5, ceiling 1, error .05: mean .25, variance 1/12; log(2/.05) = 3.688879;
     # margin √(2 · .083333 · 3.688879 / 4) + 7 · 3.688879 / 9 = .392053 + 2.869128.
