@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import cast, gradients, random_batch
+from cases import cast, gradients, random_batch, with_gradient
 from holdfast import Batch, Counts, Objective, TokenStats, list_presets, merge_metrics, preset
 from holdfast.core.ratios import LOG_RATIO_LIMIT
 from holdfast.objectives.gates import Box, Clip, LogArctan, One
@@ -239,7 +239,10 @@ def test_gradient_is_the_derivative_of_the_loss(name):
     stopped = any(getattr(weight, "numerator", "") == "current" for weight in objective.weights)
     if objective.carrier == "score" or objective.pool.gradient == "token" or stopped:
         pytest.skip("behind a stop-gradient the loss value is not a potential of the gradient")
-    batch, stats = random_batch(3, 4, seed=11)
+    batch, stats = random_batch(3, 6, seed=11)
+    # An advantage per token: with one per sequence, a pool's gradient would come back as it went in.
+    advantages = torch.randn(3, 6, generator=torch.Generator().manual_seed(12), dtype=torch.float64)
+    batch = replace(batch, advantages=advantages)
     plan = objective.prepare(batch, stats)
     _, gradient, _ = gradients(objective, batch, stats, plan)
     step = 1e-6
@@ -251,6 +254,15 @@ def test_gradient_is_the_derivative_of_the_loss(name):
             values.append(objective(batch, replace(stats, logprobs=moved), plan=plan).loss)
         numeric = (values[0] - values[1]) / (2 * step)
         torch.testing.assert_close(gradient[row, column], numeric, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ppo", "sspo", "cispo", "trm+sspo+kl_cov"])
+def test_the_gradient_scales_with_what_comes_from_above(name):
+    batch, stats = random_batch()
+    leaves = with_gradient(stats)
+    (-3 * lively(name)(batch, leaves).loss).backward()
+    assert leaves.logprobs.grad is not None
+    torch.testing.assert_close(leaves.logprobs.grad, -3 * gradients(lively(name), batch, stats)[1])
 
 
 @settings(max_examples=15, deadline=None)
