@@ -135,9 +135,10 @@ def test_one_token_allows_any_kl():
     assert allowed_kl(1) == pytest.approx(10)
 
 
-def test_empty_rows_are_not_counted():
-    advice = advise(*batch_of([[0.5, 0], [0.0, 0], [0.5, 0.5]], lengths=[1, 1, 0]), horizon=2)
+def test_empty_rows_are_not_counted_and_long_ones_carry_more_signal():
+    advice = advise(*batch_of([[0.5, 0], [0.0, 0], [0.5, 0.5]], lengths=[2, 1, 0]), horizon=2)
     assert point(advice, "trm_max", 0.05).acceptance == 0.5
+    assert point(advice, "trm_max", 0.05).lost_signal == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
