@@ -1,5 +1,7 @@
 """Holdfast: reinforcement learning of language models that stays stable over long horizons."""
 
+from holdfast.core.advise import advise
+from holdfast.core.certificate import certify
 from holdfast.errors import ConfigError, DataError, EngineError, HoldfastError
 from holdfast.objectives.metrics import merge_metrics
 from holdfast.objectives.objective import Objective, Plan
@@ -21,6 +23,8 @@ __all__ = [
     "Rollout",
     "TokenStats",
     "__version__",
+    "advise",
+    "certify",
     "list_presets",
     "merge_metrics",
     "preset",
