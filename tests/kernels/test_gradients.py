@@ -52,10 +52,12 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("way", ["naive", "chunked"])
-@pytest.mark.parametrize("confident", [False, True])
-def test_the_gradient_of_a_row_sums_to_zero(tools, way, confident):
+@pytest.mark.parametrize(("confident", "offset"), [(False, 0.0), (True, 0.0), (False, 1000.3)])
+def test_the_gradient_of_a_row_sums_to_zero(tools, way, confident, offset):
+    if offset and way == "naive":
+        pytest.skip("plain autograd rounds the log-sum-exp to float32: 6e-5 at 1000")
     case = tools.make_case(rows=1, vocabulary=4000, width=16, spread=4.0, plain=True)
-    bias = torch.zeros(4000)
+    bias = torch.full((4000,), offset)
     if confident:
         bias[case.targets] = 30.0
     bias.requires_grad_()

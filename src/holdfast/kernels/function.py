@@ -63,7 +63,9 @@ class RowGradient:
     def select(self, rows: slice) -> RowGradient:
         """These rows, filled up with rows without gradient."""
         slope = None if self.slope is None else fill_up(self.slope, rows)
-        return RowGradient(fill_up(self.reference, rows), fill_up(self.level, rows), slope, fill_up(self.token, rows))
+        # A large reference makes p = 0 there: with a large bias e^z alone would overflow and spoil 0·p.
+        reference = fill_up(self.reference, rows, 1e30)
+        return RowGradient(reference, fill_up(self.level, rows), slope, fill_up(self.token, rows))
 
     def live_rows(self) -> Tensor:
         """Indices of the rows that have a gradient."""

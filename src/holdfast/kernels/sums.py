@@ -120,10 +120,9 @@ def _join_rollout(parts: Tensor, sums: Tensor) -> None:
     scale = (parts[:, R_PEAK] - peak).exp()
     mass, drift, curve, spread = (scale * parts[:, i] for i in (R_MASS, R_DRIFT, R_BEND, R_SPREAD))
     total = mass.sum(dim=0)
-    # A slice without weight must not pull the centre: its own centre may be the stand-in's, -1e30.
-    centres = torch.where(mass > 0, parts[:, R_CENTRE], 0)
-    centre = (mass * centres).sum(dim=0) / total
-    move = torch.where(mass > 0, centres - centre, 0)
+    centre = (mass * parts[:, R_CENTRE]).sum(dim=0) / total
+    # A slice without weight stays out: its own centre may be the stand-in's, -1e30.
+    move = torch.where(mass > 0, parts[:, R_CENTRE] - centre, 0)
     fall = torch.expm1(-move)
     drop = curve - drift
     sums[R_PEAK], sums[R_MASS], sums[R_CENTRE] = peak, total, centre
