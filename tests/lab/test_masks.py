@@ -16,7 +16,7 @@ from holdfast.lab.masks import (
     surrogate_noise,
     trusted_pair,
 )
-from holdfast.lab.oracle import mask_certificate
+from holdfast.lab.oracle import mask_certificate, unified
 from holdfast.lab.pairs import make_pairs
 from holdfast.lab.trees import TreePair, context_divergences, error_weights, worst_error
 
@@ -101,6 +101,17 @@ def test_masks_against_plain_loops():
         assert hit_probability(pair, bad)[row].item() == pytest.approx(hit)
         assert acceptance(pair, bad)[row].item() == pytest.approx(accepted)
         assert sequence_extra(pair, bad)[row].item() == pytest.approx(extra)
+
+
+def test_each_certificate_is_about_the_policy_its_mask_trusts():
+    pair = make_pairs(
+        "sparse", torch.full((20,), 1.0), vocabulary=2, horizon=4, generator=torch.Generator().manual_seed(5), share=0.4
+    )
+    bad = bad_contexts(pair, 0.05)
+    for mask in ("token", "prefix"):
+        expected = unified(trusted_pair(pair, bad, mask)) + hit_probability(pair, bad)
+        torch.testing.assert_close(mask_certificate(pair, bad, mask), expected)
+    assert mask_certificate(pair, bad, "prefix").mean() < mask_certificate(pair, bad, "token").mean()
 
 
 def test_masks_change_nothing_where_nothing_is_bad():
