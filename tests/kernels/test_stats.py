@@ -173,7 +173,7 @@ def test_no_tiling_changes_a_number(rows, vocabulary, tile_rows, tile_columns, s
         for way in (Chunked(Tiling(tile_rows, tile_columns)), "naive")
     )
     for name in ("logprobs", *outputs):
-        torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("way", ["naive", "chunked"])
