@@ -129,6 +129,9 @@ def test_cppo_budget_by_hand():
     # θ − rollout = .2, .2, .2 (rollout .4): D = .2 each, quantile .2, b = .04 (limit 2 b_min).
     # w = 1, .9, .8; Z = .2, .18, .16. δ = .3: c_1 = .3; c_2 = .3 + .04 − .2 = .14 < .18; c_3 < 0.
     assert keep(Cppo(0.3), *one([1.5, 1.5, 1.5])) == [True, False, False]
+    # b is the quantile up to twice b_min: D = .2, .1625, Z_2 = .13 ≤ c_2 = .3 + .04 − .2; with b_min alone it is .12.
+    assert keep(Cppo(0.3), *one([1.5, 1.40625])) == [True, True]
+    assert keep(Cppo(0.3, b_min=0.01), *one([1.5, 1.40625])) == [True, False]
     # Moving back is always kept, and rejected tokens have been counted in the prefix.
     assert keep(Cppo(0.3), *one([1.5, 0.5, 1.5])) == [True, True, False]
     # A quiet prefix earns budget but never more than δ: c_2 = min(.3, .3 + .04).

@@ -162,6 +162,14 @@ def test_metrics_by_hand():
     assert values["weight_mean"] == 1.0 and values["ess"] == 1.0
 
 
+def test_an_empty_row_is_padding_not_a_rejected_sequence():
+    batch, stats = random_batch(4, 6)
+    mask = batch.response_mask.clone()
+    mask[1] = False
+    metrics = preset("ppo")(replace(batch, response_mask=mask), stats).metrics
+    assert metrics["masked_sequences"] == 0 and metrics["masked_tokens"] == 0
+
+
 def test_length_quartiles():
     mask = torch.arange(8)[None] < torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 0])[:, None]
     quartiles = LengthQuartiles.of(mask)
