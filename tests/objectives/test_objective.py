@@ -50,6 +50,8 @@ def test_rows_join_and_what_a_row_uses_alone_gives_way():
     assert joined.gate == preset("sspo").gate and joined.pool == preset("sspo").pool
     assert joined.denominator == "rollout" and joined.masks[0] == TrmMax(0.3)
     assert preset("clip_cov").gate == Clip(0.2, 0.2)
+    both = preset("trm_max+clip_cov+kl_cov+entropy_bonus")
+    assert [part.kind() for part in both.parts] == ["trm_max", "clip_cov", "kl_cov", "entropy_bonus"]
     assert preset("clip_cov+dapo").gate == Clip(0.2, 0.28)
 
 
@@ -156,6 +158,7 @@ def test_metrics_by_hand():
     assert values["clip_share"] == round(1 / 3, 5)
     # coefficients: 1, 0 (clipped), 0 (rejected): (Σc)²/(K Σc²) = 1/3
     assert values["effective_tokens"] == round(1 / 3, 5) and values["coefficient_max"] == 1.0
+    assert values["old_k2_mean"] == round(0.5**2 / 2 / 3, 5)
     assert values["rollout_k1_mean"] == round(-(0.5 + 2) / 3, 5) and values["rollout_k2_max"] == 2.0
     assert values["rollout_k3_max"] == round(7.389056 - 1 - 2, 5)
     assert values["old_abs_log_mean"] == round(0.5 / 3, 5) and values["rollout_abs_log_max"] == 2.0

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.linalg import vector_norm as norm
 
+from holdfast.core.divergences import expm1_minus
 from holdfast.objectives.policy_term import Gated
 from holdfast.objectives.terms import Terms
 from holdfast.types import Counts
@@ -111,8 +112,9 @@ def _drift(log_ratio: Tensor, tokens: Tensor, policy: str) -> dict[str, Tensor]:
         f"{policy}_k1_mean": -log_ratio.sum() / tokens,
         f"{policy}_k2_mean": norm(log_ratio).square() / 2 / tokens,
         f"{policy}_k2_max": largest.square() / 2,
-        f"{policy}_k3_mean": torch.expm1(log_ratio).sub_(log_ratio).sum() / tokens,
-        f"{policy}_k3_max": (torch.expm1(ends) - ends).max(),
+        # In float64: e^x − 1 − x of float32 is 1 % off at 1e-5, and the series that is not costs a dozen passes.
+        f"{policy}_k3_mean": log_ratio.double().expm1_().sub_(log_ratio).sum().to(log_ratio.dtype) / tokens,
+        f"{policy}_k3_max": expm1_minus(ends).max(),
         f"{policy}_abs_log_mean": norm(log_ratio, 1) / tokens,
         f"{policy}_abs_log_max": largest,
     }

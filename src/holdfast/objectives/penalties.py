@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from holdfast.core.divergences import expm1_minus
 from holdfast.core.entropy import token_covariance, top_share
 from holdfast.objectives.part import Part, require
 from holdfast.objectives.schedule import Anneal
@@ -39,7 +40,7 @@ def kl_estimate(log_ratio: Tensor, estimator: Estimator) -> Tensor:
         return log_ratio
     if estimator == "k2":
         return log_ratio.square() / 2
-    return torch.expm1(-log_ratio) + log_ratio
+    return expm1_minus(-log_ratio)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class KlCov(Penalty):
     def penalty(self, terms: Terms, prepared: Tensor | None, step: int) -> Float[Tensor, "B T"]:
         assert prepared is not None
         log_ratio = terms.log_ratio("old")
-        forms = {"abs": torch.abs, "k2": lambda d: d.square() / 2, "k3": lambda d: torch.expm1(d) - d}
+        forms = {"abs": torch.abs, "k2": lambda d: d.square() / 2, "k3": expm1_minus}
         distance = forms[self.form](log_ratio)
         return self.beta * self.anneal.factor(step) * torch.where(prepared, distance, 0)
 
