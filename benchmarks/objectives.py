@@ -141,7 +141,8 @@ def main():
             objective.prepare(batch, stats)
             prepares.append((time.process_time() - start) / base)
         memory = peak(call, logprobs, entropy)
-        print(f"{name:18}{statistics.median(ratios):16.2f}{statistics.median(prepares):19.2f}{memory:18.1f}", flush=True)
+        time_ratio, prepare_ratio = statistics.median(ratios), statistics.median(prepares)
+        print(f"{name:18}{time_ratio:16.2f}{prepare_ratio:19.2f}{memory:18.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -303,3 +303,15 @@ def test_json_row():
     assert row["vacuous"] is True
     assert row["halved"] == pytest.approx(838.656)
     assert row["assumptions"]
+
+
+@pytest.mark.parametrize("given", ["tv", "chi2", "kl"])
+def test_arrays_of_one_measurement_alone(given):
+    """What is not given may be anything, in the shape of what is."""
+    values = torch.tensor([1e-4, 1e-3, 1e-2], dtype=torch.float64)
+    together = table(512, **{given: values})
+    for index, value in enumerate(values.tolist()):
+        alone = table(512, **{given: value})
+        assert alone.keys() == together.keys()
+        for name, bound in alone.items():
+            torch.testing.assert_close(together[name].value[index], torch.as_tensor(bound.value), check_dtype=False)

@@ -42,6 +42,7 @@ CLIPPED = (1.2 + 0.5) - (0.8 + 1.1 + 1.6)
 # Covariances (log θ − mean)(A − mean) over the five tokens, for KL-Cov's choice; mean A = (2 − 3)/5 = −.2.
 MEAN_LOG = (sum(L1) + sum(L2)) / 5
 COV = [(lp - MEAN_LOG) * (1 + 0.2) for lp in L1] + [(lp - MEAN_LOG) * (-1 + 0.2) for lp in L2]
+TOP_TWO = sorted(range(5), key=lambda t: -COV[t])[:2]
 
 GOLDEN = {
     "reinforce": ({}, -(sum(L1) - sum(L2)) / 5),
@@ -105,8 +106,7 @@ GOLDEN = {
     # All five tokens are eligible and all are drawn: nothing is left.
     "clip_cov": ({"clip_share": 1.0, "clip_cov.low": -9.0, "clip_cov.high": 9.0}, 0.0),
     # ⌊.4·5⌋ = 2 tokens: the largest covariances.
-    "kl_cov": ({"share": 0.4}, (-(1.5 + 0.5 - 0.5 - 1.1 - 1.6)
-                                + sum(log((R1 + R2)[t]) ** 2 / 2 for t in sorted(range(5), key=lambda t: -COV[t])[:2])) / 5),
+    "kl_cov": ({"share": 0.4}, (-(1.5 + 0.5 - 0.5 - 1.1 - 1.6) + sum(log((R1 + R2)[t]) ** 2 / 2 for t in TOP_TWO)) / 5),
 }  # fmt: skip
 
 

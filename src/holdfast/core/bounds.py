@@ -168,11 +168,13 @@ def _assumption(key: str, measured: Mapping[str, Tensor]) -> str:
 
 
 def _any_tv(known: Mapping[str, Tensor]) -> Tensor:
-    return known.get("tv", torch.ones((), dtype=torch.float64))
+    """The TV, or none at all: 1, in the shape of what is known."""
+    return known["tv"] if "tv" in known else torch.ones_like(known["chi2"])
 
 
 def _any_kl(known: Mapping[str, Tensor]) -> Tensor:
-    return known.get("kl", torch.full((), torch.inf, dtype=torch.float64))
+    """The KL, or any at all: infinity, in the shape of what is known."""
+    return known["kl"] if "kl" in known else torch.full_like(known.get("tv", known.get("chi2")), torch.inf)  # pyright: ignore[reportArgumentType]
 
 
 # The published bounds in the order of arXiv 2512.23075, then ours. Of several rows with one name, the first whose
