@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cases import gradients, random_batch
+from cases import gradients, random_batch, with_gradient
 from holdfast import Batch, ConfigError, DataError, Objective, TokenStats, list_presets, merge_metrics, preset
 from holdfast.objectives.gates import Clip, One
 from holdfast.objectives.masks import TrmMax
@@ -158,11 +159,43 @@ def test_metrics_by_hand():
     assert values["clip_share"] == round(1 / 3, 5)
     # coefficients: 1, 0 (clipped), 0 (rejected): (Σc)²/(K Σc²) = 1/3
     assert values["effective_tokens"] == round(1 / 3, 5) and values["coefficient_max"] == 1.0
+    assert values["rollout_k1_max"] == 0.0 and values["old_k1_max"] == 0.0
     assert values["old_k2_mean"] == round(0.5**2 / 2 / 3, 5)
     assert values["rollout_k1_mean"] == round(-(0.5 + 2) / 3, 5) and values["rollout_k2_max"] == 2.0
     assert values["rollout_k3_max"] == round(7.389056 - 1 - 2, 5)
     assert values["old_abs_log_mean"] == round(0.5 / 3, 5) and values["rollout_abs_log_max"] == 2.0
     assert values["weight_mean"] == 1.0 and values["ess"] == 1.0
+
+
+def test_covariance_share():
+    """12 tokens: ⌈2e-4 · 12⌉ = 1, so the largest |Cov| over the sum of all."""
+    batch, stats = random_batch(4, 6)
+    mask = batch.response_mask
+    logprobs, advantages = stats.logprobs, batch.advantages[:, None].expand(4, 6)
+    size = ((logprobs - logprobs[mask].mean()) * (advantages - advantages[mask].mean())).abs()[mask]
+    metrics = preset("ppo")(batch, stats).metrics
+    torch.testing.assert_close(metrics["covariance_share"], size.max() / size.sum())
+
+
+class Reading(TorchDispatchMode):
+    """Refuses every operation that would make a GPU wait for the CPU to read a value."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*list_presets(), COMBINED])
+def test_nothing_is_read_back_from_the_device(name):
+    """Neither in the loss nor, without validation, in the plan; checked on the operations, for want of a GPU."""
+    batch, stats = random_batch(4, 6)
+    objective, leaves = preset(name), with_gradient(stats)
+    with Reading():
+        plan = objective.prepare(batch, stats, validate=False)
+        objective(batch, leaves, plan=plan.select(slice(0, 4))).loss.backward()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), Reading():
+        float(plan.counts.tokens)
 
 
 def test_an_empty_row_is_padding_not_a_rejected_sequence():

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.linalg import vector_norm as norm
 
 from holdfast.core.divergences import expm1_minus
+from holdfast.core.entropy import token_covariance
 from holdfast.objectives.policy_term import Gated
 from holdfast.objectives.terms import Terms
 from holdfast.types import Counts
@@ -50,6 +51,19 @@ def _tally(lengths: Tensor, edges: Tensor, chosen: Tensor) -> Tensor:
     return torch.stack([((quartile == q) & chosen).sum() for q in range(4)]).float()
 
 
+def covariance_share(terms: Terms, top: float = 2e-4) -> Float[Tensor, ""]:
+    """The share of Σ|Cov_t| that the ⌈top · K⌉ tokens of largest |Cov_t| carry; 0 where there is no covariance.
+
+    A few tokens drive the entropy (Cui et al., arXiv 2505.22617, section 4.1, look at the top .02 %).
+    """
+    size = token_covariance(terms.logprobs, terms.advantages, terms.mask).abs().flatten()
+    if not size.numel():
+        return size.sum()
+    largest = size.topk(min(size.numel(), int(top * size.numel()) + 1)).values
+    wanted = torch.arange(len(largest), device=size.device) < torch.ceil(terms.mask.sum() * top)
+    return torch.where(wanted, largest, 0).sum() / size.sum().clamp(min=1e-30)
+
+
 def loss_metrics(
     terms: Terms,
     counts: Counts,
@@ -57,12 +71,13 @@ def loss_metrics(
     keep: Bool[Tensor, "B T"],
     ratios: Gated,
     weight: Float[Tensor, "..."],
+    covariance: Float[Tensor, ""],
 ) -> dict[str, Tensor]:
     """This batch's share of every metric.
 
     masked_tokens, masked_sequences (no token kept), masked_sequences_q1..q4 (by length quartile), clip_share (of all
     response tokens), coefficient_* (factor on A ∇log π relative to REINFORCE), weight_* (importance weights),
-    {old,rollout}_{k1,k2,k3}_mean and _k2_max, _k3_max, _abs_log_mean, _abs_log_max, entropy, and the measured
+    {old,rollout}_{k1,k2,k3,abs_log}_{mean,max}, covariance_share (see `covariance_share`), entropy, and the measured
     divergences kl_exact_mean, kl_exact_max.
     """
     tokens, sequences = counts.tokens.clamp(min=1), counts.sequences.clamp(min=1)
@@ -72,6 +87,8 @@ def loss_metrics(
         "masked_tokens": (terms.mask.sum() - keep.sum()) / tokens,
         "masked_sequences": rejected.sum() / sequences,
         "clip_share": (ratios.clipped & terms.mask).sum() / tokens,
+        # One number for the whole step, shared out by tokens so that it adds up like the rest.
+        "covariance_share": covariance * terms.mask.sum() / tokens,
     }
     metrics |= _moments(torch.where(keep, weight * ratios.coefficient, 0), tokens, "coefficient")
     if weight.ndim == 0:
@@ -110,6 +127,7 @@ def _drift(log_ratio: Tensor, tokens: Tensor, policy: str) -> dict[str, Tensor]:
     ends = torch.stack([lowest, highest])
     return {
         f"{policy}_k1_mean": -log_ratio.sum() / tokens,
+        f"{policy}_k1_max": -lowest,
         f"{policy}_k2_mean": norm(log_ratio).square() / 2 / tokens,
         f"{policy}_k2_max": largest.square() / 2,
         # In float64: e^x − 1 − x of float32 is 1 % off at 1e-5, and the series that is not costs a dozen passes.

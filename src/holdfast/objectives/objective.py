@@ -21,7 +21,7 @@ from holdfast.objectives import checks
 from holdfast.objectives.advantages import Advantage, Group
 from holdfast.objectives.gates import Gate, Identity
 from holdfast.objectives.masks import Mask
-from holdfast.objectives.metrics import LengthQuartiles, loss_metrics
+from holdfast.objectives.metrics import LengthQuartiles, covariance_share, loss_metrics
 from holdfast.objectives.part import Part, coerce, coerce_fields
 from holdfast.objectives.penalties import Penalty
 from holdfast.objectives.policy_term import gated, policy_loss
@@ -44,6 +44,7 @@ class Plan:
     counts: Counts
     accepted: Counts
     quartiles: LengthQuartiles
+    covariance_share: Tensor
     prepared: tuple[Tensor | None, ...]
     step: int
 
@@ -138,6 +139,7 @@ class Objective:
                 counts=counts or Counts.of(terms.mask),
                 accepted=accepted or Counts.of(keep),
                 quartiles=LengthQuartiles.of(terms.mask),
+                covariance_share=covariance_share(terms),
                 prepared=prepared,
                 step=step,
             )
@@ -162,7 +164,7 @@ class Objective:
         loss = policy_loss(terms, ratios, self.pool, self.carrier, weights)
         del weights
         with torch.no_grad():
-            metrics = loss_metrics(terms, plan.counts, plan.quartiles, keep, ratios, weight)
+            metrics = loss_metrics(terms, plan.counts, plan.quartiles, keep, ratios, weight, plan.covariance_share)
         return LossOutput(loss=loss, metrics=metrics, trust_mask=keep, reasons=reasons)
 
     def _keep(self, terms: Terms, prepared: tuple[Tensor | None, ...]) -> tuple[Tensor, dict[str, Tensor]]:
