@@ -154,9 +154,15 @@ def masked_quantile(
     values: Float[Tensor, "*rows N"], mask: Bool[Tensor, "*rows N"], quantile: float
 ) -> Float[Tensor, "*rows 1"]:
     """The linearly interpolated quantile of the masked-in values along the last axis; +inf where there are none."""
-    if values.shape[-1] == 0:
+    size = values.shape[-1]
+    if size == 0:
         return values.new_full((*values.shape[:-1], 1), torch.inf)
-    ordered = torch.where(mask, values, torch.inf).sort(dim=-1).values
-    place = quantile * (mask.sum(dim=-1, keepdim=True) - 1).clamp(min=0).to(values.dtype)
-    low, high = ordered.gather(-1, place.floor().long()), ordered.gather(-1, place.ceil().long())
-    return torch.where(low == high, low, low + (high - low) * (place - place.floor()))
+    # Only what lies above the quantile is sorted: a tenth of the row for the 0.9 quantile.
+    most = min(size, size - int(quantile * (size - 1)) + 1)
+    largest = torch.where(mask, values, -torch.inf).topk(most, dim=-1).values
+    last = mask.sum(dim=-1, keepdim=True) - 1
+    place = quantile * last.clamp(min=0).to(values.dtype)
+    below = largest.gather(-1, (last - place.floor().long()).clamp(0, most - 1))
+    above = largest.gather(-1, (last - place.ceil().long()).clamp(0, most - 1))
+    found = torch.where(below == above, below, below + (above - below) * (place - place.floor()))
+    return torch.where(last < 0, torch.inf, found)
