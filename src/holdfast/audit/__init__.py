@@ -1,1 +1,0 @@
-"""Audit of logged rollouts: loaders, checks, findings."""

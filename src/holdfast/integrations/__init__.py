@@ -1,1 +1,0 @@
-"""Adapters that put Holdfast objectives into other trainers; rename tables, no mathematics."""
