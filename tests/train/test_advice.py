@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from holdfast import Batch, TokenStats, preset
-from holdfast.train.advice import fitted_thresholds, step_warnings
+from holdfast.train.advice import fitted_thresholds, ratio_warnings, step_warnings
 from holdfast.train.update import Updated
 
 CALM = {
@@ -76,3 +76,17 @@ def test_acceptance_that_falls_with_length():
 def test_truncated_responses():
     (warning,) = step_warnings(CALM | {"truncated_share": 0.75}, preset("ppo"), SOME)
     assert warning == "75% of responses were cut off at sampling.max_tokens"
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "gspo", "sspo", "kl_cov"])
+def test_a_clip_that_cannot_act_is_said(name):
+    """With one update the old policy is the trainer itself: its clip idles while the engine drifts away."""
+    (warning,) = ratio_warnings(preset(name), 1)
+    assert "the ratio θ/old is exactly 1" in warning and "objective.denominator = 'rollout'" in warning
+    assert ratio_warnings(preset(name), 2) == []
+    assert ratio_warnings(preset(name, denominator="rollout"), 1) == []
+
+
+@pytest.mark.parametrize("name", ["trm", "tis", "reinforce", "decoupled_ppo"])
+def test_corrected_or_ratio_free_objectives_are_not_warned_of(name):
+    assert ratio_warnings(preset(name), 1) == []

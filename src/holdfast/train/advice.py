@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from holdfast.core.ratios import pool
+from holdfast.objectives.gates import One
 from holdfast.objectives.masks import TrmAvg, TrmMax
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.terms import Terms
@@ -19,6 +20,16 @@ KEPT = 0.7  # acceptance that the papers aim for
 def step_warnings(record: Mapping[str, Any], objective: Objective, updated: Updated) -> list[str]:
     """Sentences about zero gradients, length bias and truncated responses; empty for an ordinary step."""
     return [*_about_gradient(record, objective, updated), *_about_length(record)]
+
+
+def ratio_warnings(objective: Objective, updates: int) -> list[str]:
+    """What to know before the first step: a ratio to the trainer's own weights that nothing can move from 1."""
+    if updates > 1 or objective.denominator == "rollout" or objective.weights or objective.gate == One():
+        return []
+    return [
+        "with one update per rollout batch the ratio θ/old is exactly 1: the gate never acts, and the engine's drift "
+        "goes uncorrected; set objective.denominator = 'rollout', add a weight such as tis, or raise batch.minibatches"
+    ]
 
 
 def fitted_thresholds(objective: Objective, updated: Updated, kept: float = KEPT) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.train.advice import step_warnings
+from holdfast.train.advice import ratio_warnings, step_warnings
 from holdfast.train.checkpoint import save_checkpoint
 from holdfast.train.config import RunConfig
 from holdfast.train.data import Rollouts, assemble
@@ -61,6 +61,8 @@ def train(
         record |= step_metrics(rollouts, updated)
         record["policy_lag"] = step - 1 - min(c.policy_version for c in rollouts.completions)
         record["warnings"] = step_warnings(record, run.objective, updated)
+        if step == 1:
+            record["warnings"] += ratio_warnings(run.objective, config.batch.updates)
         if due(step, config.evaluation.every, config.steps):
             with clock.measure("evaluate"):
                 record |= evaluate(run)
