@@ -84,9 +84,10 @@ def expm1_minus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     series x²/2 (1 + x/3 (1 + x/4 (…))) is summed instead.
     """
     terms = 14 if x.dtype == torch.float64 else 8  # 2 · .25^k / (k + 2)! below half a unit of rounding
-    series = torch.ones_like(x)
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+    series = one
     for n in range(terms, 2, -1):
-        series = 1 + series * x / n
+        series = torch.addcmul(one, series, x, value=1 / n)
     return torch.where(x.abs() < _SERIES_RADIUS, 0.5 * x * x * series, torch.expm1(x) - x)
 
 
