@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from cases import cast, gradients, random_batch, with_gradient
 from holdfast import Batch, Counts, Objective, TokenStats, list_presets, merge_metrics, preset
-from holdfast.core.ratios import LOG_RATIO_LIMIT
 from holdfast.objectives.gates import Box, Clip, LogArctan, One
 from holdfast.objectives.masks import TrmAvg, TrmMax
 from holdfast.objectives.penalties import Kl, KlCov
@@ -282,7 +281,3 @@ def test_any_shape_any_mask(sequences, tokens, seed, size):
         quiet = (batch.advantages == 0)[:, None]
         if not lively(name).penalties:
             assert not gradient[quiet.expand_as(gradient)].any()
-
-
-def test_the_clamp_is_wide_enough_to_matter_to_no_trust_region():
-    assert LOG_RATIO_LIMIT == 20.0

@@ -230,6 +230,7 @@ def test_merging_no_metrics_gives_none():
         ("batch", "old_logprobs", 0.5, r"Batch.old_logprobs is positive at 1 response token, .* \(value 0.5\)"),
         ("stats", "logprobs", float("-inf"), "TokenStats.logprobs is not finite"),
         ("stats", "entropy", float("nan"), "TokenStats.entropy is not finite"),
+        ("stats", "tv_rollout_upper", float("nan"), "TokenStats.tv_rollout_upper is not finite"),
     ],
 )
 def test_bad_values_are_named_with_count_and_place(owner, name, value, words):

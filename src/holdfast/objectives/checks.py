@@ -30,9 +30,8 @@ def validate(batch: Batch, stats: TokenStats, needs: frozenset[str]) -> None:
             raise DataError(missing(name, "this objective"))
     mask = batch.response_mask
     check_shape("TokenStats.logprobs", stats.logprobs, tuple(mask.shape), "Batch.response_mask")
-    for name in ("entropy", "kl_rollout", "tv_rollout", "chi2_rollout"):
-        value = getattr(stats, name)
-        if value is not None:
+    for name, value in vars(stats).items():
+        if value is not None and name != "logprobs":
             check_shape(f"TokenStats.{name}", value, tuple(mask.shape), "Batch.response_mask")
             check_finite(f"TokenStats.{name}", value, mask)
     check_logprobs("TokenStats.logprobs", stats.logprobs, mask)

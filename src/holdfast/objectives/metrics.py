@@ -35,8 +35,9 @@ class LengthQuartiles:
         if lengths.numel() == 0:
             return LengthQuartiles(edges=torch.zeros(3, device=mask.device), sizes=torch.zeros(4, device=mask.device))
         ordered = torch.where(lengths > 0, lengths, torch.inf).sort().values
-        shares = torch.tensor([0.25, 0.5, 0.75], device=mask.device)
-        ranks = (shares * (lengths > 0).sum()).ceil().long().clamp(min=1) - 1
+        # Made on the device: copying three numbers to it would make the CPU wait.
+        quarters = torch.arange(1, 4, device=mask.device) / 4
+        ranks = (quarters * (lengths > 0).sum()).ceil().long().clamp(min=1) - 1
         edges = ordered[ranks].nan_to_num(posinf=0.0)
         return LengthQuartiles(edges=edges, sizes=_tally(lengths, edges, lengths > 0))
 
@@ -101,8 +102,8 @@ def loss_metrics(
     for policy in ("old", "rollout"):
         if getattr(terms.batch, f"{policy}_logprobs") is not None:
             metrics |= _drift(terms.log_ratio(policy), tokens, policy)
-    if terms.entropy is not None:
-        metrics["entropy"] = terms.entropy.sum() / tokens
+    if (entropy := terms.entropy) is not None:
+        metrics["entropy"] = entropy.sum() / tokens
     if terms.stats.kl_rollout is not None:
         exact = terms.divergence("kl_exact", "rollout")
         metrics |= {"kl_exact_mean": exact.sum() / tokens, "kl_exact_max": _max(exact)}
