@@ -19,6 +19,9 @@ BELOW = {
     "lab": {"objectives", "core", "types", "errors"},
     "report": {"objectives", "core", "rollout", "types", "errors"},
     "train": {"objectives", "core", "kernels", "rollout", "tasks", "report", "types", "errors"},
+    "audit": {"objectives", "core", "rollout", "report", "types", "errors"},
+    "integrations": {"objectives", "core", "kernels", "rollout", "types", "errors"},
+    "launch": {"integrations", "train", "objectives", "core", "rollout", "tasks", "types", "errors"},
 }
 HEAVY = ["transformers", "tokenizers", "vllm", "trl", "verl", "ray", "triton", "pyarrow", "pydantic", "rich"]
 FILES = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0].removesuffix(".py") in BELOW]

@@ -21,6 +21,7 @@ COMMANDS = {
     "audit": "read logged rollouts and say where and why they drifted",
     "convert": "turn other frameworks' rollout logs into Holdfast's parquet",
     "watch": "show a run that is being written",
+    "launch": "run one TOML file with our trainer, with TRL or with verl",
 }
 
 
