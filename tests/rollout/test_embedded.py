@@ -110,6 +110,26 @@ def test_the_same_call_gives_the_same_bits_and_another_seed_does_not(make_model)
     assert [c.token_ids for c in first] != [c.token_ids for c in draw(engine(model), ids=range(8, 16))]
 
 
+@pytest.mark.parametrize("support", [{}, {"top_k": 3}])
+def test_the_likeliest_tokens_are_those_of_the_distribution(make_model, support):
+    made = engine(make_model())
+    arguments = {
+        "prompts": PROMPTS,
+        "sampling": Sampling(max_tokens=24, **support),
+        "seed": 5,
+        "sequence_ids": range(8),
+    }
+    whole = made.generate(**arguments, return_distributions=True)
+    for full, top in zip(whole, made.generate(**arguments, return_top=5), strict=True):
+        assert (top.distributions, full.top_ids, full.top_logprobs) == (None, None, None)
+        ordered, order = full.distributions.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(top.top_logprobs, ordered[:, :5])
+        kept = min(5, support.get("top_k", 5))
+        assert torch.equal(top.top_ids[:, :kept], order[:, :kept])
+        assert bool(top.top_logprobs[:, kept:].isneginf().all())
+    assert made.generate(**arguments, return_top=99)[0].top_ids.shape[1] == 30
+
+
 def test_tokens_are_drawn_as_often_as_their_probability_says(make_model):
     made = engine(make_model(initializer_range=0.2))
     completions = draw(made, prompts=[[2, 3]] * 4000, max_tokens=1)

@@ -29,9 +29,10 @@ def probabilities(**options) -> list[float]:
         ({"top_p": 0.39}, [1.0, 0.0, 0.0, 0.0]),
         # the least is .6 * .4 = .24
         ({"min_p": 0.6}, [4 / 7, 0.0, 3 / 7, 0.0]),
-        # top-k leaves 4/9 3/9 2/9; .44 + .33 crosses .7; then min-p .8 * 4/7 > 3/7
+        # top-k leaves 4/9 3/9 2/9; .44 + .33 crosses .7
         ({"top_k": 3, "top_p": 0.7}, [4 / 7, 0.0, 3 / 7, 0.0]),
-        ({"top_k": 3, "top_p": 0.7, "min_p": 0.8}, [1.0, 0.0, 0.0, 0.0]),
+        # min-p first: .6 * .4 = .24 leaves 4/7 3/7, and 4/7 > .55 crosses top-p alone (on .4 .3 .2 .1 both would stay)
+        ({"min_p": 0.6, "top_p": 0.55}, [1.0, 0.0, 0.0, 0.0]),
     ],
 )
 def test_supports_worked_by_hand(options, expected):

@@ -100,6 +100,7 @@ class EmbeddedEngine:
         seed: int,
         sequence_ids: Sequence[int],
         return_distributions: bool = False,
+        return_top: int = 0,
     ) -> list[Completion]:
         """One response per prompt.
 
@@ -120,7 +121,7 @@ class EmbeddedEngine:
         owners = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=self._device)
         owners, rows = owners.sort(stable=True)
         ids = torch.tensor(list(sequence_ids), device=self._device)
-        record = _Record(len(prompts), sampling.max_tokens, self._device, return_distributions)
+        record = _Record(len(prompts), sampling.max_tokens, self._device, return_distributions, return_top)
         # What is recorded must be usable in a graph, so its tensors are made outside.
         with torch.inference_mode():
             everywhere = torch.ones(len(prompts), sampling.max_tokens, dtype=torch.bool, device=self._device)
@@ -155,17 +156,20 @@ class EmbeddedEngine:
 class _Record:
     """What has been drawn so far, for all rows."""
 
-    def __init__(self, rows: int, longest: int, device: torch.device, distributions: bool) -> None:
+    def __init__(self, rows: int, longest: int, device: torch.device, distributions: bool, top: int) -> None:
         self.tokens = torch.full((rows, longest), -1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, longest, device=device)
-        self.distributions: list[tuple[Tensor, Tensor]] | None = [] if distributions else None
+        self.distributions, self.top = distributions, top
+        self.wide: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def add(self, rows: Tensor, position: int, tokens: Tensor, logprobs: Tensor) -> None:
         """Record one token per row."""
         self.tokens[rows, position] = tokens
         self.logprobs[rows, position] = logprobs.gather(1, tokens[:, None]).squeeze(1)
-        if self.distributions is not None:
-            self.distributions.append((rows, logprobs))
+        wide = {"distributions": logprobs} if self.distributions else {}
+        if self.top:
+            wide["top_logprobs"], wide["top_ids"] = logprobs.topk(min(self.top, logprobs.shape[1]))
+        self.wide.append((rows, wide))
 
     def completions(self, eos_token_id: int, version: int) -> list[Completion]:
         """The rows, each up to its first end token."""
@@ -184,18 +188,19 @@ class _Record:
                     logprobs=logprobs,
                     finish_reason="stop" if stop else "length",
                     policy_version=version,
-                    distributions=None if dense is None else dense[row, :length],
+                    **{name: values[row, :length] for name, values in dense.items()},
                 )
             )
         return found
 
-    def _dense(self) -> Tensor | None:
-        if self.distributions is None:
-            return None
-        width = self.distributions[0][1].shape[1]
-        dense = self.logprobs.new_empty(len(self.tokens), len(self.distributions), width)
-        for position, (rows, logprobs) in enumerate(self.distributions):
-            dense[rows, position] = logprobs
+    def _dense(self) -> dict[str, Tensor]:
+        dense = {
+            name: values.new_empty(len(self.tokens), len(self.wide), values.shape[1])
+            for name, values in self.wide[0][1].items()
+        }
+        for position, (rows, wide) in enumerate(self.wide):
+            for name, values in wide.items():
+                dense[name][rows, position] = values
         return dense
 
 

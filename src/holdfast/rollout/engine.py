@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from holdfast.core.divergences import Support
 from holdfast.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: temperature, then the support (top-k, top-p, min-p), then renormalisation.
+    """How tokens are drawn: temperature, then the support (min-p, top-k, top-p), then renormalisation.
 
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave the whole vocabulary.
     """
@@ -37,13 +38,19 @@ class Sampling:
             if not holds:
                 raise ConfigError(f"sampling.{name} = {getattr(self, name)!r}: must be {allowed}")
 
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens cannot be sampled at all."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
 
 @dataclass(frozen=True)
 class Completion:
     """One sampled response: what the engine really did.
 
-    `logprobs` are those of the distribution that was sampled, after temperature and truncation; `distributions` the
-    whole of it (log-probabilities, −inf off the support), if asked for. finish_reason "stop" includes the end token.
+    `logprobs` are those of the distribution that was sampled, after temperature and truncation. If asked for:
+    `distributions`, the whole of it (log-probabilities, −inf off the support), and its K likeliest tokens, distinct,
+    likeliest first. finish_reason "stop" includes the end token.
     """
 
     token_ids: tuple[int, ...]
@@ -51,6 +58,8 @@ class Completion:
     finish_reason: str
     policy_version: int
     distributions: Float[Tensor, "T V"] | None = None
+    top_ids: Int[Tensor, "T K"] | None = None
+    top_logprobs: Float[Tensor, "T K"] | None = None
 
 
 @runtime_checkable
@@ -70,8 +79,12 @@ class Engine(Protocol):
         seed: int,
         sequence_ids: Sequence[int],
         return_distributions: bool = False,
+        return_top: int = 0,
     ) -> list[Completion]:
-        """One response per prompt; each draw depends on (seed, sequence id, position) only."""
+        """One response per prompt; each draw depends on (seed, sequence id, position) only.
+
+        `return_top` is the number K of likeliest tokens to report per position.
+        """
         ...
 
     def sync(self, model: torch.nn.Module, version: int) -> None:
@@ -94,24 +107,13 @@ class Engine(Protocol):
 def sampling_logprobs(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
     """Log-probabilities of the distribution that is sampled: temperature, support, renormalised; −inf off the support.
 
-    top-k first, then top-p on what is left, then min-p (relative to the likeliest token), as vLLM does it. The token
-    that crosses top_p is kept. Greedy puts everything on the likeliest token.
+    The support is that of `holdfast.core.divergences.Support`. Greedy puts everything on the likeliest token.
     """
     if sampling.temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
-    logprobs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
-    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
-        return logprobs
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logprobs.topk(sampling.top_k, dim=-1).values[..., -1:]
-        logprobs = logprobs.masked_fill(logprobs < least, -torch.inf).log_softmax(dim=-1)
-    if sampling.top_p < 1:
-        ordered, order = logprobs.sort(dim=-1, descending=True)
-        before = ordered.exp().cumsum(dim=-1) - ordered.exp()
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
-        logprobs = logprobs.masked_fill(dropped, -torch.inf).log_softmax(dim=-1)
-    if sampling.min_p > 0:
-        least = logprobs.amax(dim=-1, keepdim=True) + torch.log(torch.tensor(sampling.min_p))
-        logprobs = logprobs.masked_fill(logprobs < least, -torch.inf).log_softmax(dim=-1)
-    return logprobs
+    scaled = logits.float() / sampling.temperature
+    if sampling.truncates:
+        support = Support(top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
+        scaled = scaled.masked_fill(~support.kept(scaled), -torch.inf)
+    return scaled.log_softmax(dim=-1)
