@@ -73,15 +73,16 @@ def read_rollouts(path: Path | str, rows_per_batch: int = 1024) -> Iterator[Roll
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a parquet file: {error}") from error
     with file:
-        _check_version(path, file.schema_arrow)
+        check_schema(path, file.schema_arrow)
         known = [name for name, _ in _FIELDS if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=rows_per_batch, columns=known):
             columns = {name: batch.column(name).to_pylist() for name in known}
             for index in range(batch.num_rows):
-                yield _rollout({name: values[index] for name, values in columns.items()})
+                yield rollout_of({name: values[index] for name, values in columns.items()})
 
 
-def _check_version(path: Path | str, schema: pa.Schema) -> None:
+def check_schema(path: Path | str, schema: pa.Schema) -> None:
+    """Raise DataError unless a parquet schema is one of rollouts that this version can read."""
     version = (schema.metadata or {}).get(_VERSION_KEY)
     if version is None or "response_ids" not in schema.names:
         raise DataError(f"{path} is parquet, but not of Holdfast rollouts (no {_VERSION_KEY.decode()} version)")
@@ -99,7 +100,8 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table({name: [row[name] for row in rows] for name, _ in _FIELDS}, schema=SCHEMA)
 
 
-def _rollout(row: dict[str, Any]) -> Rollout:
+def rollout_of(row: dict[str, Any]) -> Rollout:
+    """The rollout that a row holds."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     values["extra"] = json.loads(values["extra"]) if values.get("extra") else {}
     return Rollout(**values)

@@ -1,0 +1,105 @@
+"""Means per bin in bounded memory, with intervals: sums are kept per fold of prompts, and folds are resampled.
+
+The interval of any statistic of the bins (a difference, a slope, a ratio) is the bootstrap over FOLDS groups of
+prompts, so tokens of one sequence and rollouts of one prompt are never taken for independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from holdfast.audit.columns import Column
+from holdfast.audit.finding import Estimate
+from holdfast.audit.view import FOLDS, View
+
+RESAMPLES = 400
+
+
+class Binned:
+    """Sums and counts of a token or sequence quantity per bin and fold.
+
+    `sums` and `counts` are [FOLDS, bins] in float64; `mean()` is [bins], NaN where a bin is empty.
+    """
+
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        self.sums = np.zeros((FOLDS, bins))
+        self.counts = np.zeros((FOLDS, bins))
+
+    def add(self, fold: Column, bin_: Column, values: Column) -> None:
+        """Add values at (fold, bin); the three arrays have one length. Select before calling: all of it is counted."""
+        place = fold * self.bins + bin_
+        size = FOLDS * self.bins
+        self.sums += np.bincount(place, weights=values, minlength=size).reshape(FOLDS, self.bins)
+        self.counts += np.bincount(place, minlength=size).reshape(FOLDS, self.bins)
+
+    def add_tokens(self, view: View, bin_: Column, values: Column, where: Column | None = None) -> None:
+        """Add flat values of a view at those tokens (default: measured ones)."""
+        keep = view.measured if where is None else where
+        self.add(view.token_fold[keep], bin_[keep], values[keep])
+
+    def count(self) -> Column:
+        """[bins] how many values each bin has."""
+        return self.counts.sum(0)
+
+    def mean(self) -> Column:
+        """[bins] mean of each bin."""
+        return _ratio(self.sums.sum(0), self.counts.sum(0))
+
+    def estimate(self, statistic: Callable[[Column], Column | float] | None = None, level: float = 0.95) -> Estimate:
+        """A statistic of the bins' means (default: the overall mean) with its bootstrap interval.
+
+        `statistic` takes means of shape [..., bins] and reduces the last axis.
+        """
+        sums, counts = self.sums, self.counts
+        if statistic is None:
+            sums, counts = sums.sum(1, keepdims=True), counts.sum(1, keepdims=True)
+        reduce = statistic or (lambda means: means[..., 0])
+        value = float(reduce(_ratio(sums.sum(0), counts.sum(0))))
+        filled = np.flatnonzero(counts.sum(1))
+        if len(filled) < 2:
+            return Estimate(value, float("-inf"), float("inf"))
+        draws = np.random.default_rng(0).multinomial(len(filled), np.full(len(filled), 1 / len(filled)), RESAMPLES)
+        resampled = np.asarray(reduce(_ratio(draws @ sums[filled], draws @ counts[filled])))
+        low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+        return Estimate(value, float(low), float(high))
+
+
+class Sizes:
+    """A histogram of positive numbers over 40 orders of magnitude at 3 % resolution: exact counts, quantiles to 3 %."""
+
+    _SHIFT = 18  # a float32's sign, exponent and five bits of its mantissa remain
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(1 << (32 - self._SHIFT), np.int64)
+
+    def add(self, values: Column) -> None:
+        """Add non-negative values."""
+        places = np.ascontiguousarray(values, np.float32).view(np.uint32) >> np.uint32(self._SHIFT)
+        self.counts += np.bincount(places, minlength=len(self.counts))
+
+    def quantile(self, share: float) -> float:
+        """The value below which this share lies (the middle of its bin); NaN for no values."""
+        total = int(self.counts.sum())
+        if total == 0:
+            return float("nan")
+        place = int(np.searchsorted(np.cumsum(self.counts), share * total, side="left"))
+        edges = (np.array([place, place + 1], np.uint32) << np.uint32(self._SHIFT)).view(np.float32)
+        return float(edges.astype(np.float64).mean())
+
+    def share_above(self, limit: float) -> float:
+        """Share of values above a limit, to the resolution."""
+        total = int(self.counts.sum())
+        place = int(np.float32(limit).view(np.uint32) >> np.uint32(self._SHIFT))
+        return float(self.counts[place + 1 :].sum() / total) if total else float("nan")
+
+
+def power_bin(values: Column, bins: int) -> Column:
+    """Bin 0 holds 0, bin b ≥ 1 holds [2^(b-1), 2^b): lengths and positions at a doubling resolution."""
+    return np.minimum(np.frexp(np.maximum(values, 0).astype(np.float64))[1], bins - 1)
+
+
+def _ratio(sums: Column, counts: Column) -> Column:
+    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)

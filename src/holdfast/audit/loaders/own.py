@@ -1,0 +1,147 @@
+"""Holdfast's own parquet, straight from Arrow's memory into columns: no Python object per token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from holdfast.audit.columns import (
+    CHUNK_TOKENS,
+    NUMBER_COLUMNS,
+    TEXT_FIELDS,
+    TOKEN_COLUMNS,
+    WORD_COLUMNS,
+    Chunk,
+    Column,
+    missing_value,
+)
+from holdfast.audit.loaders.loader import Loader
+from holdfast.audit.reading import Reading
+from holdfast.rollout.store import check_schema, rollout_of
+from holdfast.types import Rollout
+
+_MEASURED = ("prompt_ids", *TOKEN_COLUMNS, *NUMBER_COLUMNS, *WORD_COLUMNS)
+_ROWS = 4096
+
+
+def matches(path: Path, head: bytes) -> bool:
+    """A parquet file; whether it holds rollouts is said on reading."""
+    return head[:4] == b"PAR1"
+
+
+def read(path: Path, reading: Reading) -> Iterator[Chunk]:
+    """Chunks of a file; a sequence whose fields differ in length is left out by name."""
+    with pq.ParquetFile(path) as file:
+        check_schema(path, file.schema_arrow)
+        columns = [name for name in _MEASURED if name in file.schema_arrow.names]
+        share = path.stat().st_size / max(1, file.metadata.num_rows)
+        first = 0
+        for batch in file.iter_batches(batch_size=_rows_per_batch(file), columns=columns, use_threads=True):
+            for start in range(0, batch.num_rows, _ROWS):
+                part = batch.slice(start, _ROWS)
+                yield _chunk(path, first + start, part, reading)
+                reading.advance(round(share * part.num_rows))
+            first += batch.num_rows
+
+
+def _rows_per_batch(file: pq.ParquetFile) -> int:
+    """Rows that hold about CHUNK_TOKENS tokens."""
+    ids = next(i for i in range(len(file.schema)) if file.schema.column(i).path.startswith("response_ids"))
+    values = sum(file.metadata.row_group(g).column(ids).num_values for g in range(file.num_row_groups))
+    return max(1, round(CHUNK_TOKENS * file.metadata.num_rows / max(1, values)))
+
+
+def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> Chunk:
+    lengths = _lengths(batch.column("response_ids"))
+    good = np.ones(batch.num_rows, bool)
+    for name in TOKEN_COLUMNS:
+        if name in batch.schema.names and name != "response_ids":
+            column = batch.column(name)
+            for row in np.flatnonzero((_lengths(column) != lengths) & ~_nulls(column) & good):
+                good[row] = False
+                found = int(_lengths(column)[row])
+                reading.reject(
+                    path, first + int(row), "lengths differ", f"{name} has {found} entries, response_ids {lengths[row]}"
+                )
+    rows = np.flatnonzero(good)
+    if len(rows) < batch.num_rows:
+        batch, lengths = batch.take(pa.array(rows)), lengths[rows]
+    tokens, numbers, words, present = {}, {}, {}, {}
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if name == "prompt_ids" or column.null_count == len(column):
+            continue
+        present[name] = ~_nulls(column)
+        if name in TOKEN_COLUMNS:
+            tokens[name] = _flat(column, lengths, present[name], TOKEN_COLUMNS[name])
+        elif name in NUMBER_COLUMNS:
+            kind = NUMBER_COLUMNS[name]
+            numbers[name] = column.fill_null(missing_value(kind)).to_numpy(zero_copy_only=False).astype(kind)
+        else:
+            words[name] = np.array(column.to_pylist(), dtype=object)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    hashes = _hashes(batch.column("prompt_ids"))
+
+    def rollout(index: int) -> Rollout:
+        return rollout_of({name: batch.column(name)[index].as_py() for name in batch.schema.names})
+
+    return Chunk(offsets, tokens, numbers, words, present, hashes, rollout)
+
+
+def texts_of(path: Path, row: int) -> dict[str, Any]:
+    """The text fields of one row, read on their own: they are most of a file and only a few are shown."""
+    with pq.ParquetFile(path) as file:
+        names = [name for name in (*TEXT_FIELDS, "extra") if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                return file.read_row_group(group, columns=names).slice(row, 1).to_pylist()[0]
+            row -= rows
+    return {}
+
+
+def _nulls(column: pa.Array) -> Column:
+    return column.is_null().to_numpy(zero_copy_only=False)
+
+
+def _lengths(column: pa.ListArray) -> Column:
+    return np.diff(column.offsets.to_numpy()) * ~_nulls(column)
+
+
+def _flat(column: pa.ListArray, lengths: Column, present: Column, dtype: np.dtype) -> Column:
+    values = column.flatten()
+    if values.null_count:
+        values = values.fill_null(missing_value(dtype) if dtype.kind != "b" else False)
+    flat = values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    if present.all():
+        return flat
+    out = np.full(int(lengths.sum()), missing_value(dtype), dtype)
+    out[np.repeat(present, lengths)] = flat
+    return out
+
+
+def _hashes(column: pa.ListArray) -> Column:
+    """A number per prompt: two sums with position-dependent weights, so that equal prompts agree in every file."""
+    lengths = _lengths(column)
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.uint64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    place = (np.arange(len(flat)) - np.repeat(starts[:-1], lengths)).astype(np.uint64)
+    mixed = (flat + np.uint64(1)) * (np.uint64(2) * place + np.uint64(0x9E3779B97F4A7C15))
+    mixed ^= mixed >> np.uint64(29)
+    sums = np.concatenate([[np.uint64(0)], np.cumsum(mixed * np.uint64(0xBF58476D1CE4E5B9), dtype=np.uint64)])
+    return (sums[starts[1:]] - sums[starts[:-1]]).astype(np.int64)
+
+
+LOADER = Loader(
+    name="holdfast",
+    title="Holdfast",
+    files="*.parquet (the trainer's rollouts/step_*.parquet, both plug-ins, `holdfast convert`)",
+    gives="everything: both log-probabilities, masks, exact KL, entropy, weight versions, texts",
+    matches=matches,
+    read=read,
+)

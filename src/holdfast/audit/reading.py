@@ -1,0 +1,53 @@
+"""What a loader and the audit share while a file is read: progress, and the records that could not be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MOST_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that was left out: where, and why in words that name the field and its value."""
+
+    path: str
+    record: int
+    reason: str
+
+
+@dataclass
+class Reading:
+    """Options and counters of one audit's input; loaders call `reject` and `advance`, nothing else.
+
+    `rejected` counts by kind of reason (a short phrase without numbers); `examples` holds the first ones in full.
+    """
+
+    allow_pickle: bool = False
+    on_progress: Callable[[int], None] = lambda done: None
+    rejected: Counter[str] = field(default_factory=Counter)
+    examples: list[BadRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the source cannot tell or tells only roughly, in words: shown in the report."""
+    logprob_resolution: float = 0.0
+    """Rounding of logged log-probabilities, in nats: no drift below it can be seen."""
+    bytes_read: int = 0
+
+    def reject(self, path: Path | str, record: int, kind: str, detail: str = "") -> None:
+        """Leave a record out and remember why."""
+        self.rejected[kind] += 1
+        if len(self.examples) < MOST_EXAMPLES:
+            self.examples.append(BadRecord(str(path), record, f"{kind}: {detail}" if detail else kind))
+
+    def advance(self, size: int) -> None:
+        """Say that so many more bytes of input are done."""
+        self.bytes_read += size
+        self.on_progress(self.bytes_read)
+
+    def note(self, text: str) -> None:
+        """Remember a sentence once."""
+        if text not in self.notes:
+            self.notes.append(text)
