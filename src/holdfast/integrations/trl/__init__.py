@@ -1,0 +1,9 @@
+"""TRL: `HoldfastGRPOTrainer` is TRL's GRPOTrainer with one of Holdfast's objectives as its loss."""
+
+from holdfast.integrations.trl.contract import require_supported
+
+require_supported()
+
+from holdfast.integrations.trl.trainer import HoldfastGRPOTrainer  # noqa: E402
+
+__all__ = ["HoldfastGRPOTrainer"]
