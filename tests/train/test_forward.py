@@ -1,11 +1,14 @@
 """Trainer log-probabilities against plain full-logit passes, one unpadded sequence at a time."""
 
+import copy
+
 import pytest
 import torch
 
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.train.data import pack
-from holdfast.train.forward import Policy, Sequences, gather_stats, has_separable_head, micro_batches, stats_of
+from holdfast.train.forward import Policy, Sequences, gather_stats, micro_batches, stats_of
+from holdfast.train.head import HeadForm, find_head
 from holdfast.types import TokenStats
 
 PROMPTS = [(1, 5, 6), (1, 7, 8, 9, 10), (1, 4), (1, 4, 4, 4)]
@@ -31,10 +34,10 @@ def packed(distributions=None):
     return Sequences(plain.input_ids, plain.prompt_lengths, plain.response_mask, distributions)
 
 
-@pytest.mark.parametrize("separable", [True, False])
+@pytest.mark.parametrize("head", [HeadForm(), None])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_and_entropy_are_those_of_the_unpadded_sequences(model, separable, temperature):
-    stats = Policy(model, temperature=temperature, separable_head=separable).stats(packed())
+def test_logprobs_and_entropy_are_those_of_the_unpadded_sequences(model, head, temperature):
+    stats = Policy(model, temperature=temperature, head=head).stats(packed())
     for row, response in enumerate(RESPONSES):
         expected = torch.log_softmax(logits_of(model, row) / temperature, dim=-1)
         sampled = expected[torch.arange(len(response)), torch.tensor(response)]
@@ -45,8 +48,67 @@ def test_logprobs_and_entropy_are_those_of_the_unpadded_sequences(model, separab
     assert stats.kl_rollout is None and stats.logprobs.requires_grad and not stats.entropy.requires_grad
 
 
-def test_entropy_has_a_gradient_where_it_is_asked_for(model):
-    assert Policy(model, entropy_gradient=True).stats(packed()).entropy.requires_grad
+@pytest.mark.parametrize("head", [HeadForm(), None])
+def test_entropy_has_a_gradient_where_it_is_asked_for(model, head):
+    assert Policy(model, entropy_gradient=True, head=head).stats(packed()).entropy.requires_grad
+
+
+@pytest.mark.parametrize("head", [HeadForm(), None])
+def test_divergences_from_the_engine_s_whole_distribution(model, head):
+    """KL = Σ q (log q - log p), TV = ½ Σ |q - p|, χ² = Σ q (p/q - 1)² at every response token."""
+    generator = torch.Generator().manual_seed(1)
+    rollout = tuple(torch.log_softmax(torch.randn(len(r), 14, generator=generator), dim=-1) for r in RESPONSES)
+    stats = Policy(model, head=head, temperature=1.3).stats(packed(rollout))
+    for row, response in enumerate(RESPONSES):
+        q, p = rollout[row].double().exp(), torch.softmax(logits_of(model, row) / 1.3, dim=-1)
+        length = len(response)
+        kl = (q * (q / p).log()).sum(-1)
+        assert torch.allclose(stats.kl_rollout[row, :length].double(), kl, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(stats.tv_rollout[row, :length].double(), 0.5 * (q - p).abs().sum(-1), rtol=1e-4)
+        assert torch.allclose(stats.chi2_rollout[row, :length].double(), (q * (p / q - 1) ** 2).sum(-1), rtol=1e-4)
+
+
+def test_the_head_s_gradient_is_that_of_all_logits(model):
+    gradients = []
+    for head in (HeadForm(), None):
+        stats = Policy(model, head=head, entropy_gradient=True, temperature=0.8).stats(packed())
+        gradients.append(torch.autograd.grad((2 * stats.logprobs + stats.entropy).sum(), list(model.parameters())))
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*gradients, strict=True))
+
+
+def test_no_more_than_a_tile_of_logits_is_made(model, monkeypatch):
+    """With a reachable head the model's output layer is never called."""
+    monkeypatch.setattr(type(model.get_output_embeddings()), "forward", None)
+    linear = torch.nn.functional.linear
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            monkeypatch.setattr(module, "forward", lambda x, m=module: linear(x, m.weight, m.bias), raising=False)
+    assert Policy(model, head=HeadForm()).stats(packed()).logprobs.any()
+    with pytest.raises(TypeError):
+        Policy(model).stats(packed())
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "form"),
+    [
+        ("Gemma2", {"final_logit_softcapping": 3.0, "head_dim": 16}, HeadForm(1.0, 3.0)),
+        ("Cohere", {"logit_scale": 0.25}, HeadForm(0.25)),
+        ("Granite", {"logits_scaling": 4.0}, HeadForm(0.25)),
+        ("Qwen2", {}, HeadForm()),
+    ],
+)
+def test_scale_and_cap_of_real_architectures_are_found(name, extra, form):
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{name}Config")(vocab_size=14, num_key_value_heads=2, **sizes, **extra)
+    torch.manual_seed(0)
+    other = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(20)  # large enough for the cap to bend
+    assert find_head(other) == (form, "")
+    by_head, by_logits = (Policy(other, head=head).stats(packed()) for head in (form, None))
+    assert torch.allclose(by_head.logprobs, by_logits.logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("renormalize", [True, False])
@@ -98,7 +160,7 @@ def test_micro_batches_cover_every_row_once_within_the_limit(max_tokens):
 
 
 def test_statistics_come_back_in_the_order_that_was_asked_for(model):
-    policy, sequences = Policy(model, separable_head=True), packed()
+    policy, sequences = Policy(model, head=HeadForm()), packed()
     whole = stats_of(policy, sequences, ROWS, 1000)
     for rows in (torch.tensor([2, 0, 3, 1]), torch.tensor([3, 1])):
         cut = stats_of(policy, sequences, rows, 8)
@@ -137,4 +199,20 @@ def test_a_model_that_caps_its_logits_is_not_taken_apart(model):
             output.logits = 0.1 * torch.tanh(output.logits / 0.1)
             return output
 
-    assert has_separable_head(model) and not has_separable_head(Capped())
+    form, reason = find_head(Capped())
+    assert form is None and "changes them afterwards" in reason and find_head(model) == (HeadForm(), "")
+
+
+def test_an_adapted_output_layer_is_not_taken_apart(model):
+    """LoRA on the head: its weight is only a part of it, equal at the start and wrong from the first update on."""
+
+    class Adapted(torch.nn.Linear):
+        pass
+
+    twin = copy.deepcopy(model)
+    layer = twin.get_output_embeddings()
+    adapted = Adapted(layer.in_features, layer.out_features, bias=False)
+    adapted.weight = layer.weight
+    twin.set_output_embeddings(adapted)
+    form, reason = find_head(twin)
+    assert form is None and "Adapted" in reason

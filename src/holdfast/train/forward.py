@@ -7,7 +7,7 @@ little. Right padding needs no attention mask: under causal attention no real to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.core.divergences import exact_from_logits
+from holdfast.kernels import lm_head_stats
+from holdfast.train.head import HeadForm, hidden_states
 from holdfast.types import TokenStats
+
+DIVERGENCES = ("kl_rollout", "tv_rollout", "chi2_rollout")
+Places = tuple[Tensor, Tensor, Tensor]
+"""Token ids [b, L] with the row [N] and position [N] of each token that is predicted."""
 
 
 @dataclass(frozen=True)
@@ -53,43 +59,81 @@ class Policy:
 
     `temperature` divides the logits. With `renormalize`, tokens outside the engine's support (top-p, top-k, min-p)
     are removed before the softmax, so that both policies are distributions over the same set. Entropy carries a
-    gradient only where `entropy_gradient` asks for one. With `separable_head`, prompt positions skip the LM head.
+    gradient only where `entropy_gradient` asks for one. `head` says how logits follow from hidden states, for
+    `holdfast.kernels.lm_head_stats`; without it all logits are made. With `autocast` the model multiplies in bfloat16
+    whatever its weights are kept in.
     """
 
     model: Any
     temperature: float = 1.0
     renormalize: bool = False
     entropy_gradient: bool = False
-    separable_head: bool = False
+    head: HeadForm | None = None
+    autocast: bool = False
 
     def stats(self, sequences: Sequences) -> TokenStats:
         """Log-probabilities (with gradient), entropy and, where distributions are known, exact KL, TV and χ².
 
-        All [B, T] and zero outside the response mask; nats. Divergences are of this policy from the rollout policy,
-        over the rollout's support; where this policy is not renormalised on it, KL counts the mass that it wastes.
+        All [B, T] and zero outside the response mask; nats; on the device of the mask. Divergences are of this policy
+        from the rollout policy; where this policy is not renormalised on the rollout's support, KL counts the mass
+        that it wastes.
         """
         mask = sequences.response_mask
         row, offset = mask.nonzero(as_tuple=True)
         position = sequences.prompt_lengths[row] + offset
-        logits = self._logits(sequences.input_ids, row, position - 1).float()
-        logits = logits if self.temperature == 1.0 else logits / self.temperature
-        rollout = None if sequences.distributions is None else torch.cat(sequences.distributions)
+        device = self.model.device
+        targets = sequences.input_ids[row, position].to(device)
+        rollout = None if sequences.distributions is None else torch.cat(sequences.distributions).to(device)
+        places = (sequences.input_ids.to(device), row.to(device), (position - 1).to(device))
+        if self.head is None or (self.renormalize and rollout is not None):
+            values = self._from_logits(places, targets, rollout)
+        else:
+            values = self._from_hidden(self.head, places, targets, rollout)
+        return TokenStats(**{name: _scatter(value.to(mask.device), mask) for name, value in values.items()})
+
+    def _from_hidden(
+        self, form: HeadForm, places: Places, targets: Int[Tensor, " N"], rollout: Float[Tensor, "N V"] | None
+    ) -> dict[str, Tensor]:
+        """By the LM-head kernels: no [N, V] tensor but the engine's own, where it gave one."""
+        with self._precision():
+            hidden = hidden_states(self.model, *places)
+        found = lm_head_stats(
+            hidden,
+            form.of(self.model, hidden.dtype),
+            targets,
+            temperature=self.temperature,
+            rollout=rollout,
+            outputs=("entropy",) if rollout is None else ("entropy", *DIVERGENCES),
+        )
+        if found.entropy is not None and not self.entropy_gradient:
+            found = replace(found, entropy=found.entropy.detach())
+        values = {name: getattr(found, name) for name in ("logprobs", "entropy", *DIVERGENCES)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _from_logits(
+        self, places: Places, targets: Int[Tensor, " N"], rollout: Float[Tensor, "N V"] | None
+    ) -> dict[str, Tensor]:
+        """By all logits: for heads that cannot be reached, and to remove what lies outside the support."""
+        input_ids, row, position = places
+        with self._precision():
+            if self.head is None:
+                logits = self.model(input_ids=input_ids, use_cache=False).logits[row, position]
+            else:
+                logits = self.head.logits(self.model, hidden_states(self.model, *places))
+        logits = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
         drift = {} if rollout is None else self._divergences(logits.detach(), rollout)
         if rollout is not None and self.renormalize:
             logits = logits.masked_fill(rollout == -torch.inf, -torch.inf)
         log_policy = torch.log_softmax(logits, dim=-1)
-        sampled = log_policy.gather(1, sequences.input_ids[row, position].unsqueeze(1)).squeeze(1)
-        return TokenStats(
-            logprobs=_scatter(sampled, mask),
-            entropy=_scatter(entropy(log_policy if self.entropy_gradient else log_policy.detach()), mask),
-            **{name: _scatter(value, mask) for name, value in drift.items()},
-        )
+        sampled = log_policy.gather(1, targets.unsqueeze(1)).squeeze(1)
+        return {
+            "logprobs": sampled,
+            "entropy": entropy(log_policy if self.entropy_gradient else log_policy.detach()),
+            **drift,
+        }
 
-    def _logits(self, input_ids: Int[Tensor, "b L"], row: Int[Tensor, " N"], position: Int[Tensor, " N"]) -> Tensor:
-        """Raw logits [N, V] at these positions."""
-        if self.separable_head:
-            return separate_logits(self.model, input_ids, row, position)
-        return self.model(input_ids=input_ids, use_cache=False).logits[row, position]
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)
 
     def _divergences(self, logits: Float[Tensor, "N V"], rollout: Float[Tensor, "N V"]) -> dict[str, Tensor]:
         exact = exact_from_logits(logits, rollout)
@@ -99,25 +143,6 @@ class Policy:
             "tv_rollout": exact.tv.value.clamp(0.0, 1.0),
             "chi2_rollout": exact.chi2.value.clamp_min(0.0),
         }
-
-
-def separate_logits(
-    model: Any, input_ids: Int[Tensor, "b L"], row: Int[Tensor, " N"], position: Int[Tensor, " N"]
-) -> Float[Tensor, "N V"]:
-    """Logits at a few positions: the backbone on everything, the LM head on those alone."""
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    return model.get_output_embeddings()(hidden[row, position])
-
-
-@torch.no_grad()
-def has_separable_head(model: Any) -> bool:
-    """Whether backbone and LM head are all there is: some models scale or cap their logits after the head."""
-    ids, row = torch.arange(4).unsqueeze(0) % model.config.vocab_size, torch.zeros(4, dtype=torch.long)
-    try:
-        separate = separate_logits(model, ids, row, torch.arange(4))
-    except (AttributeError, TypeError):
-        return False
-    return torch.allclose(separate, model(input_ids=ids, use_cache=False).logits[0], rtol=1e-4, atol=1e-5)
 
 
 def entropy(log_policy: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:

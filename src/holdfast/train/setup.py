@@ -21,7 +21,8 @@ from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weight
 from holdfast.train.config import RunConfig
 from holdfast.train.data import PromptSource, Reward, load_reward
 from holdfast.train.folder import RunFolder, replace_folder
-from holdfast.train.forward import Policy, has_separable_head
+from holdfast.train.forward import Policy
+from holdfast.train.head import find_head
 from holdfast.train.seeds import derive_seed
 from holdfast.train.update import Updater
 from holdfast.train.warmstart import Progress, cached_warm_start, has_warm_start, warm_start
@@ -75,10 +76,10 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
         temperature=config.sampling.temperature if processed else 1.0,
         renormalize=processed and config.sampling.truncates,
         entropy_gradient="entropy" in objective.needs,
-        separable_head=(separable := has_separable_head(model)),
+        head=(head := find_head(model)[0]),
     )
     root = warm_starts or folder.warm_starts
-    _warm(config, Policy(model, separable_head=separable), source, root, progress)
+    _warm(config, Policy(model, head=head), source, root, progress)
     run = _assemble(config, folder, source, load_reward(task, config.task.reward), objective, policy)
     if resume:
         _restore(run)
