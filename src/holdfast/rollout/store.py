@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,7 @@ def read_rollouts(path: Path | str, rows_per_batch: int = 1024) -> Iterator[Roll
     Raises:
         DataError: not a parquet file of rollouts, or one of a newer schema.
     """
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a parquet file: {error}") from error
-    with file:
-        check_schema(path, file.schema_arrow)
+    with open_rollouts(path) as file:
         known = [name for name, _ in _FIELDS if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=rows_per_batch, columns=known):
             columns = {name: batch.column(name).to_pylist() for name in known}
@@ -81,8 +77,18 @@ def read_rollouts(path: Path | str, rows_per_batch: int = 1024) -> Iterator[Roll
                 yield rollout_of({name: values[index] for name, values in columns.items()})
 
 
-def check_schema(path: Path | str, schema: pa.Schema) -> None:
-    """Raise DataError unless a parquet schema is one of rollouts that this version can read."""
+@contextmanager
+def open_rollouts(path: Path | str) -> Iterator[pq.ParquetFile]:
+    """A parquet file of rollouts; whatever Arrow finds wrong with it, now or while it is read, is a DataError."""
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_version(path, file.schema_arrow)
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a complete parquet file: {error}") from error
+
+
+def _check_version(path: Path | str, schema: pa.Schema) -> None:
     version = (schema.metadata or {}).get(_VERSION_KEY)
     if version is None or "response_ids" not in schema.names:
         raise DataError(f"{path} is parquet, but not of Holdfast rollouts (no {_VERSION_KEY.decode()} version)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from holdfast.audit.finding import Finding
 from holdfast.audit.view import View
@@ -24,6 +24,7 @@ class Facts:
     logprob_resolution: float = 0.0
 
 
+@runtime_checkable
 class Check(Protocol):
     """One thing that can be wrong.
 

@@ -22,7 +22,7 @@ from holdfast.audit.columns import (
 )
 from holdfast.audit.loaders.loader import Loader
 from holdfast.audit.reading import Reading
-from holdfast.rollout.store import check_schema, rollout_of
+from holdfast.rollout.store import open_rollouts, rollout_of
 from holdfast.types import Rollout
 
 _MEASURED = ("prompt_ids", *TOKEN_COLUMNS, *NUMBER_COLUMNS, *WORD_COLUMNS)
@@ -36,8 +36,7 @@ def matches(path: Path, head: bytes) -> bool:
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
     """Chunks of a file; a sequence whose fields differ in length is left out by name."""
-    with pq.ParquetFile(path) as file:
-        check_schema(path, file.schema_arrow)
+    with open_rollouts(path) as file:
         columns = [name for name in _MEASURED if name in file.schema_arrow.names]
         share = path.stat().st_size / max(1, file.metadata.num_rows)
         first = 0
@@ -95,7 +94,7 @@ def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> C
 
 def texts_of(path: Path, row: int) -> dict[str, Any]:
     """The text fields of one row, read on their own: they are most of a file and only a few are shown."""
-    with pq.ParquetFile(path) as file:
+    with open_rollouts(path) as file:
         names = [name for name in (*TEXT_FIELDS, "extra") if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
