@@ -17,7 +17,7 @@ def test_mean_per_bin_is_exact():
 
 
 def test_interval_covers_the_mean_of_clustered_data():
-    """Values of one prompt are nearly equal: an interval that took them as independent would be seven times too small."""
+    """Values of one prompt are nearly equal: an interval that took them as independent would be a seventh of it."""
     rng, covered, widths = np.random.default_rng(1), 0, []
     for _ in range(200):
         prompt = rng.normal(0, 1, 640)

@@ -30,15 +30,35 @@ class Binned:
 
     def add(self, fold: Column, bin_: Column, values: Column) -> None:
         """Add values at (fold, bin); the three arrays have one length. Select before calling: all of it is counted."""
-        place = fold * self.bins + bin_
-        size = FOLDS * self.bins
-        self.sums += np.bincount(place, weights=values, minlength=size).reshape(FOLDS, self.bins)
-        self.counts += np.bincount(place, minlength=size).reshape(FOLDS, self.bins)
+        self._add(fold * self.bins + bin_, values, np.ones(len(values)))
 
     def add_tokens(self, view: View, bin_: Column, values: Column, where: Column | None = None) -> None:
-        """Add flat values of a view at those tokens (default: measured ones)."""
+        """Add flat values of a view at those tokens (default: measured ones).
+
+        `bin_` is flat too; it is fast where it is constant over stretches of a sequence (depth, turn, version).
+        """
+        if view.chunk.token_count == 0:
+            return
         keep = view.measured if where is None else where
-        self.add(view.token_fold[keep], bin_[keep], values[keep])
+        starts = view.runs(bin_)
+        place = view.fold[view.sequence[starts]] * self.bins + bin_[starts]
+        sums = np.add.reduceat(np.where(keep, values, 0), starts, dtype=np.float64)
+        self._add(place, sums, np.add.reduceat(keep, starts, dtype=np.float64))
+
+    def add_sequences(self, view: View, bin_: Column | int, values: Column, where: Column | None = None) -> None:
+        """Add flat values of a view at those tokens (default: measured ones), all tokens of a sequence in one bin.
+
+        `bin_` is one number, or [N]: a bin per sequence; sequences with a negative one are left out.
+        """
+        keep = view.measured if where is None else where
+        rows = view.filled if isinstance(bin_, int) else view.filled[bin_[view.filled] >= 0]
+        place = view.fold[rows] * self.bins + (bin_ if isinstance(bin_, int) else bin_[rows])
+        self._add(place, view.sum(np.where(keep, values, 0))[rows], view.sum(keep)[rows])
+
+    def _add(self, place: Column, sums: Column, counts: Column) -> None:
+        size = FOLDS * self.bins
+        self.sums += np.bincount(place, weights=sums, minlength=size).reshape(FOLDS, self.bins)
+        self.counts += np.bincount(place, weights=counts, minlength=size).reshape(FOLDS, self.bins)
 
     def count(self) -> Column:
         """[bins] how many values each bin has."""

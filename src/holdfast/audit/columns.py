@@ -52,7 +52,7 @@ class Chunk:
 
     `tokens[name]` is [M], `numbers[name]` [N], `words[name]` [N] of str or None; a column that no sequence has is
     absent. `present[name]` is [N], True where the source gave the field. `prompt_hashes` [N] tell equal prompts apart
-    from different ones. `rollout(i)` gives one of them whole.
+    from different ones. `rollout(i)` gives one of them whole; `keep(i)` a promise of it that holds on to no other.
     """
 
     offsets: Column
@@ -62,6 +62,7 @@ class Chunk:
     present: Mapping[str, Column]
     prompt_hashes: Column
     rollout: Callable[[int], Rollout]
+    keep: Callable[[int], Callable[[], Rollout]]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -116,7 +117,12 @@ def chunk_of(rollouts: Sequence[Rollout]) -> Chunk:
             words[name] = np.array(given, dtype=object)
             present[name] = np.array([v is not None for v in given])
     hashes = np.array([hash(r.prompt_ids) for r in rollouts], dtype=np.int64)
-    return Chunk(offsets, tokens, numbers, words, present, hashes, tuple(rollouts).__getitem__)
+
+    def keep(index: int) -> Callable[[], Rollout]:
+        rollout = rollouts[index]
+        return lambda: rollout
+
+    return Chunk(offsets, tokens, numbers, words, present, hashes, tuple(rollouts).__getitem__, keep)
 
 
 def as_rollouts(chunk: Chunk) -> Iterator[Rollout]:

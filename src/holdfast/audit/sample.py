@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from holdfast.audit.view import View
 from holdfast.types import Rollout
 
+Promise = Callable[[], Rollout]
 SAMPLE_TOKENS = 1_000_000
 WORST = 24
 
@@ -23,9 +25,9 @@ class Sample:
 
     tokens: int = SAMPLE_TOKENS
     seed: int = 0
-    _kept: list[tuple[float, int, Rollout]] = field(default_factory=list)
+    _kept: list[tuple[float, int, int, Promise]] = field(default_factory=list)
     _kept_tokens: int = 0
-    _worst: list[tuple[float, int, Rollout]] = field(default_factory=list)
+    _worst: list[tuple[float, int, Promise]] = field(default_factory=list)
 
     def update(self, view: View) -> None:
         """Draw from a chunk: a sequence's key is a hash of its number, and the smallest keys stay."""
@@ -35,20 +37,20 @@ class Sample:
         for i in np.flatnonzero(keys < limit):
             if self._kept_tokens >= self.tokens and keys[i] >= -self._kept[0][0]:
                 continue
-            rollout = view.chunk.rollout(int(i))
-            heapq.heappush(self._kept, (-float(keys[i]), int(numbers[i]), rollout))
-            self._kept_tokens += len(rollout.response_ids)
-            while self._kept_tokens - len(self._kept[0][2].response_ids) >= self.tokens:
-                self._kept_tokens -= len(heapq.heappop(self._kept)[2].response_ids)
+            length = int(view.lengths[i])
+            heapq.heappush(self._kept, (-float(keys[i]), int(numbers[i]), length, view.chunk.keep(int(i))))
+            self._kept_tokens += length
+            while self._kept_tokens - self._kept[0][2] >= self.tokens:
+                self._kept_tokens -= heapq.heappop(self._kept)[2]
         self._update_worst(view, numbers)
 
     def uniform(self) -> list[tuple[int, Rollout]]:
         """(number, rollout) of the uniform sample, in reading order."""
-        return sorted(((n, r) for _, n, r in self._kept), key=lambda pair: pair[0])
+        return [(number, promise()) for _, number, _, promise in sorted(self._kept, key=lambda item: item[1])]
 
     def worst(self) -> list[tuple[int, Rollout]]:
         """(number, rollout) with the largest |log-ratio| on one token, worst first."""
-        return [(n, r) for _, n, r in sorted(self._worst, key=lambda item: (-item[0], item[1]))]
+        return [(n, promise()) for _, n, promise in sorted(self._worst, key=lambda item: (-item[0], item[1]))]
 
     def _update_worst(self, view: View, numbers: np.ndarray) -> None:
         largest = view.max(view.size)
@@ -56,5 +58,5 @@ class Sample:
             entry = (float(largest[i]), int(numbers[i]))
             if len(self._worst) >= WORST and entry[0] <= self._worst[0][0]:
                 break
-            item = (*entry, view.chunk.rollout(int(i)))
+            item = (*entry, view.chunk.keep(int(i)))
             (heapq.heappush if len(self._worst) < WORST else heapq.heappushpop)(self._worst, item)

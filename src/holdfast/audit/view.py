@@ -58,8 +58,14 @@ class View:
     @cached_property
     def position(self) -> Column:
         """Flat: position in the response, from 0."""
-        starts = np.repeat(self.chunk.offsets[:-1], self.lengths)
-        return (np.arange(self.chunk.token_count) - starts).astype(np.int32)
+        starts = np.repeat(self.chunk.offsets[:-1].astype(np.int32), self.lengths)
+        return np.arange(self.chunk.token_count, dtype=np.int32) - starts
+
+    @cached_property
+    def depth(self) -> Column:
+        """Flat: bin of the position at a doubling resolution: 0 for the first token, b ≥ 1 for [2^(b-1), 2^b)."""
+        table = np.frexp(np.arange(int(self.lengths.max(initial=0)), dtype=np.float64))[1].astype(np.int8)
+        return np.concatenate([table[:n] for n in self.lengths]) if len(self.chunk) else table
 
     @cached_property
     def own(self) -> Column:
@@ -127,14 +133,27 @@ class View:
         """Flat: the sequence's fold."""
         return np.repeat(self.fold, self.lengths)
 
+    @cached_property
+    def filled(self) -> Column:
+        """Indices of the sequences that have tokens at all."""
+        return np.flatnonzero(self.lengths)
+
     def sum(self, values: Column) -> Column:
         """[N] sum of a flat array over each sequence, in float64 (counts for booleans)."""
-        return np.bincount(self.sequence, weights=values, minlength=len(self.chunk))
+        out = np.zeros(len(self.chunk))
+        out[self.filled] = np.add.reduceat(values, self.chunk.offsets[self.filled], dtype=np.float64)
+        return out
 
     def max(self, values: Column) -> Column:
         """[N] largest value of a flat array in each sequence; 0 for an empty one."""
         out = np.zeros(len(self.chunk), values.dtype)
-        filled = self.lengths > 0
-        if filled.any():
-            out[filled] = np.maximum.reduceat(values, self.chunk.offsets[:-1][filled])
+        out[self.filled] = np.maximum.reduceat(values, self.chunk.offsets[self.filled])
         return out
+
+    def runs(self, bin_: Column) -> Column:
+        """Where a stretch of one sequence with one value of `bin_` (flat) starts: sums over runs are fast."""
+        starts = np.empty(self.chunk.token_count, bool)
+        starts[0] = True
+        np.not_equal(bin_[1:], bin_[:-1], out=starts[1:])
+        starts[self.chunk.offsets[self.filled]] = True
+        return np.flatnonzero(starts)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from holdfast.audit.binned import Binned, power_bin
+from holdfast.audit.binned import Binned
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.columns import Column
 from holdfast.audit.finding import Finding
@@ -29,7 +29,7 @@ class DriftWithDepth:
 
     def update(self, view: View) -> None:
         """Sum |log-ratio| by the position's power of two."""
-        self.by_depth.add_tokens(view, power_bin(view.position, BINS), view.size)
+        self.by_depth.add_tokens(view, view.depth, view.size)
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where the growth is larger than GROWTH with 99.9 % confidence."""

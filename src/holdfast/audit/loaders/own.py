@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,11 @@ def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> C
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     hashes = _hashes(batch.column("prompt_ids"))
 
-    def rollout(index: int) -> Rollout:
-        return rollout_of({name: batch.column(name)[index].as_py() for name in batch.schema.names})
+    def keep(index: int) -> Callable[[], Rollout]:
+        row = batch.take(pa.array([index]))
+        return lambda: rollout_of(row.to_pylist()[0])
 
-    return Chunk(offsets, tokens, numbers, words, present, hashes, rollout)
+    return Chunk(offsets, tokens, numbers, words, present, hashes, lambda index: keep(index)(), keep)
 
 
 def texts_of(path: Path, row: int) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from holdfast.audit.binned import Binned, Sizes, power_bin
+from holdfast.audit.binned import Binned, Sizes
 from holdfast.audit.view import View
 
 DEPTHS = 24
@@ -26,9 +24,8 @@ class Statistics:
         """Take in one chunk."""
         if not view.has("rollout_logprobs", "trainer_logprobs"):
             return
-        nowhere = np.zeros(view.chunk.token_count, np.int64)
-        self.k1.add_tokens(view, nowhere, -view.log_ratio)
-        self.k2.add_tokens(view, nowhere, view.log_ratio**2 / 2)
-        self.k3.add_tokens(view, nowhere, view.k3)
+        self.k1.add_sequences(view, 0, -view.log_ratio)
+        self.k2.add_sequences(view, 0, view.log_ratio**2 / 2)
+        self.k3.add_sequences(view, 0, view.k3)
         self.sizes.add(view.size[view.measured])
-        self.size_by_depth.add_tokens(view, power_bin(view.position, DEPTHS), view.size)
+        self.size_by_depth.add_tokens(view, view.depth, view.size)
