@@ -10,6 +10,7 @@ from pathlib import Path
 from holdfast.audit.columns import Chunk
 from holdfast.audit.loaders import LOADERS
 from holdfast.audit.loaders.loader import Loader
+from holdfast.audit.prefetch import prefetch
 from holdfast.audit.reading import Reading
 from holdfast.errors import DataError
 
@@ -57,7 +58,11 @@ def detect(path: Path, loaders: Sequence[Loader] = LOADERS) -> Loader | None:
 
 
 def read_files(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[SourceFile, Chunk]]:
-    """All chunks of all files; a file that cannot be used at all is counted and named, and the others go on."""
+    """All chunks of all files, read ahead; a file that cannot be used is counted and named, and the others go on."""
+    return prefetch(_read(files, reading))
+
+
+def _read(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[SourceFile, Chunk]]:
     for file in files:
         try:
             for chunk in file.loader.read(file.path, reading):

@@ -87,7 +87,7 @@ def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> C
     hashes = _hashes(batch.column("prompt_ids"))
 
     def keep(index: int) -> Callable[[], Rollout]:
-        row = batch.take(pa.array([index]))
+        row = batch.take(pa.array(np.array([index])))
         return lambda: rollout_of(row.to_pylist()[0])
 
     return Chunk(offsets, tokens, numbers, words, present, hashes, lambda index: keep(index)(), keep)
