@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -20,10 +21,9 @@ def prefetch(items: Iterator[T], ahead: int = 2) -> Iterator[T]:
 
     def put(last: bool, value: T | BaseException | None) -> None:
         while not stop.is_set():
-            try:
-                return waiting.put((last, value), timeout=0.1)
-            except queue.Full:
-                continue
+            with suppress(queue.Full):
+                waiting.put((last, value), timeout=0.1)
+                return
 
     def work() -> None:
         try:
