@@ -1,0 +1,11 @@
+"""Simulated runs, healthy and with planted faults: what the checks are believed on, and what the demo shows."""
+
+from collections.abc import Mapping
+
+from holdfast.audit.simulate.data_faults import DATA_FAULTS
+from holdfast.audit.simulate.fault import Fault
+from holdfast.audit.simulate.run import clean_run
+
+FAULTS: Mapping[str, Fault] = {fault.name: fault for fault in (*DATA_FAULTS,)}
+
+__all__ = ["FAULTS", "Fault", "clean_run"]
