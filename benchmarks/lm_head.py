@@ -12,6 +12,8 @@ can be imported (TRL, Liger). Extra memory is the peak beyond inputs and gradien
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import re
 import statistics
 import subprocess
@@ -28,7 +30,8 @@ from torch import Tensor
 from holdfast.kernels import choose, lm_head_loss, lm_head_stats
 from holdfast.kernels.head import Head
 
-Run = Callable[[], None]
+Run = Callable[[], float | None]
+"""What is timed; one that returns seconds was timed by itself, and only in part."""
 
 
 class Shape:
@@ -54,16 +57,17 @@ class Shape:
 def contestants(shape: Shape) -> Iterator[tuple[str, Run]]:
     """Everything that is timed; the first is the floor of forward and backward, the second that of a forward."""
     hidden, weight = shape.hidden.detach(), shape.weight.detach()
-    dz = torch.randn(hidden.shape[0], weight.shape[0], device=hidden.device, dtype=hidden.dtype)
-    logits = torch.empty_like(dz)
+    wide = functools.cache(
+        lambda: torch.full((len(hidden), len(weight)), 0.5, device=hidden.device, dtype=hidden.dtype)
+    )
 
     def forward_gemm() -> None:
-        torch.mm(hidden, weight.T, out=logits)
+        torch.mm(hidden, weight.T, out=wide())
 
     def three_gemms() -> None:
         forward_gemm()
-        torch.mm(dz, weight)
-        torch.mm(dz.T, hidden)
+        torch.mm(wide(), weight)
+        torch.mm(wide().T, hidden)
 
     def finish(logprobs: Tensor, entropy: Tensor | None, live: float = 1.0) -> None:
         kept = torch.arange(len(logprobs), device=logprobs.device) % 100 < 100 * live
@@ -80,6 +84,10 @@ def contestants(shape: Shape) -> Iterator[tuple[str, Run]]:
         outputs = ("entropy",) if entropy else ()
         stats = lm_head_stats(shape.hidden, head, shape.targets, outputs=outputs)
         finish(stats.logprobs, stats.entropy, live)
+
+    def backward(live: float) -> float:
+        stats = lm_head_stats(shape.hidden, shape.weight, shape.targets, outputs=("entropy",))
+        return seconds(lambda: finish(stats.logprobs, stats.entropy, live), shape.hidden.device.type)
 
     def one_pass() -> None:
         def token_loss(stats, rows):
@@ -103,8 +111,9 @@ def contestants(shape: Shape) -> Iterator[tuple[str, Run]]:
     yield "forward with exact KL", exact_kl
     yield "two-pass", ours
     yield "two-pass, logprob only", lambda: ours(entropy=False)
-    yield "two-pass, 50 % of rows", lambda: ours(live=0.5)
-    yield "two-pass, 10 % of rows", lambda: ours(live=0.1)
+    yield "backward alone", lambda: backward(1.0)
+    yield "backward alone, 50 % of rows", lambda: backward(0.5)
+    yield "backward alone, 10 % of rows", lambda: backward(0.1)
     yield "frozen head, logprob only", lambda: ours(entropy=False, frozen=True)
     yield "separable", one_pass
     yield "naive torch", naive
@@ -133,6 +142,42 @@ def peers(shape: Shape, finish: Callable[..., None]) -> Iterator[tuple[str, Run]
             liger._selective_logprob_backward(hidden, weight, targets, None, log_z, shape.advantages, 1.0, chunk)
 
         yield "Liger selective logprob, no entropy", selective
+    with suppress(ImportError):
+        head = _verl_head()
+
+        def verl() -> None:
+            finish(*head(shape.hidden[None], shape.weight, shape.targets[None]))
+
+        yield "verl FusedLinearForPPO", verl
+    with suppress(ImportError):
+        from cut_cross_entropy import linear_cross_entropy
+
+        how = "cce" if shape.hidden.is_cuda else "torch_compile"
+
+        def cce() -> None:
+            finish(-linear_cross_entropy(shape.hidden, shape.weight, shape.targets, reduction="none", impl=how), None)
+
+        yield "CCE, no entropy", cce
+
+
+def _verl_head() -> Callable[..., tuple[Tensor, Tensor]]:
+    """verl's chunked head in torch, from its own file: importing the package starts half a cluster."""
+    package = importlib.util.find_spec("verl")
+    if package is None or package.origin is None:
+        raise ImportError("verl")
+    path = Path(package.origin).parent / "utils" / "experimental" / "torch_functional.py"
+    spec = importlib.util.spec_from_file_location("verl_torch_functional", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    fused = module.FusedLinearForPPO()
+
+    def head(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = fused(hidden, weight, targets)
+        return logprobs[0], entropy[0]
+
+    return head
 
 
 def check(device: str) -> None:
@@ -180,27 +225,51 @@ def seconds(run: Run, device: str) -> float:
     """CPU seconds of the process, or seconds between CUDA events."""
     if device == "cpu":
         start = time.process_time()
-        run()
-        return time.process_time() - start
+        part = run()
+        return time.process_time() - start if part is None else part
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
-    run()
+    part = run()
     last.record()
     torch.cuda.synchronize()
-    return first.elapsed_time(last) / 1000
+    return part if part is not None else first.elapsed_time(last) / 1000
 
 
-def peak_megabytes(run: Run, device: str, gradients: int) -> float:
-    """Peak beyond what was there before and the gradients that the run leaves or must make."""
-    if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = _status("VmRSS")
+def peak_megabytes(name: str, run: Run, shape: Shape, arguments: argparse.Namespace) -> float:
+    """Peak beyond what was there before and the gradients that the run leaves or must make; it warms up, too."""
+    if arguments.device == "cpu":
         run()
-        return (_status("VmHWM") - before) / 1024 - gradients / 2**20
+        command = [sys.executable, __file__, "--shape", arguments.shape, "--memory", name]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
-    return (torch.cuda.max_memory_allocated() - before - gradients) / 2**20
+    return (torch.cuda.max_memory_allocated() - before - _gradients(name, shape)) / 2**20
+
+
+def own_megabytes(name: str, arguments: argparse.Namespace) -> float:
+    """The same on a CPU, for the only contestant of this process."""
+    torch.set_num_threads(1)
+    shape = Shape(*_sizes(arguments), "cpu")
+    run = dict(contestants(shape))[name]
+    small = Shape(64, 64, 512, "cpu")
+    dict(contestants(small))[name]()  # what is loaded or compiled at the first call is not the contestant's memory
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1024 - _gradients(name, shape) / 2**20
+
+
+def _gradients(name: str, shape: Shape) -> int:
+    if name == "one GEMM" or name.startswith("forward"):
+        return 0
+    tensors = (shape.hidden,) if name.startswith("frozen") else (shape.hidden, shape.weight)
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def _sizes(arguments: argparse.Namespace) -> tuple[int, int, int]:
+    rows, width, vocabulary = (int(n) for n in arguments.shape.split("x"))
+    return rows, width, vocabulary
 
 
 def _status(field: str) -> int:
@@ -259,19 +328,22 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", default="", help="contestants whose name contains this, besides the floors")
     parser.add_argument("--compile", action="store_true", help="only compile the Triton programs for sm_90")
+    parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.compile:
         compile_ahead()
         return
+    if arguments.memory:
+        print(own_megabytes(arguments.memory, arguments))
+        return
     if arguments.device == "cpu":
         torch.set_num_threads(1)
     check(arguments.device)
-    shape = Shape(*(int(n) for n in arguments.shape.split("x")), arguments.device)
+    shape = Shape(*_sizes(arguments), arguments.device)
     choice = choose(Head(shape.weight))
     print(f"{arguments.shape} {shape.weight.dtype} on {arguments.device}: {choice.name} ({choice.reason})")
     runs = [(n, r) for i, (n, r) in enumerate(contestants(shape)) if i < 2 or arguments.only in n]
-    gradients = sum(x.numel() * x.element_size() for x in (shape.hidden, shape.weight))
-    memory = {n: peak_megabytes(r, arguments.device, gradients * (n != "one GEMM")) for n, r in runs}  # also warms up
+    memory = {name: peak_megabytes(name, run, shape, arguments) for name, run in runs}
     times: dict[str, list[float]] = {name: [] for name, _ in runs}
     for _ in range(arguments.repeat):
         for name, run in runs:
