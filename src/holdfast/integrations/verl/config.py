@@ -1,0 +1,55 @@
+"""The configuration class that `policy_loss._target_` names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl.workers.config import ActorConfig, PolicyLossConfig
+
+from holdfast.errors import ConfigError
+from holdfast.integrations.verl.names import CONFIG_CLASS, POLICY_LOSS, is_ours, objective_name, with_settings
+from holdfast.objectives.objective import Objective
+
+
+@dataclass
+class HoldfastLossConfig(PolicyLossConfig):
+    """verl's policy-loss settings plus ours; checked when verl composes its config, before any worker starts.
+
+    objective: rows of the table joined with "+", read where loss_mode is `holdfast`.
+    settings: what `Objective.with_` takes, `settings.delta=0.05` or `settings.clip_cov.high=3`.
+    bypass_mode: set it beside `algorithm.rollout_correction.bypass_mode`; the loss plug-in cannot see that one.
+    baseline: "all", or "accepted" to take rejected sequences out of the group baseline (level 2).
+    records: folder for the token records of every step, a parquet file per rank and update (level 2).
+    top_k: measure divergences on the rollout's top-K tokens against the full student logits (level 3).
+    """
+
+    objective: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    bypass_mode: bool = False
+    baseline: str = "all"
+    records: str | None = None
+    top_k: bool = False
+
+    def __post_init__(self) -> None:
+        if self.baseline not in ("all", "accepted"):
+            raise ConfigError(f"policy_loss.baseline = {self.baseline!r}: allowed: all, accepted")
+        if is_ours(self.loss_mode):
+            with_settings(objective_name(self.loss_mode, self.objective), self.settings)
+
+
+def loss_config(config: ActorConfig) -> HoldfastLossConfig:
+    """Our settings of an actor; a row's defaults where `policy_loss._target_` is verl's own class."""
+    policy_loss = config.policy_loss
+    if isinstance(policy_loss, HoldfastLossConfig):
+        return policy_loss
+    extra = set(policy_loss) - set(PolicyLossConfig())
+    if isinstance(policy_loss, Mapping) and extra:
+        raise ConfigError(f"{sorted(extra)} need {POLICY_LOSS}._target_={CONFIG_CLASS}")
+    return HoldfastLossConfig(loss_mode=policy_loss.loss_mode)
+
+
+def configured_objective(settings: HoldfastLossConfig) -> Objective:
+    """The objective that these settings describe."""
+    return with_settings(objective_name(settings.loss_mode, settings.objective), settings.settings)

@@ -1,0 +1,111 @@
+"""Level 1: our objectives as verl's policy losses, one micro-batch at a time.
+
+verl passes the log-probabilities of the old and the current policy; in bypass mode old is the rollout. The loss is this
+micro-batch's share of the optimiser step, so shares of micro-batches and ranks add up exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from holdfast.errors import ConfigError
+from holdfast.integrations.verl.config import HoldfastLossConfig, configured_objective, loss_config
+from holdfast.integrations.verl.levels import Given, check, check_whole_step, whole_step_parts
+from holdfast.objectives.objective import Objective
+from holdfast.types import Batch, Counts, TokenStats
+
+VERL_NAMES = {"pg_clipfrac": "clip_share", "ppo_kl": "old_k1_mean"}
+"""verl's names of metrics that ours equal, so that its dashboards keep working."""
+
+_LOG = logging.getLogger(__name__)
+_WHOLE_STEP = ("covariance_share", "masked_sequences_q", "ess", "effective_tokens")
+"""Metrics that a mean over micro-batches would falsify, as it would every maximum; level 2 has them."""
+
+
+def policy_loss(
+    old_log_prob: Float[Tensor, "B T"],
+    log_prob: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Float[Tensor, "B T"] | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The loss that `register_policy_loss` registers, with the signature that verl 0.9.1 calls.
+
+    The objective's own normaliser replaces `loss_agg_mode`. `rollout_is_weights` multiply the advantages, which
+    multiplies every token's term: objectives are homogeneous in A.
+
+    Raises:
+        ConfigError: the objective needs what this level lacks (see levels.check), or looks at the whole step while
+            this is a part of it.
+        DataError: log-probabilities of sampled tokens that are NaN, infinite or positive.
+    """
+    settings = loss_config(config)
+    objective = configured_objective(settings)
+    check(objective, Given(level=1, rollout=settings.bypass_mode))
+    mask = response_mask.bool()
+    counts, ranks = _step_counts(mask, config.global_batch_info)
+    if whole_step_parts(objective) and int(mask.sum()) < int(counts.tokens):
+        check_whole_step(objective)
+    batch = _batch(settings, old_log_prob, advantages, mask, rollout_is_weights)
+    stats = TokenStats(logprobs=log_prob)
+    plan = objective.prepare(batch, stats.detach(), counts=counts)
+    out = objective(batch, stats, plan=plan)
+    _warn_if_nothing_is_left(objective, mask, out.trust_mask)
+    return out.loss * ranks, _local_means(out.metrics, mask, counts)
+
+
+def _batch(
+    settings: HoldfastLossConfig,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    rollout_is_weights: Tensor | None,
+) -> Batch:
+    return Batch(
+        advantages=advantages if rollout_is_weights is None else advantages * rollout_is_weights,
+        response_mask=mask,
+        old_logprobs=old_log_prob,
+        rollout_logprobs=old_log_prob if settings.bypass_mode else None,
+    )
+
+
+def _step_counts(mask: Bool[Tensor, "B T"], info: Mapping[str, Any]) -> tuple[Counts, int]:
+    """Counts of the optimiser step as verl knows them, and the ranks over which it averages gradients."""
+    ranks = int(info.get("dp_size") or 1)
+    tokens, sequences = info.get("batch_num_tokens"), info.get("global_batch_size")
+    if tokens is None or sequences is None:
+        if ranks > 1:
+            raise ConfigError(f"verl gave no counts of the step over {ranks} ranks: use trainer.use_v1=true")
+        return Counts.of(mask), ranks
+    return Counts(
+        sequences=torch.as_tensor(int(sequences), device=mask.device),
+        tokens=torch.as_tensor(int(tokens), device=mask.device),
+    ), ranks
+
+
+def _local_means(metrics: Mapping[str, Tensor], mask: Tensor, counts: Counts) -> dict[str, float]:
+    """Shares of the step as means of this micro-batch, since verl averages them over the micro-batches."""
+    here = Counts.of(mask)
+    tokens = counts.tokens / here.tokens.clamp(min=1)
+    sequences = counts.sequences / here.sequences.clamp(min=1)
+    means = {
+        name: float(value * (sequences if name == "masked_sequences" else tokens))
+        for name, value in metrics.items()
+        if not name.endswith("_max") and not name.startswith(_WHOLE_STEP)
+    }
+    return {f"actor/{theirs}": means[ours] for theirs, ours in VERL_NAMES.items()} | {
+        f"actor/holdfast/{name}": value for name, value in means.items()
+    }
+
+
+def _warn_if_nothing_is_left(objective: Objective, mask: Tensor, trust_mask: Tensor) -> None:
+    if bool(mask.any()) and not bool(trust_mask.any()):
+        _LOG.warning("%s rejects every token of a micro-batch: its gradient is zero", objective.name)

@@ -1,0 +1,170 @@
+"""Level 2: one optimiser step as verl's engine runs it, with statistics over all its micro-batches and ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.utils.padding import no_padding_2_padding
+
+from holdfast.errors import DataError
+from holdfast.integrations.verl.levels import TOP_K_FIELDS, stand_in, whole_step_parts
+from holdfast.integrations.verl.loss import VERL_NAMES
+from holdfast.integrations.verl.top_k import top_k_bounds
+from holdfast.objectives import checks
+from holdfast.objectives.objective import Objective, Plan
+from holdfast.types import Batch, LossOutput, TokenStats
+
+ROW = "holdfast_row"
+"""Where a sequence of a micro-batch stands in this rank's share of the step."""
+
+_FROM_THE_WHOLE_STEP = ("ess", "effective_tokens")
+"""Ratios of sums, made once the sums are whole (`trainer.derived`)."""
+
+
+@dataclass
+class StepLoss:
+    """verl's loss function for one optimiser step: called per micro-batch, first (level 3) with the logits.
+
+    `seen` collects what each micro-batch was, for the token records.
+    """
+
+    objective: Objective
+    plan: Plan
+    ranks: int
+    seen: list[tuple[Int[Tensor, " b"], Batch, TokenStats, LossOutput]] = field(default_factory=list)
+
+    def __call__(
+        self,
+        model_output: Any = None,
+        data: Any = None,
+        dp_group: Any = None,
+        student_logits: Tensor | None = None,
+        data_format: str = "thd",
+    ) -> Any:
+        """(loss, metrics) of a micro-batch; or, given `student_logits`, the bounds that its top-K proves."""
+        if student_logits is not None:
+            return top_k_bounds(student_logits, data)
+        batch, stats, rows = batch_of(data), stats_of(model_output, data), data[ROW]
+        plan = self.plan.select(rows, batch.response_mask.shape[1])
+        out = self.objective(batch, stats, plan=plan)
+        self.seen.append((rows, batch, stats.detach(), out))
+        return out.loss * self.ranks, verl_metrics(out, whole_step_parts(self.objective), self.ranks)
+
+
+def batch_of(data: Any) -> Batch:
+    """verl's nested tensors of a micro-batch, padded, under our names; response token t is column t."""
+    mask = _padded(data["response_mask"]).bool()
+    return Batch(
+        advantages=_padded(data["advantages"]),
+        response_mask=mask,
+        old_logprobs=_padded(data["old_log_probs"]),
+        rollout_logprobs=_optional(data, "rollout_log_probs"),
+        ref_logprobs=_optional(data, "ref_log_prob"),
+        turn_ids=turn_ids(mask),
+        sequence_ids=sequence_ids(data).to(mask.device),
+    )
+
+
+def stats_of(model_output: Mapping[str, Any], data: Any) -> TokenStats:
+    """The forward pass of a micro-batch, cut to the response tokens."""
+    names = {"logprobs": "log_probs", "entropy": "entropy"} | {name: name for name in TOP_K_FIELDS}
+    return TokenStats(
+        **{
+            ours: no_padding_2_padding(model_output[theirs], data)
+            for ours, theirs in names.items()
+            if theirs in model_output
+        }
+    )
+
+
+def turn_ids(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Number the runs of response tokens from 0: what separates two of them is tool output."""
+    starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+    return (starts.cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def sequence_ids(data: Any) -> Int[Tensor, " B"]:
+    """A number per sequence from its tokens alone: the same on any rank, in any order, in a repeated run."""
+    return torch.tensor([zlib.crc32(row.cpu().numpy().tobytes()) for row in data["input_ids"].unbind()])
+
+
+def plan_of(objective: Objective, batch: Batch, stats: TokenStats | None, step: int, group: Any) -> Plan:
+    """The plan of the whole step over the ranks of `group`, cut to this rank's rows.
+
+    `stats` is the current policy on this rank's rows; None where no statistic looks at it.
+    """
+    if stats is None:
+        everything = stand_in(everywhere(batch.response_mask, group))
+    else:
+        known = _gather(stats, group)
+        # Bounds exist only once the loss is called: masks on them are decided there, statistics do not read them.
+        bounds = dict.fromkeys(TOP_K_FIELDS & objective.needs, torch.zeros_like(known.logprobs))
+        everything = _gather(batch, group), dataclasses.replace(known, **bounds)
+    plan = objective.prepare(*everything, step=step, validate=False)
+    rows, length = batch.response_mask.shape
+    first = rows * (dist.get_rank(group) if _several(group) else 0)
+    return plan.select(slice(first, first + rows), length)
+
+
+def everywhere(values: Tensor, group: Any) -> Tensor:
+    """The rows of all ranks in the order of the ranks, padded to the longest; every rank has equally many."""
+    if not _several(group):
+        return values
+    if values.ndim > 1:
+        longest = torch.tensor(values.shape[1], device=values.device)
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
+        values = torch.nn.functional.pad(values, (0, int(longest) - values.shape[1]))
+    kind = values.dtype
+    values = values.contiguous() if kind != torch.bool else values.byte()
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, values, group=group)
+    return torch.cat(parts).to(kind)
+
+
+def validate(batch: Batch, stats: TokenStats, objective: Objective, where: str) -> None:
+    """Raise DataError for what cannot be trained on, naming the sequence by step, rank and row."""
+    try:
+        checks.validate(batch, stats, objective.needs - TOP_K_FIELDS)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def verl_metrics(out: LossOutput, whole: list[str], ranks: int) -> dict[str, Metric]:
+    """Shares as verl adds them up (it averages over ranks, then sums over micro-batches), and maxima as maxima."""
+    metrics = {name: value for name, value in out.metrics.items() if name not in _FROM_THE_WHOLE_STEP}
+    if not whole:
+        del metrics["covariance_share"]  # made without looking at the policy
+    values = torch.stack([value.detach().float() for value in (*metrics.values(), out.loss)]).tolist()
+    numbers = dict(zip((*metrics, "loss"), values, strict=True))
+    shares = {f"actor/{theirs}": ranks * numbers[ours] for theirs, ours in VERL_NAMES.items()}
+    shares["actor/pg_loss"] = ranks * numbers.pop("loss")
+    shares |= {f"actor/holdfast/{n}": ranks * value for n, value in numbers.items() if not n.endswith("_max")}
+    maxima = {f"actor/holdfast/{n}": value for n, value in numbers.items() if n.endswith("_max")}
+    return Metric.from_dict(shares, AggregationType.SUM) | Metric.from_dict(maxima, AggregationType.MAX)
+
+
+def _padded(values: Tensor) -> Tensor:
+    return values.to_padded_tensor(0) if values.is_nested else values
+
+
+def _optional(data: Any, name: str) -> Float[Tensor, "B T"] | None:
+    return _padded(data[name]) if name in data.keys() else None  # noqa: SIM118 (a TensorDict)
+
+
+def _several(group: Any) -> bool:
+    return group is not None and dist.get_world_size(group) > 1
+
+
+def _gather(record: Any, group: Any) -> Any:
+    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    present = {name: everywhere(value, group) for name, value in values.items() if value is not None}
+    return dataclasses.replace(record, **present)
