@@ -18,6 +18,7 @@ from holdfast.audit.columns import (
     WORD_COLUMNS,
     Chunk,
     Column,
+    hash_prompts,
     missing_value,
 )
 from holdfast.audit.loaders.loader import Loader
@@ -84,7 +85,8 @@ def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> C
         else:
             words[name] = np.array(column.to_pylist(), dtype=object)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    hashes = _hashes(batch.column("prompt_ids"))
+    prompts = batch.column("prompt_ids")
+    hashes = hash_prompts(prompts.flatten().to_numpy(zero_copy_only=False), _lengths(prompts))
 
     def keep(index: int) -> Callable[[], Rollout]:
         row = batch.take(pa.array(np.array([index])))
@@ -123,18 +125,6 @@ def _flat(column: pa.ListArray, lengths: Column, present: Column, dtype: np.dtyp
     out = np.full(int(lengths.sum()), missing_value(dtype), dtype)
     out[np.repeat(present, lengths)] = flat
     return out
-
-
-def _hashes(column: pa.ListArray) -> Column:
-    """A number per prompt: two sums with position-dependent weights, so that equal prompts agree in every file."""
-    lengths = _lengths(column)
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.uint64)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    place = (np.arange(len(flat)) - np.repeat(starts[:-1], lengths)).astype(np.uint64)
-    mixed = (flat + np.uint64(1)) * (np.uint64(2) * place + np.uint64(0x9E3779B97F4A7C15))
-    mixed ^= mixed >> np.uint64(29)
-    sums = np.concatenate([[np.uint64(0)], np.cumsum(mixed * np.uint64(0xBF58476D1CE4E5B9), dtype=np.uint64)])
-    return (sums[starts[1:]] - sums[starts[:-1]]).astype(np.int64)
 
 
 LOADER = Loader(
