@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.integrations.verl.names import is_ours
+from holdfast.errors import ConfigError
+from holdfast.integrations.verl.names import advantage_overrides, is_ours, objective_name, with_settings
+from holdfast.objectives.objective import Objective
+from holdfast.objectives.weights import ImportanceWeight
 
 LIMITS = {
     "seq_max_k2": 0.2,
@@ -162,6 +165,46 @@ def _truncated_support(config: Any) -> Iterator[Trap]:
         )
 
 
+def _other_advantage(config: Any) -> Iterator[Trap]:
+    if (objective := _objective(config)) is None:
+        return
+    estimator = config.algorithm.adv_estimator
+    try:
+        wanted = advantage_overrides(objective)
+    except ConfigError as error:
+        yield Trap(f"algorithm.adv_estimator={estimator}", "verl estimates the advantages, not the objective", str(error))
+        return
+    names = [override.partition("=")[0].removeprefix("algorithm.") for override in wanted]
+    found = [f"algorithm.{name}={_hydra(config.algorithm[name])}" for name in names]
+    if wanted != found:
+        yield Trap(
+            ", ".join(found),
+            f"verl estimates the advantages, and {objective.name} asks for others: {objective.advantage.formula()}",
+            f"Set {' '.join(wanted)}, or keep yours on purpose",
+        )
+
+
+def _one_for_all(config: Any) -> Iterator[Trap]:
+    if (objective := _objective(config)) is None:
+        return
+    bypass = bool(_correction(config).get("bypass_mode"))
+    weights = [part for part in objective.weights if isinstance(part, ImportanceWeight) and part.numerator == "old"]
+    if bypass and weights:
+        yield Trap(
+            f"algorithm.rollout_correction.bypass_mode=true with {objective.name}",
+            "old is the rollout, so every weight old/rollout is 1",
+            "Set bypass_mode=false on trainer_mode=holdfast_sync",
+        )
+    actor = config.actor_rollout_ref.actor
+    once = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == config.data.train_batch_size
+    if once and not bypass and objective.denominator == "old" and config.trainer.v1.trainer_mode != "separate_async":
+        yield Trap(
+            f"one update per batch with {objective.name}",
+            "old is then the trainer itself and every ratio θ/old is 1: a clip on it cannot act",
+            "Add settings.denominator=rollout, or a mask or weight on the rollout (trm, tis)",
+        )
+
+
 TRAPS: tuple[Callable[[Any], Iterator[Trap]], ...] = (
     _dropped_in_bypass,
     _correction_without_logprobs,
@@ -172,7 +215,21 @@ TRAPS: tuple[Callable[[Any], Iterator[Trap]], ...] = (
     _split_dependent_losses,
     _read_by_nobody,
     _truncated_support,
+    _other_advantage,
+    _one_for_all,
 )
+
+
+def _objective(config: Any) -> Objective | None:
+    """The objective of a config whose loss is ours."""
+    loss = config.actor_rollout_ref.actor.policy_loss
+    if not is_ours(loss.loss_mode):
+        return None
+    return with_settings(objective_name(loss.loss_mode, loss.get("objective", "")), loss.get("settings", {}))
+
+
+def _hydra(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _correction(config: Any) -> Any:

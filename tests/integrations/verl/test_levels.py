@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from holdfast import ConfigError, list_presets, preset
+from holdfast.integrations.verl.levels import Given, check, check_whole_step, stand_in, whole_step_parts
+from holdfast.objectives.penalties import Kl
+from holdfast.objectives.reduce import Normalize
+
+BARE = Given(level=1, rollout=False)
+FULL = Given(level=2, rollout=True, entropy=True, reference=True)
+
+
+@pytest.mark.parametrize(
+    ("objective", "given", "message"),
+    [
+        (preset("trm"), BARE, r"level 1: 'trm' needs rollout_logprobs.*trainer_mode=holdfast_sync.*bypass_mode=true"),
+        (preset("trm"), Given(2, rollout=False), r"level 2: 'trm' needs rollout_logprobs.*calculate_log_probs=true"),
+        (preset("entropy_bonus"), BARE, r"needs entropy: .*holdfast_sync"),
+        (preset("ppo", penalties=(Kl(),)), BARE, r"needs ref_logprobs: .*use_kl_loss=true"),
+        (preset("ppo", penalties=(Kl(),)), Given(2, rollout=True), r"needs ref_logprobs: set actor.use_kl_loss"),
+        (preset("trm_max", detector="kl_exact"), FULL, r"needs kl_rollout: .*no full distributions"),
+        (preset("trm_max", detector="tv_upper"), FULL, r"needs tv_rollout_upper: .*top_k=true"),
+        (preset("adaptive_entropy"), FULL, r"changes its entropy coefficient after every step"),
+    ],
+)
+def test_what_a_level_lacks_is_named_with_the_fix(objective, given, message):
+    with pytest.raises(ConfigError, match=message):
+        check(objective, given)
+
+
+def test_each_level_gives_what_it_says():
+    check(preset("ppo"), BARE)
+    check(preset("trm+sspo"), Given(level=1, rollout=True))
+    check(preset("trm+sspo+entropy_bonus", penalties=(Kl(),)), FULL)
+    check(preset("trm_max", detector="tv_upper"), Given(level=3, rollout=True, top_k=True))
+
+
+def test_level_2_trains_every_row_but_one():
+    refused = []
+    for row in list_presets():
+        try:
+            check(preset(row), FULL)
+        except ConfigError:
+            refused.append(row)
+    assert refused == ["adaptive_entropy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("ppo", {}, []),
+        ("ppo+tis", {}, []),
+        ("clip_cov", {}, ["clip_cov"]),
+        ("trm+sspo+kl_cov", {}, ["kl_cov"]),
+        ("tis", {"batch_normalize": True}, ["importance_weight"]),
+        ("trm", {"normalize": Normalize(over="accepted")}, ["normalize over 'accepted'"]),
+    ],
+)
+def test_parts_that_look_at_the_whole_step(name, changes, expected):
+    objective = preset(name, **changes)
+    assert whole_step_parts(objective) == expected
+    if expected:
+        with pytest.raises(ConfigError, match=f"level 1: '{objective.name.replace('+', '.')}'.*looks at the whole"):
+            check_whole_step(objective)
+    else:
+        check_whole_step(objective)
+
+
+def test_a_plan_from_the_mask_alone_has_the_true_counts():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
+    plan = preset("trm+sspo").prepare(*stand_in(mask), validate=False)
+    assert (int(plan.counts.tokens), int(plan.counts.sequences)) == (3, 2)
