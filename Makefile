@@ -22,8 +22,11 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 # The peers whose released losses ours are compared with, each with its complete lock in an environment of its own.
-test-trl test-verl: test-%: .venv-%/.installed
+test-verl: test-%: .venv-%/.installed
 	.venv-$*/bin/python -m pytest tests/oracles/test_$*.py
+
+test-trl: .venv-trl/.installed
+	.venv-trl/bin/python -m pytest tests/oracles/test_trl.py tests/integrations/trl
 
 .venv-%/.installed: requirements/test-%.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }

@@ -65,7 +65,9 @@ def resolve(objective: str | Objective, args: Any) -> tuple[Objective, Any]:
     elif references:
         args.beta = max(part.coefficient for part in references)
     if args.entropy_coef:
-        objective = _with_penalty(objective, EntropyBonus(alpha=args.entropy_coef, alpha_max=max(1, args.entropy_coef)))
+        objective = _with_penalty(
+            objective, EntropyBonus(alpha=args.entropy_coef, alpha_max=max(1.0, args.entropy_coef))
+        )
         args.entropy_coef = 0.0
     _refuse_unavailable(objective)
     return objective, args
@@ -97,10 +99,11 @@ def _refuse_replaced(args: Any) -> None:
 def _refuse_partial_steps(args: Any) -> None:
     per_generation, per_step = args.steps_per_generation, args.gradient_accumulation_steps
     if per_generation % per_step:
+        nearest_valid = -(-per_generation // per_step) * per_step
         raise ConfigError(
             f"GRPOConfig.steps_per_generation = {per_generation} is not a multiple of gradient_accumulation_steps = "
             f"{per_step}: an optimiser step would see its sequences one generation at a time, and no count or "
-            f"statistic over the whole step would be exact; nearest valid value: {-(-per_generation // per_step) * per_step}"
+            f"statistic over the whole step would be exact; nearest valid value: {nearest_valid}"
         )
 
 

@@ -113,7 +113,7 @@ class HoldfastGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if not self.model.training:
-            return self._evaluate(model, inputs)
+            return self._evaluation_loss(model, inputs)
         step = self._step_in_progress
         if step is None or step.next != self._step:
             step = self._step_in_progress = self._begin_step()
@@ -144,7 +144,7 @@ class HoldfastGRPOTrainer(GRPOTrainer):
             entropy = entropy.detach()
         return TokenStats(logprobs=logprobs, entropy=entropy), auxiliary
 
-    def _evaluate(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def _evaluation_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """An evaluation batch is a whole of its own; ranks are averaged by TRL."""
         batch = whole_step.batch_of(inputs)
         whole_step.check(batch, self.objective, "evaluation")

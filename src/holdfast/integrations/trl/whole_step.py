@@ -104,7 +104,7 @@ def looks_at_whole_step(objective: Objective) -> bool:
 def plan_of(objective: Objective, batch: Batch, stats: TokenStats | None, accelerator: Any, step: int) -> Plan:
     """The plan of the whole optimiser step, over all ranks, cut to this rank's rows.
 
-    `stats` is the current policy on this rank's rows; None where `looks_at_whole_step` says that it makes no difference.
+    `stats` is the current policy on this rank's rows; None where it makes no difference (`looks_at_whole_step`).
     """
     if stats is None:
         everything = stand_in(everywhere(batch.response_mask, accelerator))
@@ -120,9 +120,11 @@ def everywhere(values: Tensor, accelerator: Any) -> Tensor:
     """The rows of all ranks in the order of the ranks, padded to the longest."""
     if accelerator.num_processes == 1:
         return values
-    if values.ndim > 1:
-        values = accelerator.pad_across_processes(values, dim=1)
-    return accelerator.gather(values)
+    # Padding makes integers of booleans, on the ranks that pad only: the ranks would send different types.
+    sent = values.to(torch.uint8) if values.dtype == torch.bool else values
+    if sent.ndim > 1:
+        sent = accelerator.pad_across_processes(sent, dim=1)
+    return accelerator.gather(sent).to(values.dtype)
 
 
 def advantages_of(
