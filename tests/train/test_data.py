@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from holdfast.errors import ConfigError, DataError
-from holdfast.rollout.engine import Completion
+from holdfast.errors import DataError
 from holdfast.rollout.models import character_tokenizer
 from holdfast.tasks import Problem, get_task
-from holdfast.train.data import PromptSource, assemble, load_reward, pack, score
+from holdfast.train.data import PromptSource, assemble, pack
+from holdfast.train.episodes import Episode
 from holdfast.train.seeds import derive_seed
 
 PROBLEM = Problem("1+1=", "2", None, "sums")
@@ -57,8 +57,8 @@ def test_prompts_begin_with_bos_and_do_not_end_with_eos():
     tokenizer = character_tokenizer("1+=")
     prompts = source(10)
     assert prompts.encode("1=") == (tokenizer.bos_token_id, *tokenizer.encode("1=", add_special_tokens=False))
-    assert prompts.encode_response("1")[-1] == tokenizer.eos_token_id
-    assert prompts.decode(prompts.encode_response("1+1")) == "1+1"
+    ids, sampled = prompts.encode_solution(PROBLEM, "1+1")
+    assert ids[-1] == tokenizer.eos_token_id and prompts.decode(ids) == "1+1" and sampled == (True,) * 4
 
 
 def test_an_end_token_put_after_prompts_by_a_tokenizer_is_removed():
@@ -83,50 +83,31 @@ def test_chat_template_wraps_the_prompt():
 
 def test_tensors_of_a_step():
     prompts = source(10).draw(1, 1, "train").repeat(2)  # "11111": six tokens with <bos>
-    one = source(10).encode_response("1")
-    two = source(10).encode_response("1+")[:2]
-    completions = [
-        Completion(one, torch.tensor([-0.5, -0.25]), "stop", 3, torch.zeros(2, 8)),
-        Completion((*two, one[0]), torch.tensor([-1.0, -2.0, -3.0]), "length", 3, torch.zeros(3, 8)),
-    ]
-    rollouts = assemble(source(10), prompts, completions, Mixed().reward, 40, 2)
+    (one, _), (two, _) = (source(10).encode_solution(PROBLEM, text) for text in ("1", "1+"))
+    tool = (True, False, True, True)
+    episodes = [
+        Episode(40, prompts.problems[0], prompts.token_ids[0], one, (True,) * 2, (3, 3), (0, 0),
+                torch.tensor([-0.5, -0.25]), torch.zeros(2, 8), "stop"),
+        Episode(41, prompts.problems[0], prompts.token_ids[0], (*two, one[0]), tool, (2, 2, 3, 3), (0, 0, 1, 1),
+                torch.tensor([-1.0, -2.0, -3.0]), torch.zeros(3, 8), "length"),
+    ]  # fmt: skip
+    rollouts = assemble(source(10), episodes, [1.0, 0.0], 2)
     assert rollouts.texts == ("1", "1+1") and rollouts.rewards.tolist() == [1.0, 0.0]
-    assert rollouts.rollout_logprobs.tolist() == [[-0.5, -0.25, 0.0], [-1.0, -2.0, -3.0]]
-    assert rollouts.sequences.response_mask.tolist() == [[True, True, False], [True, True, True]]
+    # The second response has a tool's token: it is context, it has no log-probability of its own, it is not counted.
+    assert rollouts.rollout_logprobs.tolist() == [[-0.5, -0.25, 0.0, 0.0], [-1.0, 0.0, -2.0, -3.0]]
+    assert rollouts.sequences.response_mask.tolist() == [[True, True, False, False], list(tool)]
+    assert rollouts.turn_ids.tolist() == [[0, 0, 0, 0], [0, 0, 1, 1]]
+    assert rollouts.versions.tolist() == [[3, 3, 0, 0], [2, 2, 3, 3]]
     assert rollouts.group_ids.tolist() == [0, 0] and rollouts.sequence_ids.tolist() == [40, 41]
-    assert rollouts.tokens == 5 and rollouts.sequences.distributions is not None
-    assert rollouts.sequences.input_ids.tolist()[0] == [*prompts.token_ids[0], *one, 0]
+    assert rollouts.tokens == 5 and [len(d) for d in rollouts.sequences.distributions] == [2, 3]
+    assert rollouts.sequences.lengths.tolist() == [8, 10]
+    assert rollouts.sequences.input_ids.tolist()[0] == [*prompts.token_ids[0], *one, 0, 0]
 
 
 def test_packing_pads_on_the_right():
     packed = pack([(1, 2), (3,)], [(4,), (5, 6, 7)], pad=9)
     assert packed.input_ids.tolist() == [[1, 2, 4, 9], [3, 5, 6, 7]]
     assert packed.prompt_lengths.tolist() == [2, 1] and packed.lengths.tolist() == [3, 4]
-
-
-def test_reward_by_name(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text("def half(problem, text):\n    return 0.5\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert load_reward(Mixed(), "my_rewards:half")(PROBLEM, "x") == 0.5
-    assert load_reward(Mixed(), None)(Problem("1", "1", None, "mixed"), "1") == 1.0
-    for name in ("my_rewards:third", "my_rewards", "nowhere:half", ""):
-        with pytest.raises(ConfigError, match=r"task.reward = .*package.module:function"):
-            load_reward(Mixed(), name)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_rewards_must_be_finite(value):
-    with pytest.raises(DataError, match=r"reward function returned .*prompt '1\+1='.*'2#'.*must be finite"):
-        score(lambda problem, text: value, PROBLEM, "2#")
-
-
-def test_a_reward_that_raises_names_the_case_and_shortens_it():
-    def broken(problem, text):
-        raise KeyError("answer")
-
-    with pytest.raises(DataError) as caught:
-        score(broken, PROBLEM, "9" * 1000)
-    assert "KeyError: 'answer'" in str(caught.value) and "…" in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_seeds_differ_by_purpose_and_are_fixed():

@@ -1,13 +1,14 @@
 """Trainer log-probabilities against plain full-logit passes, one unpadded sequence at a time."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.train.data import pack
-from holdfast.train.forward import Policy, Sequences, gather_stats, micro_batches, stats_of
+from holdfast.train.forward import Policy, gather_stats, micro_batches, stats_of
 from holdfast.train.head import HeadForm, find_head
 from holdfast.types import TokenStats
 
@@ -31,7 +32,7 @@ def logits_of(model, row):
 
 def packed(distributions=None):
     plain = pack(PROMPTS, RESPONSES, pad=0)
-    return Sequences(plain.input_ids, plain.prompt_lengths, plain.response_mask, distributions)
+    return replace(plain, distributions=distributions)
 
 
 @pytest.mark.parametrize("head", [HeadForm(), None])

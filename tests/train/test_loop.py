@@ -9,6 +9,7 @@ import torch
 
 from holdfast.errors import DataError
 from holdfast.rollout.store import read_rollouts
+from holdfast.tasks.verify import InProcess
 from holdfast.train.checkpoint import latest_checkpoint, load_state
 from holdfast.train.folder import RunFolder
 from holdfast.train.forward import micro_batches
@@ -121,7 +122,7 @@ def test_everything_a_person_needs_is_in_the_folder(small_run):
     assert last["bounds"]["unified"] == min(v for k, v in last["bounds"].items() if not k.startswith("unified"))
     drift = last["drift_by_position"]
     assert len(drift["edges"]) == len(drift["abs_log_mean"]) + 1 == len(drift["kl_exact_max"]) + 1
-    assert set(last["time_split"]) == {"generate", "old_logprobs", "update", "evaluate", "other"}
+    assert set(last["time_split"]) == {"generate", "reward", "old_logprobs", "update", "evaluate", "other"}
     assert last["seconds"] == pytest.approx(sum(last["time_split"].values()), rel=1e-6)
 
 
@@ -212,7 +213,7 @@ def test_evaluation_samples_and_decodes_held_out_problems_with_the_newest_weight
     record = evaluate(run)
     assert asked == [(16, 1.0, 5), (16, 0.0, 5)] and splits == ["eval", "eval"]
     assert set(record) == {"eval_accuracy", "eval_greedy_accuracy"}
-    run.reward = lambda problem, text: 0.5
+    run.scorer = InProcess(lambda problem, text: 0.5)
     assert evaluate(run)["eval_accuracy"] == 0.0, "accuracy counts full rewards only"
 
 

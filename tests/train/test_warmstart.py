@@ -19,8 +19,8 @@ def test_loss_falls_and_the_sloppy_teacher_is_followed(small_config):
     model, tokenizer = build_model(config, task.alphabet)
     seen = []
     asked = PromptSource(task, tokenizer, max_tokens=20, chat=False)
-    encode = asked.encode_response
-    asked.encode_response = lambda text: seen.append(text) or encode(text)
+    encode = asked.encode_solution
+    asked.encode_solution = lambda problem, text: seen.append(text) or encode(problem, text)
     losses = []
     warm_start(Policy(model), asked, config, lambda done, total, loss: losses.append((done, total, loss)))
     assert [done for done, _, _ in losses] == list(range(1, 46)) and {total for _, total, _ in losses} == {45}

@@ -7,14 +7,20 @@ from typing import Any
 
 from holdfast.errors import ConfigError, nearest
 from holdfast.tasks.base import Problem, Task
+from holdfast.tasks.calculator import Calculator
 from holdfast.tasks.chains import Ledger, Multiplication, Sorting
-from holdfast.tasks.jsonl import JsonLines
+from holdfast.tasks.gym import ReasoningGym
+from holdfast.tasks.records import HuggingFace, JsonLines, Parquet
 
 _TASKS: dict[str, type] = {
     "ledger": Ledger,
     "multiplication": Multiplication,
     "sorting": Sorting,
+    "calculator": Calculator,
     "jsonl": JsonLines,
+    "parquet": Parquet,
+    "huggingface": HuggingFace,
+    "reasoning_gym": ReasoningGym,
 }
 
 _KINDS: dict[str, tuple[type, str]] = {

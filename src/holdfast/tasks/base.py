@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Split = Literal["train", "eval"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt with its answer; `solution` is a correct response, where the task can write one."""
+    """A prompt with its answer; `solution` is a correct response, where the task can write one.
+
+    In a conversation the solution holds the policy's turns, one a line. `data` is for the task itself.
+    """
 
     prompt: str
     answer: str
     solution: str | None
     environment: str
+    data: Any = None
 
 
 @runtime_checkable
@@ -46,13 +50,26 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Environment(Protocol):
+    """A task that answers: what it says between the policy's turns, such as a tool's output.
+
+    A turn ends with the end-of-sequence token. `max_turns` is the largest number of the policy's turns, `reply_tokens`
+    the longest answer; a longer one is cut.
+    """
+
+    @property
+    def max_turns(self) -> int: ...
+
+    @property
+    def reply_tokens(self) -> int: ...
+
+    def reply(self, problem: Problem, turn: str) -> str | None:
+        """The answer to a turn, or None where the turn is the last."""
+        ...
+
+
 def in_split(prompt: str, split: str, share: float = 0.1) -> bool:
     """Whether a prompt belongs to the split: a checksum of its text decides, `share` of all prompts go to "eval"."""
     held_out = zlib.crc32(prompt.encode()) % 10_000 < share * 10_000
     return held_out == (split == "eval")
-
-
-def last_answer(response: str, marker: str) -> str | None:
-    """The text after the last `marker`, stripped; None without a marker."""
-    _, found, answer = response.rpartition(marker)
-    return answer.strip() if found else None

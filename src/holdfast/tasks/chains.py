@@ -7,7 +7,8 @@ import string
 from dataclasses import dataclass
 
 from holdfast.errors import ConfigError
-from holdfast.tasks.base import Problem, in_split, last_answer
+from holdfast.tasks.answers import last_answer
+from holdfast.tasks.base import Problem, in_split
 
 HOPELESS = 10_000
 """Prompts in a row that are not in the split before the split counts as empty (chance 1e-457 for a tenth of many)."""

@@ -18,8 +18,8 @@ KEPT = 0.7  # acceptance that the papers aim for
 
 
 def step_warnings(record: Mapping[str, Any], objective: Objective, updated: Updated) -> list[str]:
-    """Sentences about zero gradients, length bias and truncated responses; empty for an ordinary step."""
-    return [*_about_gradient(record, objective, updated), *_about_length(record)]
+    """Sentences about zero gradients, length bias, truncation and failed rewards; empty for an ordinary step."""
+    return [*_about_gradient(record, objective, updated), *_about_length(record), *_about_rewards(record)]
 
 
 def ratio_warnings(objective: Objective, updates: int) -> list[str]:
@@ -71,3 +71,11 @@ def _about_length(record: Mapping[str, Any]) -> Iterator[str]:
         )
     if record["truncated_share"] > 0.5:
         yield f"{record['truncated_share']:.0%} of responses were cut off at sampling.max_tokens"
+
+
+def _about_rewards(record: Mapping[str, Any]) -> Iterator[str]:
+    if "reward_errors" in record:
+        yield (
+            f"{record['reward_errors']} responses could not be scored and got reward 0; the first: the reward function "
+            f"{record['reward_error']}"
+        )

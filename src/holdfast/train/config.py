@@ -11,6 +11,12 @@ import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a table under the names that they have in the file ("async" is no name in Python)."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 class Section(BaseModel):
@@ -33,10 +39,14 @@ class OpenSection(Section):
 class TaskConfig(OpenSection):
     """Where problems and rewards come from; further keys are the task's own options (`entries = 12`)."""
 
-    name: str = Field(default="ledger", description="a built-in task, or jsonl")
+    name: str = Field(default="ledger", description="a built-in task, or jsonl, parquet, huggingface, reasoning_gym")
     reward: str | None = Field(
         default=None, description="module:function(problem, response_text) instead of the task's own"
     )
+    reward_timeout: float = Field(
+        default=10.0, gt=0.0, description="seconds after which such a function is killed and the reward is 0"
+    )
+    reward_workers: int = Field(default=2, ge=1, le=256, description="processes that run such a function")
 
 
 class ModelConfig(Section):
@@ -80,6 +90,28 @@ class EngineConfig(Section):
     exact_kl: bool = Field(
         default=True, description="measure exact KL from full distributions even if no mask needs it"
     )
+
+
+class AsyncConfig(Section):
+    """Rollouts written by an engine in a process of its own, while the trainer updates (docs/async.md)."""
+
+    staleness: int = Field(
+        default=0, ge=0, le=64, description="updates that the oldest token of a response is behind; 0: wait instead"
+    )
+    segments: int = Field(
+        default=1, ge=1, le=64, description="pieces in which a response is written, each under newer weights"
+    )
+    timeout: float = Field(default=600.0, gt=0.0, description="seconds without an answer after which an engine is dead")
+    restarts: int = Field(default=3, ge=0, description="restarts of a dead engine without an answer in between")
+
+    @model_validator(mode="after")
+    def _segments_fit(self) -> AsyncConfig:
+        if self.segments > max(1, self.staleness):
+            raise ValueError(
+                f"segments = {self.segments}: every piece is under newer weights, so staleness = {self.staleness} "
+                f"allows at most {max(1, self.staleness)}; nearest valid value: {max(1, self.staleness)}"
+            )
+        return self
 
 
 class SamplingConfig(Section):
@@ -186,6 +218,7 @@ class RunConfig(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    asynchronous: AsyncConfig = Field(default_factory=AsyncConfig, alias="async")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -194,9 +227,18 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
 
+    @model_validator(mode="after")
+    def _one_kind_of_lag(self) -> RunConfig:
+        if self.asynchronous.staleness and self.engine.lag:
+            raise ValueError(
+                f"engine.lag = {self.engine.lag} and async.staleness = {self.asynchronous.staleness}: an asynchronous "
+                "engine is behind by itself; nearest valid value: engine.lag = 0"
+            )
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values as they are written to config.toml: TOML has no null, so absent keys stay absent."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
 
     def warm_start_key(self) -> str:
         """Names the model that the warm start produces: equal for two runs exactly when they may share it."""

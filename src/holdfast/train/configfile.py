@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from holdfast.errors import ConfigError, nearest
-from holdfast.train.config import OpenSection, RunConfig
+from holdfast.train.config import OpenSection, RunConfig, keys_of
 
 _COMPARISONS = {
     "greater_than": ("ge", "greater than"),
@@ -145,17 +145,17 @@ def _nearest_key(location: Sequence[str]) -> str:
 def _table(path: Sequence[str]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for name in path:
-        annotation = model.model_fields[name].annotation
+        annotation = keys_of(model)[name].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
-    return list(model.model_fields)
+    return list(keys_of(model))
 
 
 def _all_keys() -> list[str]:
     return [
         f"{name}.{key}" if key else name
-        for name in RunConfig.model_fields
+        for name, field in keys_of(RunConfig).items()
         for key in (_table([name]) or [""])
-        if not isinstance(RunConfig.model_fields[name].annotation, OpenSection)
+        if not isinstance(field.annotation, OpenSection)
     ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.errors import ConfigError, DataError
-from holdfast.rollout.engine import Completion
-from holdfast.tasks.base import Problem, Task
+from holdfast.tasks.base import Environment, Problem, Task
+from holdfast.train.episodes import Episode
 from holdfast.train.forward import Sequences
-
-Reward = Callable[[Problem, str], float]
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,20 @@ class Prompts:
 class Rollouts:
     """One step's sampled responses with everything known before the trainer looks at them.
 
-    `rewards`, `group_ids` and `sequence_ids` are [B]; `rollout_logprobs` [B, T], zero outside the response.
+    `texts` are whole responses, an environment's words included. `rewards`, `group_ids` and `sequence_ids` are [B];
+    `rollout_logprobs` [B, T], zero outside the mask; `turn_ids` and `versions` [B, T], zero outside the response.
     """
 
     prompts: Prompts
-    completions: tuple[Completion, ...]
+    episodes: tuple[Episode, ...]
     texts: tuple[str, ...]
     sequences: Sequences
     rollout_logprobs: Float[Tensor, "B T"]
     rewards: Float[Tensor, " B"]
     group_ids: Int[Tensor, " B"]
     sequence_ids: Int[Tensor, " B"]
+    turn_ids: Int[Tensor, "B T"]
+    versions: Int[Tensor, "B T"]
 
     @property
     def tokens(self) -> int:
@@ -103,93 +103,118 @@ class PromptSource:
         ids = self.tokenizer.encode(prompt)
         return tuple(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
 
-    def encode_response(self, text: str) -> tuple[int, ...]:
-        """Token ids of a solution, closed by the end-of-sequence token."""
-        return (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
+    def encode_solution(self, problem: Problem, text: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Token ids of a solution, each turn closed by the end-of-sequence token, and which are the policy's own.
+
+        In a conversation every line is a turn, and the environment answers in between.
+        """
+        ids: list[int] = []
+        sampled: list[bool] = []
+        for turn in text.split("\n") if isinstance(self.task, Environment) else [text]:
+            own = (*self.tokenizer.encode(turn, add_special_tokens=False), self.tokenizer.eos_token_id)
+            reply = (self.answer(problem, own) if isinstance(self.task, Environment) else None) or ()
+            ids += [*own, *reply]
+            sampled += [*(True for _ in own), *(False for _ in reply)]
+        return tuple(ids), tuple(sampled)
+
+    def answer(self, problem: Problem, turn: Sequence[int]) -> tuple[int, ...] | None:
+        """What the task's environment says to a turn, as token ids in the model's chat format; None ends it.
+
+        Raises:
+            DataError: the environment's answer has no token.
+        """
+        environment = self.task
+        assert isinstance(environment, Environment)
+        text = environment.reply(problem, self.decode(turn))
+        if text is None:
+            return None
+        ids = self.tokenizer.encode(text, add_special_tokens=False)[: environment.reply_tokens]
+        if not ids:
+            raise DataError(
+                f"task {self.task.name!r} answered with nothing to the turn {self.decode(turn)!r}; return None to end "
+                "the conversation, or at least one token"
+            )
+        before, after = self.frame
+        return (*before, *ids, *after)
+
+    @cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids around an environment's answer: nothing, or what the chat template puts there.
+
+        Raises:
+            ConfigError: the chat template has no role for tools.
+        """
+        if not self.chat:
+            return (), ()
+        mark = "HOLDFAST"
+        talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        talk.append({"role": "tool", "content": mark})
+        try:
+            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # templates raise what they like
+            raise ConfigError(f"the tokenizer's chat template cannot show a tool's answer: {error}") from error
+        before, found, after = text.partition(mark)
+        end = before.rfind(self.tokenizer.eos_token)
+        if not found or end < 0:
+            raise ConfigError(
+                "the tokenizer's chat template leaves out a tool's answer or does not end a turn with the "
+                f"end-of-sequence token {self.tokenizer.eos_token!r}: conversations cannot be continued with it"
+            )
+        before = before[end + len(self.tokenizer.eos_token) :]
+        first, last = (self.tokenizer.encode(part, add_special_tokens=False) for part in (before, after))
+        return tuple(first), tuple(last)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a response."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
-def load_reward(task: Task, name: str | None) -> Reward:
-    """The task's own reward, or a function named `module:function`.
-
-    Raises:
-        ConfigError: the name cannot be imported.
-    """
-    if name is None:
-        return task.reward
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"task.reward = {name!r} cannot be imported ({error}); write package.module:function and start holdfast "
-            "where the module can be found"
-        ) from None
-
-
-def score(reward: Reward, problem: Problem, text: str) -> float:
-    """One response's reward.
-
-    Raises:
-        DataError: the function raises, or its value is not a finite number.
-    """
-    try:
-        value = float(reward(problem, text))
-    except Exception as error:
-        raise DataError(
-            f"the reward function raised {type(error).__name__}: {error}; prompt {problem.prompt!r}, "
-            f"response {_short(text)!r}; make it return a number for every response"
-        ) from error
-    if not math.isfinite(value):
-        raise DataError(
-            f"the reward function returned {value} for prompt {problem.prompt!r}, response {_short(text)!r}; "
-            "rewards must be finite, usually between 0 and 1"
-        )
-    return value
-
-
-def assemble(
-    source: PromptSource, prompts: Prompts, completions: Sequence[Completion], reward: Reward, first_id: int, group: int
-) -> Rollouts:
-    """Tensors, texts and rewards of one step's completions."""
-    responses = [completion.token_ids for completion in completions]
-    texts = tuple(source.decode(ids) for ids in responses)
-    rewards = [score(reward, problem, text) for problem, text in zip(prompts.problems, texts, strict=True)]
-    full = [completion.distributions for completion in completions]
-    sequences = pack(prompts.token_ids, responses, source.tokenizer.pad_token_id)
-    known = [d for d in full if d is not None]
-    if len(known) == len(full):
-        sequences = Sequences(sequences.input_ids, sequences.prompt_lengths, sequences.response_mask, tuple(known))
-    logprobs = torch.zeros(sequences.response_mask.shape)
-    logprobs[sequences.response_mask] = torch.cat([completion.logprobs.float() for completion in completions])
-    count = len(prompts)
+def assemble(source: PromptSource, episodes: Sequence[Episode], rewards: Sequence[float], group: int) -> Rollouts:
+    """Tensors of one step's scored episodes."""
+    prompts = Prompts(tuple(e.problem for e in episodes), tuple(e.prompt_ids for e in episodes))
+    responses = [episode.token_ids for episode in episodes]
+    sequences = pack(
+        prompts.token_ids, responses, source.tokenizer.pad_token_id, [episode.sampled for episode in episodes]
+    )
+    mask = sequences.response_mask
+    known = [e.distributions for e in episodes if e.distributions is not None]
+    if len(known) == len(episodes):
+        sequences = replace(sequences, distributions=tuple(known))
+    logprobs = torch.zeros(mask.shape)
+    logprobs[mask] = torch.cat([e.logprobs for e in episodes if e.logprobs is not None])
     return Rollouts(
         prompts=prompts,
-        completions=tuple(completions),
-        texts=texts,
+        episodes=tuple(episodes),
+        texts=tuple(source.decode(ids) for ids in responses),
         sequences=sequences,
         rollout_logprobs=logprobs,
         rewards=torch.tensor(rewards, dtype=torch.float32),
-        group_ids=torch.arange(count) // group,
-        sequence_ids=torch.arange(first_id, first_id + count),
+        group_ids=torch.arange(len(prompts)) // group,
+        sequence_ids=torch.tensor([episode.sequence_id for episode in episodes]),
+        turn_ids=_padded([episode.turn_ids for episode in episodes], mask.shape[1]),
+        versions=_padded([episode.versions for episode in episodes], mask.shape[1]),
     )
 
 
-def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int) -> Sequences:
-    """Right-padded token ids and the response mask."""
+def pack(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pad: int,
+    sampled: Sequence[Sequence[bool]] | None = None,
+) -> Sequences:
+    """Right-padded token ids and the response mask: the response tokens, or those of them that are `sampled`."""
     longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
     rows = [[*p, *r, *[pad] * (longest - len(p) - len(r))] for p, r in zip(prompts, responses, strict=True)]
     lengths = torch.tensor([len(r) for r in responses])
     width = max(1, int(lengths.max()))
+    mask = torch.arange(width).unsqueeze(0) < lengths.unsqueeze(1)
     return Sequences(
         input_ids=torch.tensor(rows, dtype=torch.long),
         prompt_lengths=torch.tensor([len(p) for p in prompts]),
-        response_mask=torch.arange(width).unsqueeze(0) < lengths.unsqueeze(1),
+        response_lengths=lengths,
+        response_mask=mask if sampled is None else mask & (_padded(sampled, width) > 0),
     )
 
 
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "B T"]:
+    return torch.tensor([[*map(int, row), *[0] * (width - len(row))] for row in rows], dtype=torch.long)

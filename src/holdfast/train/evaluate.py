@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.rollout.engine import Sampling
-from holdfast.train.data import score
+from holdfast.train.sampler import new_episodes, sampling_of
 from holdfast.train.seeds import derive_seed
-from holdfast.train.setup import Run, sampling_of
+from holdfast.train.setup import Run
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -23,9 +23,13 @@ def evaluate(run: Run) -> dict[str, float]:
 def _accuracy(run: Run, sampling: Sampling) -> float:
     count, seed = run.config.evaluation.problems, derive_seed(run.config.seed, "evaluate")
     prompts = run.source.draw(seed, count, "eval")
-    completions = run.judge.generate(
-        prompts.token_ids, sampling, seed=derive_seed(seed, run.step), sequence_ids=range(count)
+    writing = replace(run.writing, sampling=sampling, distributions=False)
+    drawn = derive_seed(seed, run.step)
+    episodes = writing.advance(
+        run.judge,
+        new_episodes(prompts, 0),
+        budget=sampling.max_tokens,
+        seed=lambda call: derive_seed(drawn, call) if call else drawn,
     )
-    texts = [run.source.decode(completion.token_ids) for completion in completions]
-    rewards = [score(run.reward, problem, text) for problem, text in zip(prompts.problems, texts, strict=True)]
-    return sum(reward >= 1.0 for reward in rewards) / count
+    texts = [run.source.decode(episode.sampled_ids) for episode in episodes]
+    return sum(score.value >= 1.0 for score in run.scorer(prompts.problems, texts)) / count

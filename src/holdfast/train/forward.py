@@ -28,18 +28,20 @@ Places = tuple[Tensor, Tensor, Tensor]
 class Sequences:
     """Prompts with their responses, concatenated and right padded: B sequences, L tokens, T response tokens.
 
-    `distributions` are the engine's full log-distributions, one [T_i, V] per sequence, -inf outside its support.
+    `response_lengths` count a tool's tokens too; `response_mask` is True on the policy's own alone. `distributions`
+    are the engine's full log-distributions, one row per sampled token of each sequence, -inf outside its support.
     """
 
     input_ids: Int[Tensor, "B L"]
     prompt_lengths: Int[Tensor, " B"]
+    response_lengths: Int[Tensor, " B"]
     response_mask: Bool[Tensor, "B T"]
     distributions: tuple[Float[Tensor, "_ V"], ...] | None = None
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
         """Tokens per sequence, prompt included."""
-        return self.prompt_lengths + self.response_mask.sum(dim=1)
+        return self.prompt_lengths + self.response_lengths
 
     def select(self, rows: Int[Tensor, " b"]) -> Sequences:
         """These rows, without the padding that none of them needs; T stays, so that it matches the batch's."""
@@ -48,6 +50,7 @@ class Sequences:
         return Sequences(
             input_ids=self.input_ids[rows, :longest],
             prompt_lengths=self.prompt_lengths[rows],
+            response_lengths=self.response_lengths[rows],
             response_mask=self.response_mask[rows],
             distributions=None if full is None else tuple(full[i] for i in rows.tolist()),
         )

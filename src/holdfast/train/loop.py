@@ -1,27 +1,27 @@
 """The training loop, to be read from top to bottom.
 
 One step: draw problems, sample a group of responses to each with the engine, score them, look at them with the
-trainer's own numerics, update the policy, hand the new weights to the engine. Left out: distributed training,
-asynchronous rollouts, multi-turn environments.
+trainer's own numerics, update the policy, hand the new weights to the engine. Left out: distributed training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.tasks.verify import rewards_of
 from holdfast.train.advice import ratio_warnings, step_warnings
 from holdfast.train.checkpoint import save_checkpoint
 from holdfast.train.config import RunConfig
 from holdfast.train.data import Rollouts, assemble
 from holdfast.train.display import Display
+from holdfast.train.episodes import Episode
 from holdfast.train.evaluate import evaluate
 from holdfast.train.folder import RunFolder
-from holdfast.train.metrics import step_metrics
+from holdfast.train.metrics import lag_metrics, reward_metrics, step_metrics
 from holdfast.train.records import rollout_records
-from holdfast.train.seeds import derive_seed
-from holdfast.train.setup import Run, sampling_of, set_up, wants_distributions
+from holdfast.train.setup import Run, set_up
 from holdfast.train.stopwatch import Stopwatch
 from holdfast.train.summary import summarize
 from holdfast.train.trackers import Trackers
@@ -49,25 +49,27 @@ def train(
     if run.step == 0:
         report(run, {"step": 0} | evaluate(run), display, trackers)
     while run.step < config.steps and not stop():
-        step, clock = run.step + 1, Stopwatch()
+        step, clock, spent = run.step + 1, Stopwatch(), run.sampler.cpu_seconds()
         set_learning_rate(run, step)
         with clock.measure("generate"):
-            rollouts = sample(run, step)
+            episodes = run.sampler.episodes(step)
+        with clock.measure("reward"):
+            rollouts, judged = score(run, episodes)
         updated = run.updater.step(rollouts, step, clock)
         with clock.measure("update"):
-            run.engine.sync(run.policy.model, step)
+            run.publish(step)
         run.step = step
         record = {"step": step, "learning_rate": run.optimizer.param_groups[0]["lr"]}
-        record |= step_metrics(rollouts, updated)
-        record["policy_lag"] = step - 1 - min(c.policy_version for c in rollouts.completions)
+        record |= step_metrics(rollouts, updated) | lag_metrics(rollouts, step) | judged | run.sampler.facts()
         record["warnings"] = step_warnings(record, run.objective, updated)
         if step == 1:
-            record["warnings"] += ratio_warnings(run.objective, config.batch.updates)
+            record["warnings"] += [*ratio_warnings(run.objective, config.batch.updates), *run.notes]
         if due(step, config.evaluation.every, config.steps):
             with clock.measure("evaluate"):
                 record |= evaluate(run)
         if config.log.rollouts_every and step % config.log.rollouts_every == 0:
             folder.write_rollouts(step, rollout_records(config, run.source.tokenizer, rollouts, updated, step))
+        clock.elsewhere = run.sampler.cpu_seconds() - spent
         report(run, record | clock.record(rollouts.tokens), display, trackers)
         if due(step, config.checkpoint.every, config.steps):
             keep(run)
@@ -91,20 +93,16 @@ def stoppable(show: Progress, stop: Callable[[], bool]) -> Progress:
     return progress
 
 
-def sample(run: Run, step: int) -> Rollouts:
-    """A group of responses to each of the step's problems, scored."""
-    config = run.config
-    seed = derive_seed(config.seed, "train", step)
-    prompts = run.source.draw(seed, config.batch.prompts, "train").repeat(config.batch.group_size)
-    first_id = (step - 1) * len(prompts)
-    completions = run.engine.generate(
-        prompts.token_ids,
-        sampling_of(config),
-        seed=derive_seed(config.seed, "sample"),
-        sequence_ids=range(first_id, first_id + len(prompts)),
-        return_distributions=wants_distributions(config, run.objective),
-    )
-    return assemble(run.source, prompts, completions, run.reward, first_id, config.batch.group_size)
+def score(run: Run, episodes: Sequence[Episode]) -> tuple[Rollouts, dict[str, Any]]:
+    """The step's rollouts with their rewards, and what there is to say about the rewards that could not be had.
+
+    Only what the policy wrote is judged, never what an environment answered.
+    """
+    problems = [episode.problem for episode in episodes]
+    texts = [run.source.decode(episode.sampled_ids) for episode in episodes]
+    scores = run.scorer(problems, texts)
+    rewards = rewards_of(scores, problems, texts)
+    return assemble(run.source, episodes, rewards, run.config.batch.group_size), reward_metrics(scores)
 
 
 def set_learning_rate(run: Run, step: int) -> None:

@@ -6,6 +6,7 @@ The names are those of metrics.jsonl; docs/trainer.md explains each. A number th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from holdfast.core.bounds import unified
 from holdfast.core.bounds_measured import observed
 from holdfast.core.divergences import abs_log, k1, k2, k3
+from holdfast.tasks.verify import Score
 from holdfast.train.data import Rollouts
 from holdfast.train.update import Updated
 
@@ -46,7 +48,7 @@ def step_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
 def outcome_metrics(rollouts: Rollouts) -> dict[str, Any]:
     """What was sampled and how it was rewarded."""
     rewards, lengths = rollouts.rewards, rollouts.sequences.response_mask.sum(dim=1).float()
-    truncated = [completion.finish_reason == "length" for completion in rollouts.completions]
+    truncated = [episode.finish_reason == "length" for episode in rollouts.episodes]
     return {
         "tokens": rollouts.tokens,
         "reward_mean": float(rewards.mean()),
@@ -55,6 +57,21 @@ def outcome_metrics(rollouts: Rollouts) -> dict[str, Any]:
         "response_length_mean": float(lengths.mean()),
         "truncated_share": sum(truncated) / len(truncated),
     }
+
+
+def lag_metrics(rollouts: Rollouts, step: int) -> dict[str, Any]:
+    """How many updates the weights that sampled were behind: the oldest token's, and the mean over tokens."""
+    lags = step - 1 - rollouts.versions[rollouts.sequences.response_mask]
+    return {"policy_lag": int(lags.max()), "policy_lag_mean": float(lags.float().mean())}
+
+
+def reward_metrics(scores: Sequence[Score]) -> dict[str, Any]:
+    """Rewards that could not be had and count as 0: how many, how many of them took too long, the first reason."""
+    failed = [score for score in scores if score.error is not None]
+    if not failed:
+        return {}
+    late = sum(score.late for score in failed)
+    return {"reward_errors": len(failed), "reward_timeouts": late, "reward_error": failed[0].error}
 
 
 def drift_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:

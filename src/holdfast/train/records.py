@@ -16,8 +16,8 @@ def rollout_records(
 ) -> Iterator[Rollout]:
     """One `Rollout` per sequence of the step, in sampling order."""
     sampling = config.sampling
-    for row, completion in enumerate(rollouts.completions):
-        ids, count = completion.token_ids, len(completion.token_ids)
+    for row, episode in enumerate(rollouts.episodes):
+        ids, count = episode.token_ids, len(episode.token_ids)
         stats = updated.stats
 
         def numbers(values: Any, row: int = row, count: int = count) -> tuple[Any, ...] | None:
@@ -34,10 +34,11 @@ def rollout_records(
             entropy=numbers(stats.entropy),
             advantages=numbers(updated.advantages),
             trust_mask=numbers(updated.trust_mask),
-            weight_versions=(completion.policy_version,) * count,
+            turn_ids=episode.turn_ids,
+            weight_versions=episode.versions,
             reward=float(rollouts.rewards[row]),
             mask_reason=mask_reason(updated, row),
-            finish_reason=completion.finish_reason,
+            finish_reason=episode.finish_reason,
             step=step,
             sequence_id=int(rollouts.sequence_ids[row]),
             group_id=int(rollouts.group_ids[row]),

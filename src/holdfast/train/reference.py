@@ -7,14 +7,14 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from holdfast.train.config import RunConfig
+from holdfast.train.config import RunConfig, keys_of
 
 
 def config_reference() -> str:
     """One table per section: key, type, default, allowed values, meaning."""
-    top = [(name, field) for name, field in RunConfig.model_fields.items() if _section(field) is None]
+    top = [(name, field) for name, field in keys_of(RunConfig).items() if _section(field) is None]
     parts = [_table("At the top of the file", RunConfig.__doc__ or "", top)]
-    for name, field in RunConfig.model_fields.items():
+    for name, field in keys_of(RunConfig).items():
         section = _section(field)
         if section is not None:
             parts.append(_table(f"`[{name}]`", section.__doc__ or "", list(section.model_fields.items())))

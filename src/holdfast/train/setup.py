@@ -13,16 +13,22 @@ import torch
 from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.presets import preset
-from holdfast.rollout.embedded import EmbeddedEngine
-from holdfast.rollout.engine import Engine, Sampling
+from holdfast.rollout.engine import Engine
 from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
 from holdfast.tasks import get_task
+from holdfast.tasks.base import Environment, Task
+from holdfast.tasks.verify import Scorer, make_scorer
 from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weights, no_progress_bar, save_model
 from holdfast.train.config import RunConfig
-from holdfast.train.data import PromptSource, Reward, load_reward
+from holdfast.train.data import PromptSource
+from holdfast.train.engines import build_engine, embedded
+from holdfast.train.episodes import Writing
 from holdfast.train.folder import RunFolder, replace_folder
 from holdfast.train.forward import Policy
 from holdfast.train.head import find_head
+from holdfast.train.ledger import Ledger
+from holdfast.train.pipeline import Pipelined
+from holdfast.train.sampler import Sampler, Synchronous, writing_of
 from holdfast.train.seeds import derive_seed
 from holdfast.train.update import Updater
 from holdfast.train.warmstart import Progress, cached_warm_start, has_warm_start, warm_start
@@ -35,27 +41,34 @@ class Run:
     config: RunConfig
     folder: RunFolder
     source: PromptSource
-    reward: Reward
+    scorer: Scorer
     objective: Objective
     policy: Policy
     updater: Updater
     optimizer: torch.optim.Optimizer
-    engine: Engine
+    sampler: Sampler
+    writing: Writing
     judge: Engine
+    notes: tuple[str, ...] = ()
     step: int = 0
+
+    def publish(self, version: int) -> None:
+        """Hand the policy's weights to the engine."""
+        self.sampler.publish(self.policy.model, version)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the model folder."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "engine": self.engine.state_dict(),
+            "engine": self.sampler.state_dict(),
             "objective": self.updater.objective.to_dict(),
         }
 
     def close(self) -> None:
-        """Free the engines."""
-        self.engine.close()
+        """Free the engines and end what judges responses."""
+        self.sampler.close()
         self.judge.close()
+        self.scorer.close()
 
 
 def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: Path | None, progress: Progress) -> Run:
@@ -69,18 +82,22 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
     objective = preset(config.objective.preset, **config.objective.options)
     task = get_task(config.task.name, **config.task.options)
     model, tokenizer = build_model(config, task.alphabet)
-    source = PromptSource(task, tokenizer, max_tokens=_longest_prompt(config, model), chat=config.model.chat)
+    longest = _longest_prompt(config, model, task)
+    source = PromptSource(task, tokenizer, max_tokens=longest, chat=config.model.chat)
+    (head, obstacle) = find_head(model)
     processed = config.sampling.trainer_support == "processed"
     policy = Policy(
         model,
         temperature=config.sampling.temperature if processed else 1.0,
         renormalize=processed and config.sampling.truncates,
         entropy_gradient="entropy" in objective.needs,
-        head=(head := find_head(model)[0]),
+        head=head,
     )
     root = warm_starts or folder.warm_starts
     _warm(config, Policy(model, head=head), source, root, progress)
-    run = _assemble(config, folder, source, load_reward(task, config.task.reward), objective, policy)
+    run = _assemble(config, folder, source, objective, policy)
+    if obstacle:
+        run.notes = (f"log-probabilities are made from whole logits, which takes memory: {obstacle}",)
     if resume:
         _restore(run)
     return run
@@ -105,31 +122,15 @@ def build_model(config: RunConfig, alphabet: str) -> tuple[Any, Any]:
     return model.to(dtype).eval(), tokenizer
 
 
-def sampling_of(config: RunConfig) -> Sampling:
-    """How rollouts are sampled."""
-    settings = config.sampling
-    return Sampling(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        min_p=settings.min_p,
-        max_tokens=settings.max_tokens,
-    )
-
-
-def wants_distributions(config: RunConfig, objective: Objective) -> bool:
-    """Whether the engine must return whole distributions: for exact KL, and to know the support it sampled from."""
-    renormalize = config.sampling.truncates and config.sampling.trainer_support == "processed"
-    return config.engine.exact_kl or renormalize or "kl_rollout" in objective.needs
-
-
-def _longest_prompt(config: RunConfig, model: Any) -> int:
+def _longest_prompt(config: RunConfig, model: Any, task: Task) -> int:
     context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    room = context - config.sampling.max_tokens
+    answers = (task.max_turns - 1) * task.reply_tokens if isinstance(task, Environment) else 0
+    room = context - config.sampling.max_tokens - answers
     if room < 1:
         raise ConfigError(
             f"sampling.max_tokens = {config.sampling.max_tokens} leaves no room for a prompt in the model's context "
-            f"of {context} tokens; nearest valid value: {context - 1}"
+            f"of {context} tokens{f', {answers} of them for a tool' if answers else ''}; "
+            f"nearest valid value: {context - answers - 1}"
         )
     return room if config.batch.max_prompt_tokens is None else min(room, config.batch.max_prompt_tokens)
 
@@ -147,10 +148,8 @@ def _warm(config: RunConfig, policy: Policy, source: PromptSource, root: Path, p
     load_weights(policy.model, cached)
 
 
-def _assemble(
-    config: RunConfig, folder: RunFolder, source: PromptSource, reward: Reward, objective: Objective, policy: Policy
-) -> Run:
-    settings = config.optimizer
+def _assemble(config: RunConfig, folder: RunFolder, source: PromptSource, objective: Objective, policy: Policy) -> Run:
+    settings, own = config.optimizer, config.task
     optimizer = torch.optim.AdamW(
         policy.model.parameters(),
         lr=settings.learning_rate,
@@ -163,14 +162,32 @@ def _assemble(
         config=config,
         folder=folder,
         source=source,
-        reward=reward,
+        scorer=make_scorer(source.task, own.reward, timeout=own.reward_timeout, workers=own.reward_workers),
         objective=objective,
         policy=policy,
         updater=Updater(config, objective, policy, _reference(policy, objective), optimizer),
         optimizer=optimizer,
-        engine=_engine(policy, source, config.engine.precision, config.engine.lag),
-        judge=_engine(policy, source, config.model.dtype, 0),
+        sampler=_sampler(config, folder, source, objective, policy),
+        writing=writing_of(config, source, objective),
+        judge=embedded(policy.model, source.tokenizer, precision=config.model.dtype),
     )
+
+
+def _sampler(
+    config: RunConfig, folder: RunFolder, source: PromptSource, objective: Objective, policy: Policy
+) -> Sampler:
+    """An engine here, or in a process of its own."""
+    writing = writing_of(config, source, objective)
+    home = folder.path / "engine"
+    if config.asynchronous.staleness == 0:
+        return Synchronous(
+            config, source, writing, build_engine(config, policy.model, source.tokenizer, home / "model")
+        )
+    shutil.rmtree(home, ignore_errors=True)
+    save_model(home / "model", policy.model, source.tokenizer)
+    sampler = Pipelined(config, source, home, Ledger(folder.path / "ledger.jsonl"))
+    sampler.publish(policy.model, 0)
+    return sampler
 
 
 def _reference(policy: Policy, objective: Objective) -> Policy | None:
@@ -178,16 +195,6 @@ def _reference(policy: Policy, objective: Objective) -> Policy | None:
     if "ref_logprobs" not in objective.needs:
         return None
     return replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False))
-
-
-def _engine(policy: Policy, source: PromptSource, precision: str, lag: int) -> Engine:
-    return EmbeddedEngine(
-        policy.model,
-        precision=precision,
-        lag=lag,
-        eos_token_id=source.tokenizer.eos_token_id,
-        pad_token_id=source.tokenizer.pad_token_id,
-    )
 
 
 def _restore(run: Run) -> None:
@@ -198,7 +205,7 @@ def _restore(run: Run) -> None:
     load_weights(run.policy.model, checkpoint / "model")
     state = load_state(checkpoint)
     run.optimizer.load_state_dict(state["optimizer"])
-    run.engine.load_state_dict(state["engine"])
+    run.sampler.load_state_dict(state["engine"])
     run.updater.objective = Objective.from_dict(state["objective"])
     run.step = state["step"]
     run.folder.truncate_metrics(run.step)

@@ -1,4 +1,4 @@
-"""Where a step's time went: wall seconds per activity, and CPU seconds of the whole process."""
+"""Where a step's time went: wall seconds per activity, CPU seconds of this process and of an engine elsewhere."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 
 
 class Stopwatch:
-    """Runs from its creation; named stretches are added up, the rest is "other"."""
+    """Runs from its creation; named stretches are added up, the rest is "other".
+
+    `elsewhere` are CPU seconds that other processes spent for this step.
+    """
 
     def __init__(self) -> None:
         self.started = _now()
+        self.elsewhere = 0.0
         self.stretches: dict[str, tuple[float, float]] = {}
 
     @contextmanager
@@ -30,6 +34,7 @@ class Stopwatch:
         """seconds, cpu_seconds, time_split in wall seconds, and trained tokens per CPU second without evaluation."""
         seconds, cpu_seconds = (now - start for now, start in zip(_now(), self.started, strict=True))
         split = {name: wall for name, (wall, _) in self.stretches.items()}
+        cpu_seconds += self.elsewhere
         training = cpu_seconds - self.stretches.get("evaluate", (0.0, 0.0))[1]
         return {
             "seconds": seconds,

@@ -107,7 +107,7 @@ class Updater:
             response_mask=mask,
             rollout_logprobs=rollouts.rollout_logprobs,
             ref_logprobs=reference,
-            turn_ids=torch.zeros(mask.shape, dtype=torch.long),
+            turn_ids=rollouts.turn_ids,
             sequence_ids=rollouts.sequence_ids,
         )
 

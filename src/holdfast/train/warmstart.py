@@ -71,10 +71,11 @@ def _update(
 ) -> float:
     prompts = source.draw(seed, config.warm_start.batch_size, "train")
     responses = [
-        source.encode_response(_solution(source.task, problem, derive_seed(seed, index), error_rate))
+        source.encode_solution(problem, _solution(source.task, problem, derive_seed(seed, index), error_rate))
         for index, problem in enumerate(prompts.problems)
     ]
-    sequences = pack(prompts.token_ids, responses, source.tokenizer.pad_token_id)
+    ids, sampled = zip(*responses, strict=True)
+    sequences = pack(prompts.token_ids, ids, source.tokenizer.pad_token_id, sampled)
     tokens = sequences.response_mask.sum()
     loss = 0.0
     for rows in micro_batches(sequences.lengths, torch.arange(len(prompts)), config.batch.micro_batch_tokens):

@@ -1,0 +1,215 @@
+"""Prompts and answers of one's own: JSON Lines, parquet, Hugging Face datasets, and how responses are judged."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import ConfigError, DataError, nearest
+from holdfast.tasks.answers import answer_of, exact, numeric
+from holdfast.tasks.base import Problem, in_split
+from holdfast.tasks.judge import MATH
+
+COMPARISONS: dict[str, Callable[[str, str], float]] = {"exact": exact, "numeric": numeric}
+
+
+@dataclass(frozen=True)
+class Records:
+    """Problems from a table: `prompt_key` and `answer_key` name its columns, `solution_key` is used where present.
+
+    The response's answer is the text after the last `marker`, or the whole response if the marker is empty;
+    `answer_marker` finds the reference answer in its column in the same way. `verifier` compares them: "exact" texts,
+    "numeric" values, "math-verify", or a function "module:name", of which the last two see the whole response.
+    `template` is put around a prompt at "{prompt}". `eval_path` holds out a file; without it a tenth of the prompts is
+    held out by a checksum of their text.
+    """
+
+    path: str
+    eval_path: str | None = None
+    prompt_key: str = "prompt"
+    answer_key: str = "answer"
+    solution_key: str = "solution"
+    marker: str = ""
+    answer_marker: str = ""
+    template: str = "{prompt}"
+    verifier: str = "exact"
+    name: str = field(default="records", init=False)
+
+    def __post_init__(self) -> None:
+        if self.judge is None and self.verifier not in COMPARISONS:
+            raise ConfigError(
+                f"task.verifier = {self.verifier!r}: {nearest(self.verifier, [*COMPARISONS, MATH])}, "
+                "or a function module:name"
+            )
+        if "{prompt}" not in self.template:
+            raise ConfigError(f"task.template = {self.template!r}: write {{prompt}} where the prompt belongs")
+        self.check_source()
+        _ = self._pools  # a bad table is reported before anything else starts
+
+    def check_source(self) -> None:
+        """Whether the files are there.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        for key in ("path", "eval_path"):
+            value = getattr(self, key)
+            if value is not None and not Path(value).is_file():
+                raise ConfigError(f"task.{key} = {value!r}: there is no such file (working folder: {Path.cwd()})")
+
+    def rows(self, path: str) -> Iterator[tuple[str, Any]]:
+        """(where, row) of every row."""
+        raise NotImplementedError
+
+    @property
+    def judge(self) -> str | None:
+        """The function that judges whole responses in a process of its own, if any."""
+        return self.verifier if self.verifier == MATH or ":" in self.verifier else None
+
+    @property
+    def alphabet(self) -> str:
+        """Every character in the table: enough for a character tokenizer."""
+        problems = [problem for pool in self._pools.values() for problem in pool]
+        return "".join(sorted({c for p in problems for c in p.prompt + p.answer + (p.solution or "") + self.marker}))
+
+    def problems(self, seed: int, count: int, split: str) -> list[Problem]:
+        """`count` problems, without repetition until the table is used up."""
+        pool = self._pools[split]
+        if not pool:
+            rows = sum(map(len, self._pools.values()))
+            raise DataError(
+                f"{self.path} has no prompts for the {split} split ({rows} in all): add rows, or name a held-out file "
+                "with task.eval_path"
+            )
+        draw, chosen = random.Random(seed), []
+        while len(chosen) < count:
+            chosen += draw.sample(pool, min(len(pool), count - len(chosen)))
+        return chosen
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 where the response's answer is the table's."""
+        answer = answer_of(response, self.marker)
+        return 0.0 if answer is None else COMPARISONS[self.verifier](answer, problem.answer)
+
+    def sloppy(self, problem: Problem, seed: int, error_rate: float) -> str:
+        """Not possible: wrong steps cannot be made up for text whose steps are unknown."""
+        raise ConfigError(f"task {self.name!r} has no sloppy teacher: set warm_start.sloppy_steps = 0")
+
+    @cached_property
+    def _pools(self) -> dict[str, list[Problem]]:
+        everything = self._read(self.path)
+        if self.eval_path is not None:
+            return {"train": everything, "eval": self._read(self.eval_path)}
+        return split_pools(everything)
+
+    def _read(self, path: str) -> list[Problem]:
+        return self._problems(self.rows(path), path)
+
+    def _problems(self, rows: Iterable[tuple[str, Any]], origin: str) -> list[Problem]:
+        problems = [self._parse(row, where) for where, row in rows]
+        if not problems:
+            raise DataError(f"{origin} holds no problems: one row with a prompt and an answer each is expected")
+        return problems
+
+    def _parse(self, row: Any, where: str) -> Problem:
+        for key in (self.prompt_key, self.answer_key):
+            if not isinstance(row, Mapping) or key not in row:
+                keys = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
+                raise DataError(f"{where}: no field {key!r} (found: {keys}); set task.prompt_key or task.answer_key")
+            if row[key] is None or isinstance(row[key], list | dict):
+                raise DataError(f"{where}: field {key!r} is {type(row[key]).__name__}: text or a number is needed")
+        solution = row.get(self.solution_key)
+        answer = answer_of(str(row[self.answer_key]), self.answer_marker)
+        if answer is None:
+            raise DataError(f"{where}: no {self.answer_marker!r} in {self.answer_key!r}; set task.answer_marker")
+        prompt = self.template.replace("{prompt}", str(row[self.prompt_key]))
+        return Problem(prompt, answer, None if solution is None else str(solution), self.name)
+
+
+@dataclass(frozen=True)
+class JsonLines(Records):
+    """One JSON object a line."""
+
+    name: str = field(default="jsonl", init=False)
+
+    def rows(self, path: str) -> Iterator[tuple[str, Any]]:
+        """(where, object) of every line that is not empty."""
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                try:
+                    yield where, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+
+
+@dataclass(frozen=True)
+class Parquet(Records):
+    """A parquet file."""
+
+    name: str = field(default="parquet", init=False)
+
+    def rows(self, path: str) -> Iterator[tuple[str, Any]]:
+        """(where, row) of every row, a batch in memory at a time."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                number = 0
+                for batch in file.iter_batches():
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"{path}, row {number}", row
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path} is not a parquet file: {error}") from error
+
+
+@dataclass(frozen=True)
+class HuggingFace(Records):
+    """A dataset by hub name or folder (needs the package `datasets`), with its own splits."""
+
+    subset: str | None = None
+    split: str = "train"
+    eval_split: str | None = None
+    name: str = field(default="huggingface", init=False)
+
+    def check_source(self) -> None:
+        """The package loads what it is given, and says what it cannot."""
+        if self.eval_path is not None:
+            raise ConfigError("task 'huggingface' holds out a split: set task.eval_split instead of task.eval_path")
+
+    @cached_property
+    def _pools(self) -> dict[str, list[Problem]]:
+        everything = self._problems(self._load(self.split), f"{self.path}, split {self.split}")
+        if self.eval_split is None:
+            return split_pools(everything)
+        origin = f"{self.path}, split {self.eval_split}"
+        return {"train": everything, "eval": self._problems(self._load(self.eval_split), origin)}
+
+    def _load(self, split: str) -> Iterator[tuple[str, Any]]:
+        try:
+            import datasets  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise ConfigError("task 'huggingface' needs the package datasets: pip install datasets") from None
+        try:
+            if (Path(self.path) / "dataset_dict.json").is_file() or (Path(self.path) / "state.json").is_file():
+                table: Any = datasets.load_from_disk(self.path)
+                table = table[split] if isinstance(table, dict) else table
+            else:
+                table = datasets.load_dataset(self.path, self.subset, split=split)
+        except (OSError, ValueError, KeyError, ConnectionError) as error:
+            raise ConfigError(f"task.path = {self.path!r}, split {split!r} cannot be loaded: {error}") from error
+        for number, row in enumerate(table, start=1):
+            yield f"{self.path}, split {split}, row {number}", row
+
+
+def split_pools(everything: list[Problem]) -> dict[str, list[Problem]]:
+    """A tenth of the prompts held out by a checksum; a single prompt serves both splits."""
+    pools = {split: [p for p in everything if in_split(p.prompt, split)] for split in ("train", "eval")}
+    return {split: pool or everything for split, pool in pools.items()} if len(everything) < 2 else pools

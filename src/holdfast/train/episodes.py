@@ -1,0 +1,171 @@
+"""Responses as they are written: in one go, in pieces under newer and newer weights, or in turns with an environment.
+
+An `Episode` is a value: writing it on gives a new one. So whoever holds the old one can have the work done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.errors import EngineError
+from holdfast.rollout.engine import Completion, Engine, Sampling
+from holdfast.tasks.base import Problem
+
+Reply = Callable[[Problem, Sequence[int]], tuple[int, ...] | None]
+"""What the environment answers to a turn, as token ids; None ends the conversation."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One response: what the policy sampled, under which weights, and what an environment said in between.
+
+    `sampled` is False on tokens that the environment wrote; `versions` and `turn_ids` are per token, `logprobs` and
+    `distributions` per sampled token. `finish_reason` is None while the response is being written.
+    """
+
+    sequence_id: int
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
+    sampled: tuple[bool, ...] = ()
+    versions: tuple[int, ...] = ()
+    turn_ids: tuple[int, ...] = ()
+    logprobs: Float[Tensor, " N"] | None = None
+    distributions: Float[Tensor, "N V"] | None = None
+    finish_reason: str | None = None
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """Only the tokens of the policy."""
+        return tuple(token for token, own in zip(self.token_ids, self.sampled, strict=True) if own)
+
+    @property
+    def turn(self) -> int:
+        """The number of the turn that is being written."""
+        return self.turn_ids[-1] + (not self.sampled[-1]) if self.turn_ids else 0
+
+    @property
+    def turn_tokens(self) -> tuple[int, ...]:
+        """What the policy has written of its turn so far."""
+        return tuple(
+            token
+            for token, own, turn in zip(self.token_ids, self.sampled, self.turn_ids, strict=True)
+            if own and turn == self.turn
+        )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How responses are written: `sampling.max_tokens` sampled tokens in all; `reply` makes it a conversation.
+
+    After `max_turns` turns of the policy the environment is not asked any more.
+    """
+
+    sampling: Sampling
+    distributions: bool = False
+    reply: Reply | None = None
+    max_turns: int = 1
+
+    def advance(
+        self, engine: Engine, episodes: Sequence[Episode], *, budget: int, seed: Callable[[int], int]
+    ) -> list[Episode]:
+        """Every unfinished episode with up to `budget` more sampled tokens.
+
+        `seed(call)` gives the seed of the call-th request to the engine; a draw depends on it, on the sequence id and
+        on the position within that request.
+
+        Raises:
+            EngineError: the engine gave log-probabilities or distributions for another number of tokens.
+        """
+        written = list(episodes)
+        room = [min(budget, self.sampling.max_tokens - sum(episode.sampled)) for episode in written]
+        call = 0
+        while True:
+            active = [i for i, e in enumerate(written) if e.finish_reason is None and room[i] > 0]
+            if not active:
+                return written
+            completions = engine.generate(
+                [written[i].prompt_ids + written[i].token_ids for i in active],
+                replace(self.sampling, max_tokens=max(room[i] for i in active)),
+                seed=seed(call),
+                sequence_ids=[written[i].sequence_id for i in active],
+                return_distributions=self.distributions,
+            )
+            for i, completion in zip(active, completions, strict=True):
+                piece = _cut(completion, room[i])
+                room[i] -= len(piece.token_ids)
+                written[i] = self._go_on(_extended(written[i], piece), piece)
+            call += 1
+
+    def _go_on(self, episode: Episode, piece: Completion) -> Episode:
+        """Finish, let the environment speak, or leave the turn open."""
+        if piece.finish_reason != "stop":
+            full = sum(episode.sampled) >= self.sampling.max_tokens
+            return replace(episode, finish_reason="length") if full else episode
+        answer = None if self.reply is None else self.reply(episode.problem, episode.turn_tokens)
+        if answer is None:
+            return replace(episode, finish_reason="stop")
+        if episode.turn + 1 >= self.max_turns:
+            return replace(episode, finish_reason="turns")
+        if sum(episode.sampled) >= self.sampling.max_tokens:
+            return replace(episode, finish_reason="length")
+        return _spoken(episode, answer, piece.policy_version)
+
+
+def _cut(completion: Completion, room: int) -> Completion:
+    """At most `room` tokens of a completion; each token's distribution does not depend on those after it."""
+    tokens = completion.token_ids
+    for name, value in (("log-probabilities", completion.logprobs), ("distributions", completion.distributions)):
+        if value is not None and len(value) != len(tokens):
+            raise EngineError(
+                f"the engine gave {len(value)} {name} for {len(tokens)} tokens: which belongs to which is not known, "
+                "so nothing can be trained on them"
+            )
+    if len(tokens) <= room:
+        return completion
+    full = completion.distributions
+    return Completion(
+        token_ids=tokens[:room],
+        logprobs=completion.logprobs[:room],
+        finish_reason="length",
+        policy_version=completion.policy_version,
+        distributions=None if full is None else full[:room],
+    )
+
+
+def _extended(episode: Episode, piece: Completion) -> Episode:
+    """The episode with a piece sampled by the policy."""
+    count, turn = len(piece.token_ids), episode.turn
+    return replace(
+        episode,
+        token_ids=episode.token_ids + piece.token_ids,
+        sampled=episode.sampled + (True,) * count,
+        versions=episode.versions + (piece.policy_version,) * count,
+        turn_ids=episode.turn_ids + (turn,) * count,
+        logprobs=_joined(episode.logprobs, piece.logprobs.float()),
+        distributions=_joined(episode.distributions, piece.distributions),
+    )
+
+
+def _spoken(episode: Episode, answer: tuple[int, ...], version: int) -> Episode:
+    """The episode with what the environment said; it belongs to the turn that it answers."""
+    turn, count = episode.turn, len(answer)
+    return replace(
+        episode,
+        token_ids=episode.token_ids + answer,
+        sampled=episode.sampled + (False,) * count,
+        versions=episode.versions + (version,) * count,
+        turn_ids=episode.turn_ids + (turn,) * count,
+    )
+
+
+def _joined(before: Tensor | None, piece: Tensor | None) -> Any:
+    if before is None or piece is None:
+        return None if piece is None else piece.cpu()
+    return torch.cat([before, piece.cpu()])

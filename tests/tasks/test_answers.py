@@ -1,0 +1,54 @@
+"""Finding and comparing final answers."""
+
+from fractions import Fraction
+
+import pytest
+
+from holdfast.tasks.answers import answer_of, exact, last_number, numeric
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("42", Fraction(42)),
+        ("so it is -3.50.", Fraction(-7, 2)),
+        ("$1,234,567.5 in all", Fraction(2469135, 2)),
+        ("first 3, then 4", Fraction(4)),
+        ("3/4", Fraction(3, 4)),
+        ("50 %", Fraction(1, 2)),
+        ("1e-3", Fraction(1, 1000)),
+        (".5", Fraction(1, 2)),
+        ("+7", Fraction(7)),
+        ("none", None),
+        ("", None),
+        ("1/0", None),
+        ("1e999999999", None),
+    ],
+)
+def test_the_last_number_is_read_exactly(text, value):
+    assert last_number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "reward"),
+    [
+        ("1,000", "1000.0", 1.0),
+        ("0.3333333", "1/3", 1.0),
+        ("0.333", "1/3", 0.0),
+        ("0", "0", 1.0),
+        ("1e-9", "0", 0.0),
+        ("seven", "7", 0.0),
+        ("7", "seven", 0.0),
+        ("-7", "7", 0.0),
+    ],
+)
+def test_numbers_are_compared_to_a_millionth(answer, expected, reward):
+    assert numeric(answer, expected) == reward
+
+
+def test_texts_are_compared_after_stripping():
+    assert exact(" yes\n", "yes") == 1.0 and exact("Yes", "yes") == 0.0
+
+
+def test_the_answer_follows_the_last_marker():
+    assert answer_of("#1 then # 2 ", "#") == "2" and answer_of(" all ", "") == "all" and answer_of("1", "#") is None

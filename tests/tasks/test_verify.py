@@ -1,0 +1,128 @@
+"""Rewards by somebody's function: in processes of its own that are killed when they take too long."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import ConfigError, DataError
+from holdfast.tasks import get_task
+from holdfast.tasks.base import Problem
+from holdfast.tasks.verify import InProcess, Isolated, Score, make_scorer, rewards_of, shorten
+
+PROBLEM = Problem("1+1=", "2", None, "sums")
+FUNCTIONS = """
+import os, sys, time
+
+def equal(problem, response):
+    print("noise on standard output")
+    return response == problem.answer
+
+def odd(problem, response):
+    if response == "raise":
+        raise KeyError("answer")
+    if response == "hang":
+        while True:
+            pass
+    if response == "sleep":
+        time.sleep(60)
+    if response == "exit":
+        sys.exit(3)
+    if response == "die":
+        os._exit(3)
+    return float(response)
+
+def pid(problem, response):
+    return os.getpid()
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def isolated(name, **options):
+    return Isolated(name, **({"timeout": 5.0, "workers": 2} | options))
+
+
+def test_a_function_is_called_by_name_and_what_it_prints_is_dropped(functions):
+    scorer = isolated("my_rewards:equal")
+    assert scorer([PROBLEM] * 3, ["2", "3", "zwei ½"]) == [Score(1.0), Score(0.0), Score(0.0)]
+    scorer.close()
+
+
+def test_errors_and_endless_loops_give_zero_and_are_reported_and_the_others_are_not_touched(functions):
+    scorer = isolated("my_rewards:odd", timeout=0.5)
+    responses = ["1", "hang", "raise", "0.5", "sleep", "exit", "die", "nan", "0.25", "many"]
+    started = time.monotonic()
+    scores = scorer([PROBLEM] * len(responses), responses)
+    assert time.monotonic() - started < 20, "two responses take half a second each, not forever"
+    assert [score.value for score in scores] == [1.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.25, 0.0]
+    reasons = dict(zip(responses, (score.error for score in scores), strict=True))
+    assert reasons["1"] is reasons["0.5"] is reasons["0.25"] is None
+    assert "killed after 0.5 seconds" in reasons["hang"] and "reward_timeout" in reasons["sleep"]
+    assert reasons["raise"] == "raised KeyError: 'answer'" and "SystemExit" in reasons["exit"]
+    assert (
+        reasons["die"] == "ended its process" and reasons["nan"] == "returned nan" and "ValueError" in reasons["many"]
+    )
+    assert [score.late for score in scores] == [name in ("hang", "sleep") for name in responses]
+    scorer.close()
+
+
+def test_workers_are_processes_of_their_own_and_end_with_the_scorer(functions):
+    scorer = isolated("my_rewards:pid")
+    pids = {int(score.value) for score in scorer([PROBLEM] * 8, ["x"] * 8)}
+    assert os.getpid() not in pids and 1 <= len(pids) <= 2
+    scorer.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_function_that_is_not_there_is_refused_before_anything_starts(functions):
+    for name in ("my_rewards:third", "my_rewards", "nowhere:half"):
+        with pytest.raises(ConfigError, match=r"task.reward = .*package.module:function"):
+            isolated(name)
+
+
+def test_whoever_is_named_judges(functions, tmp_path):
+    task = get_task("ledger", entries=1)
+    right = task.problems(0, 1, "train")[0]
+    assert make_scorer(task, None, timeout=1.0, workers=1)([right], [right.solution]) == [Score(1.0)]
+    table = tmp_path / "table.jsonl"
+    table.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    naming = get_task("jsonl", path=str(table), verifier="my_rewards:equal")
+    for named, function in ((naming, None), (task, "my_rewards:equal")):
+        scorer = make_scorer(named, function, timeout=5.0, workers=1)
+        assert isinstance(scorer, Isolated) and scorer([PROBLEM], ["2"]) == [Score(1.0)]
+        scorer.close()
+
+
+def test_one_failure_counts_zero_but_nothing_but_failures_is_an_error():
+    scorer = InProcess(lambda problem, response: 1 / float(response))
+    problems, responses = [PROBLEM] * 2, ["2", "0"]
+    scores = scorer(problems, responses)
+    assert rewards_of(scores, problems, responses) == [0.5, 0.0] and "ZeroDivisionError" in (scores[1].error or "")
+    with pytest.raises(DataError, match=r"raised ZeroDivisionError.*prompt '1\+1='.*response '0'.*finite number"):
+        rewards_of(scores[1:], problems[1:], responses[1:])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_rewards_must_be_finite(value):
+    (score,) = InProcess(lambda problem, response: value)([PROBLEM], ["2"])
+    assert score == Score(0.0, f"returned {value}")
+
+
+def test_long_responses_are_shortened_in_messages():
+    assert shorten("9" * 1000) == "9" * 79 + "…" and shorten("9" * 80) == "9" * 80
+
+
+def test_math_verify_compares_meaning():
+    pytest.importorskip("math_verify")
+    scorer = isolated("math-verify", timeout=60.0, workers=1)
+    problems = [Problem("", answer, None, "") for answer in ("1/2", "0.5", "x^2+2x+1", "7")]
+    responses = ["so $\\frac{1}{2}$", "the answer is \\boxed{\\frac12}", "$(x+1)^2$", "$8$"]
+    scores = scorer(problems, responses)
+    scorer.close()
+    assert [score.value for score in scores] == [1.0, 1.0, 1.0, 0.0] and not any(score.error for score in scores)
