@@ -215,6 +215,37 @@ def check(device: str) -> None:
         sys.exit("wrong results: not timed")
 
 
+def check_rows(sizes: tuple[int, int, int], device: str, rows: int = 128) -> None:
+    """A shape too large for float64: values and hidden gradients of some rows, which depend on no other row."""
+    shape = Shape(*sizes, device)
+    stats = lm_head_stats(
+        shape.hidden,
+        shape.weight,
+        shape.targets,
+        rollout=(shape.states, shape.weight),
+        outputs=("entropy", "kl_rollout"),
+    )
+    (stats.logprobs * shape.advantages + 0.01 * stats.entropy).sum().backward()
+    some = torch.linspace(0, sizes[0] - 1, rows, device=device).long()
+    hidden, weight = shape.hidden.detach()[some].double().requires_grad_(), shape.weight.detach().double()
+    logp = torch.log_softmax(hidden @ weight.T, dim=1)
+    entropy = -(logp.exp() * logp).sum(dim=1)
+    logprobs = logp.gather(1, shape.targets[some][:, None])[:, 0]
+    (logprobs * shape.advantages[some] + 0.01 * entropy).sum().backward()
+    log_r = torch.log_softmax(shape.states[some].double() @ weight.T, dim=1)
+    kl = (log_r.exp() * (log_r - logp)).sum(dim=1).detach()
+    assert shape.hidden.grad is not None
+    assert stats.entropy is not None
+    assert stats.kl_rollout is not None
+    print(
+        f"{'x'.join(map(str, sizes))}, {rows} rows against float64: "
+        f"logprob {(stats.logprobs[some] - logprobs).abs().max():.1e}, "
+        f"entropy {(stats.entropy[some] - entropy).abs().max():.1e}, "
+        f"KL, relative {((stats.kl_rollout[some] - kl).abs() / kl).max():.1e} (least KL {kl.min():.1e}), "
+        f"hidden gradient, relative {_relative(shape.hidden.grad[some], hidden.grad):.1e}"
+    )
+
+
 def _relative(found: Tensor | None, expected: Tensor | None) -> Tensor:
     assert found is not None
     assert expected is not None
@@ -328,6 +359,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", default="", help="contestants whose name contains this, besides the floors")
     parser.add_argument("--compile", action="store_true", help="only compile the Triton programs for sm_90")
+    parser.add_argument("--check-rows", action="store_true", help="only check some rows of this shape against float64")
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.compile:
@@ -338,6 +370,9 @@ def main() -> None:
         return
     if arguments.device == "cpu":
         torch.set_num_threads(1)
+    if arguments.check_rows:
+        check_rows(_sizes(arguments), arguments.device)
+        return
     check(arguments.device)
     shape = Shape(*_sizes(arguments), arguments.device)
     choice = choose(Head(shape.weight))
