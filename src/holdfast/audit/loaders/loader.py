@@ -26,3 +26,9 @@ class Loader:
     gives: str
     matches: Callable[[Path, bytes], bool]
     read: Callable[[Path, Reading], Iterator[Chunk]]
+
+
+ROLLOUT_ONLY = (
+    "this log has the engine's log-probabilities only: drift cannot be measured. `--model DIR` scores its tokens with "
+    "the trainer's weights of that step, as a Hugging Face folder"
+)

@@ -1,0 +1,160 @@
+"""Reading single fields of a record that anyone may have written: type, range and length, or a reason why not.
+
+Strict on purpose: `array` takes no text for a number, and no fraction for an integer.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from holdfast.audit.columns import Column
+
+LARGEST_ID = 2**31 - 1
+LARGEST_WHOLE = 2**63 - 1
+
+
+class Unusable(Exception):
+    """A record that must be left out: `kind` is a short phrase without numbers, `detail` names field and value."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+
+def needed(record: Mapping[str, Any], name: str) -> Any:
+    """A field that the record must have."""
+    value = record.get(name)
+    if value is None:
+        raise Unusable("missing field", name)
+    return value
+
+
+def ids(value: Any, name: str) -> Column:
+    """int32 token ids: whole numbers from 0 to 2³¹ - 1."""
+    try:
+        column = np.array(array("i", _listed(value, name)), np.int32)
+    except OverflowError:
+        raise Unusable("token id out of range", f"{name}: ids go from 0 to {LARGEST_ID}") from None
+    except TypeError as error:
+        raise Unusable("wrong type", f"{name}: {error}") from None
+    if len(column) and column.min() < 0:
+        raise Unusable("token id out of range", f"{name} has {column.min()}: ids go from 0 to {LARGEST_ID}")
+    return column
+
+
+def floats(value: Any, name: str) -> Column | None:
+    """float32 values; null within is NaN (writers put it where a number was not finite), null for all is None."""
+    if value is None:
+        return None
+    values = _listed(value, name)
+    try:
+        column = np.array(array("d", values))
+    except TypeError:
+        if not all(v is None or isinstance(v, (int, float)) for v in values):
+            raise Unusable("wrong type", f"{name} holds {_strange(values)!r}, allowed are numbers and null") from None
+        if all(v is None for v in values):
+            return None
+        column = np.array([math.nan if v is None else min(max(v, -math.inf), math.inf) for v in values], np.float64)
+    except OverflowError:
+        raise Unusable("number out of range", f"{name}: an integer too large for a float") from None
+    with np.errstate(over="ignore"):
+        return column.astype(np.float32)
+
+
+def flags(value: Any, name: str) -> Column | None:
+    """Booleans from true/false, 0/1 or 0.0/1.0; null is None."""
+    if value is None:
+        return None
+    values = _listed(value, name)
+    try:
+        column = np.frombuffer(bytes(values), np.uint8)
+    except (TypeError, ValueError):
+        numbers = floats(values, name)
+        if numbers is None:
+            return None
+        column = numbers
+    if len(column) and not ((column == 0) | (column == 1)).all():
+        wrong = column[(column != 0) & (column != 1)][0]
+        raise Unusable("wrong type", f"{name} holds {wrong}, allowed are 0 and 1")
+    return column.astype(bool)
+
+
+def mask(value: Any, name: str) -> Column:
+    """Booleans that must be there."""
+    column = flags(value, name)
+    if column is None:
+        raise Unusable("missing field", name)
+    return column
+
+
+def real(value: Any, name: str) -> float | None:
+    """A number, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)):
+        raise Unusable("wrong type", f"{name} is {_short(value)}, allowed is a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise Unusable("number out of range", f"{name}: an integer too large for a float") from None
+    # Columns are float32: what it cannot hold is infinite there.
+    return number if abs(number) < 3.4e38 or not math.isfinite(number) else math.copysign(math.inf, number)
+
+
+def whole(value: Any, name: str, largest: int = LARGEST_WHOLE) -> int | None:
+    """A whole number, or None."""
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if not isinstance(value, int) or abs(value) > largest:
+        raise Unusable("wrong type", f"{name} is {_short(value)}, allowed is a whole number up to {largest}")
+    return int(value)
+
+
+def word(value: Any, name: str) -> str | None:
+    """A text, or None."""
+    if value is None or isinstance(value, str):
+        return value
+    raise Unusable("wrong type", f"{name} is {_short(value)}, allowed is text")
+
+
+def same_lengths(columns: Mapping[str, Column | None], length: int, of: str) -> None:
+    """Raise Unusable where a column that is there has another length than `of`."""
+    for name, column in columns.items():
+        if column is not None and len(column) != length:
+            raise Unusable("lengths differ", f"{name} has {len(column)} entries, {of} {length}")
+
+
+def mapping(value: Any, name: str) -> Mapping[str, Any]:
+    """An object; null is an empty one."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return value
+    raise Unusable("wrong type", f"{name} is {_short(value)}, allowed is an object")
+
+
+def listed(value: Any, name: str) -> list[Any]:
+    """A list; null is an empty one."""
+    return [] if value is None else _listed(value, name)
+
+
+def _listed(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Unusable("wrong type", f"{name} is {_short(value)}, allowed is a list")
+    return value
+
+
+def _strange(values: list[Any]) -> Any:
+    return next(_short(v) for v in values if v is not None and not isinstance(v, (int, float)))
+
+
+def _short(value: Any) -> str:
+    text = f"{type(value).__name__} {value!r}" if not isinstance(value, (list, dict)) else type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,139 @@
+"""Answers of an OpenAI-compatible server or of vLLM, saved as JSON Lines or JSON: the engine's log-probabilities only.
+
+Chat completions, completions, lines of OpenAI's batch output, and vLLM's own RequestOutput as a dictionary. With
+vLLM's `return_token_ids` (or `return_tokens_as_token_ids`) the token ids are there; OpenAI gives the texts only.
+Fields: `vllm.entrypoints.openai` 0.32 and the OpenAI API reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from holdfast.audit.columns import Chunk, Column
+from holdfast.audit.loaders.fields import Unusable, floats, ids, listed, mapping, needed, real, word
+from holdfast.audit.loaders.jsonl import parse, read_jsonl, read_objects
+from holdfast.audit.loaders.loader import ROLLOUT_ONLY, Loader
+from holdfast.audit.loaders.records import Record, record_of
+from holdfast.audit.reading import Reading
+
+STAND_IN = (
+    "this log has no token ids, only token texts: ids shown are stand-ins made from the text. vLLM gives real ones "
+    'with "return_token_ids": true in the request'
+)
+_SIGNS = (b'"choices"', b'"outputs"')
+_PREFIX = "token_id:"
+NEVER_SAMPLED = -9999.0
+"""What vLLM's server writes for a log-probability of minus infinity."""
+
+
+def matches(path: Path, head: bytes) -> bool:
+    """By the fields of an answer with log-probabilities."""
+    return b'"logprob' in head and any(sign in head for sign in _SIGNS)
+
+
+def read(path: Path, reading: Reading) -> Iterator[Chunk]:
+    """Chunks of a file; a JSON array or one indented object is read whole."""
+    reader = read_jsonl if _is_lines(path) else read_objects
+    return reader(path, reading, partial(_records, reading=reading))
+
+
+def _is_lines(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline(1 << 26)
+    try:
+        return isinstance(parse(first), dict)
+    except Unusable:
+        return path.suffix == ".jsonl"
+
+
+def _records(line: Mapping[str, Any], reading: Reading) -> Iterator[Record]:
+    if "response" in line:
+        line = mapping(mapping(line["response"], "response").get("body"), "response.body")
+    if "outputs" in line:
+        found = [_output(mapping(o, "outputs"), line) for o in listed(line["outputs"], "outputs")]
+    else:
+        found = [_choice(mapping(c, "choices"), line, reading) for c in listed(needed(line, "choices"), "choices")]
+    if not found:
+        raise Unusable("missing field", "choices is empty")
+    reading.note(ROLLOUT_ONLY)
+    yield from found
+
+
+def _choice(choice: Mapping[str, Any], answer: Mapping[str, Any], reading: Reading) -> Record:
+    logprobs = mapping(needed(choice, "logprobs"), "logprobs")
+    if logprobs.get("content") is not None:
+        content = [mapping(entry, "logprobs.content") for entry in listed(logprobs["content"], "logprobs.content")]
+        texts = [word(entry.get("token"), "token") or "" for entry in content]
+        values = floats([real(entry.get("logprob"), "logprob") for entry in content], "logprob")
+        text = word(mapping(choice.get("message"), "message").get("content"), "message.content")
+    else:
+        texts = [word(token, "tokens") or "" for token in listed(needed(logprobs, "tokens"), "logprobs.tokens")]
+        values = floats(needed(logprobs, "token_logprobs"), "logprobs.token_logprobs")
+        text = word(choice.get("text"), "text")
+    given = choice.get("token_ids")
+    tokens = ids(given, "token_ids") if given is not None else _ids_of(texts, reading)
+    prompt = choice.get("prompt_token_ids", answer.get("prompt_token_ids"))
+    return record_of(
+        ids(listed(prompt, "prompt_token_ids"), "prompt_token_ids"),
+        {"response_ids": tokens, "rollout_logprobs": _unsampled(values)},
+        words={"finish_reason": word(choice.get("finish_reason"), "finish_reason")},
+        texts={
+            "response_text": text,
+            "prompt_text": word(answer.get("prompt_text"), "prompt_text"),
+            "token_texts": tuple(texts) if len(texts) == len(tokens) else None,
+        },
+    )
+
+
+def _output(output: Mapping[str, Any], request: Mapping[str, Any]) -> Record:
+    tokens = ids(needed(output, "token_ids"), "token_ids")
+    entries = [mapping(e, "logprobs") for e in listed(needed(output, "logprobs"), "logprobs")]
+    if len(entries) != len(tokens):
+        raise Unusable("lengths differ", f"logprobs has {len(entries)} entries, token_ids {len(tokens)}")
+    sampled = []
+    for token, entry in zip(tokens.tolist(), entries, strict=True):
+        found = entry.get(str(token))
+        # A dictionary of the likeliest tokens without the sampled one would score another token.
+        if found is None:
+            raise Unusable("sampled token not scored", f"logprobs has no entry for token {token}")
+        sampled.append(found if isinstance(found, Mapping) else {"logprob": found})
+    return record_of(
+        ids(listed(request.get("prompt_token_ids"), "prompt_token_ids"), "prompt_token_ids"),
+        {
+            "response_ids": tokens,
+            "rollout_logprobs": floats([real(e.get("logprob"), "logprob") for e in sampled], "logprob"),
+        },
+        words={"finish_reason": word(output.get("finish_reason"), "finish_reason")},
+        texts={
+            "response_text": word(output.get("text"), "text"),
+            "prompt_text": word(request.get("prompt"), "prompt"),
+            "token_texts": tuple(word(e.get("decoded_token"), "decoded_token") or "" for e in sampled),
+        },
+    )
+
+
+def _ids_of(texts: list[str], reading: Reading) -> Column:
+    if texts and all(text.startswith(_PREFIX) and text[len(_PREFIX) :].isdecimal() for text in texts):
+        return ids([int(text[len(_PREFIX) :]) for text in texts], "tokens")
+    reading.note(STAND_IN)
+    return np.array([crc32(text.encode(errors="replace")) & 0xFFFFF for text in texts], np.int32)
+
+
+def _unsampled(values: Column | None) -> Column | None:
+    return None if values is None else np.where(values == np.float32(NEVER_SAMPLED), -np.inf, values).astype(np.float32)
+
+
+LOADER = Loader(
+    name="responses",
+    title="OpenAI or vLLM answers",
+    files="*.jsonl, *.json of chat completions, completions, batch outputs or vLLM RequestOutputs",
+    gives="rollout log-probabilities, token texts",
+    matches=matches,
+    read=read,
+)
