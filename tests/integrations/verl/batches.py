@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import torch
 from tensordict import TensorDict
-from verl.trainer.ppo.core_algos import agg_loss as agg_loss  # imported under the conftest's warning filter
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
 from holdfast.integrations.verl.config import HoldfastLossConfig
@@ -67,6 +66,6 @@ def outputs(rows):
 
 
 def actor(settings=None, **changes):
-    """An actor configuration; `settings` are the fields of HoldfastLossConfig, or a loss_mode alone for verl's class."""
+    """An actor configuration; `settings` are fields of HoldfastLossConfig, or a loss_mode for verl's class."""
     loss = PolicyLossConfig(loss_mode=settings) if isinstance(settings, str) else HoldfastLossConfig(**settings)
     return FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1, policy_loss=loss, **changes)

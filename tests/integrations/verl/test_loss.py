@@ -133,7 +133,9 @@ def test_counts_of_several_ranks_cannot_be_guessed():
     with pytest.raises(ConfigError, match="verl gave no counts of the step over 2 ranks"):
         call(policy_loss, actor("holdfast_ppo", global_batch_info={"dp_size": 2}), rows)
     alone = call(policy_loss, actor("holdfast_ppo", global_batch_info={}), rows)
-    torch.testing.assert_close(alone[1], call(policy_loss, actor("holdfast_ppo", global_batch_info=whole(rows)), rows)[1])
+    torch.testing.assert_close(
+        alone[1], call(policy_loss, actor("holdfast_ppo", global_batch_info=whole(rows)), rows)[1]
+    )
 
 
 def test_settings_are_checked_when_the_config_is_made():
@@ -146,5 +148,5 @@ def test_settings_are_checked_when_the_config_is_made():
 
 def test_verls_own_class_means_the_defaults_of_the_row():
     assert isinstance(actor("holdfast_ppo").policy_loss, PolicyLossConfig)
-    with pytest.raises(ConfigError, match="policy_loss.objective, which is empty"):
+    with pytest.raises(ConfigError, match=r"policy_loss.objective, which is empty"):
         call(policy_loss, actor("holdfast", global_batch_info={}), sequences())
