@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from holdfast.errors import ConfigError, EngineError
 from holdfast.rollout.engine import Engine, Sampling
@@ -79,7 +80,10 @@ class FakeServer:
         if path == "/tokenize":
             return {"tokens": self.tokenizer.encode(body["prompt"], add_special_tokens=False)}
         if path == "/collective_rpc":
-            self.loaded.append((body["method"], {p.name for p in Path(body["kwargs"]["weights_path"]).iterdir()}))
+            folder = Path(body["kwargs"]["weights_path"])
+            self.loaded.append(
+                (body["method"], {p.name for p in folder.iterdir()}, load_file(folder / "model.safetensors"))
+            )
             return {"results": [None]}
         if path == "/reset_prefix_cache":
             return {"success": True}
@@ -315,8 +319,11 @@ def test_a_sync_hands_over_the_weights_and_is_checked(server, engine, tokenizer)
     model = tiny_model(tokenizer, hidden=16, layers=1, heads=2)
     engine.sync(model, 1)
     engine.sync(model, 2)
-    method, files = server.loaded[-1]
+    method, files, weights = server.loaded[-1]
     assert method == "reload_weights"
+    # a reload looks for every weight under its own name, tied ones too
+    assert weights.keys() == model.state_dict().keys() >= {"lm_head.weight", "model.embed_tokens.weight"}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= files
     assert [folder.name for folder in engine.folder.iterdir()] == ["version-2"]
     assert server.asked.count("/reset_prefix_cache") == 2

@@ -6,6 +6,8 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +27,27 @@ def request_seed(seed: int, sequence_id: int, start: int) -> int:
     """
     digest = hashlib.blake2b(f"{seed} {sequence_id} {start}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A model folder in which every weight has its own name, tied ones too.
+
+    `save_pretrained` leaves out a head that is tied to the embedding. vLLM 0.32 loads such a folder, but reloading it
+    keeps the old head beside the new embedding, and says so only in its log.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights: dict[str, Tensor] = {}
+    written = set()
+    for name, tensor in model.state_dict().items():
+        weights[name] = tensor.detach().cpu().contiguous()
+        if weights[name].data_ptr() in written:
+            weights[name] = weights[name].clone()
+        written.add(weights[name].data_ptr())
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def check_requests(

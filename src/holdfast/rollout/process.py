@@ -34,7 +34,7 @@ class ServerProcess:
         self.environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, folder: Path, *, name: str | None = None, patience: float = 600.0) -> None:
+    def start(self, folder: Path, *, patience: float = 600.0) -> None:
         """Serve this folder, once what was served before has stopped; returns when the server answers.
 
         Raises:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from holdfast.errors import EngineError
 from holdfast.rollout.engine import Completion, Sampling
-from holdfast.rollout.external import check_requests, checked, request_seed, split_rows
+from holdfast.rollout.external import check_requests, checked, request_seed, split_rows, write_model
 from holdfast.rollout.http import HttpClient
 from holdfast.rollout.process import ServerProcess
 
@@ -90,10 +90,8 @@ class ServerEngine:
         """
         self._open()
         saved = self.folder / f"version-{version}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(saved, ignore_errors=True)
-        model.save_pretrained(saved)
-        self.tokenizer.save_pretrained(saved)
+        write_model(model, self.tokenizer, saved)
         if self.mode == "restart":
             assert self._process is not None
             self._process.start(saved)
