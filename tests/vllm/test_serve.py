@@ -1,0 +1,123 @@
+"""A real `vllm serve` on this machine, over HTTP."""
+
+import socket
+import sys
+
+import pytest
+import torch
+
+from holdfast.errors import EngineError
+from holdfast.rollout.engine import Sampling, sampling_logprobs
+from holdfast.rollout.http import HttpClient
+from holdfast.rollout.models import character_tokenizer
+from holdfast.rollout.process import ServerProcess
+from holdfast.rollout.server import ServerEngine
+
+pytest.importorskip("vllm")
+
+EOS, VOCABULARY = 2, 68
+PROMPTS = [[1, 10, 20, 30], [1, 40], [1, *range(4, 60), *range(4, 60), *range(4, 60), *range(4, 60)]]
+# `vllm serve {folder}` by its module: the command of the CPU build asks for the version of a package of another name.
+COMMAND = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "{folder}"]
+COMMAND += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32", "--enforce-eager"]
+COMMAND += ["--max-model-len", "512", "--kv-cache-memory-bytes", "250M", "--host", "127.0.0.1", "--port"]
+ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+@pytest.fixture(scope="module")
+def process(model_folder, tmp_path_factory):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    process = ServerProcess([*COMMAND, str(port)], HttpClient(f"http://127.0.0.1:{port}"), log, environment=ENVIRONMENT)
+    process.start(model_folder, patience=180.0)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def engine(process, tokenizer, tmp_path_factory):
+    return ServerEngine(
+        process.client, folder=tmp_path_factory.mktemp("weights"), eos_token_id=EOS, tokenizer=tokenizer
+    )
+
+
+def draw(engine, prompts=PROMPTS, seed=5, distributions=False, top=0, **sampling):
+    sampling = Sampling(**{"max_tokens": 12} | sampling)
+    return engine.generate(
+        prompts,
+        sampling,
+        seed=seed,
+        sequence_ids=range(len(prompts)),
+        return_distributions=distributions,
+        return_top=top,
+    )
+
+
+def distance(completions, model, whole_forward):
+    """Mean |log-probability of the engine - of the model| over a batch's sampled tokens."""
+    found = []
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        own = whole_forward(model, prompt, completion).log_softmax(-1)
+        found.append((own.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0] - completion.logprobs).abs())
+    return float(torch.cat(found).mean())
+
+
+@pytest.mark.parametrize("support", [{}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.05}], ids=str)
+def test_distributions_are_those_of_a_whole_forward_pass(engine, make_model, whole_forward, support):
+    model = make_model(0)
+    for prompt, completion in zip(PROMPTS, draw(engine, distributions=True, top=20, **support), strict=True):
+        expected = sampling_logprobs(whole_forward(model, prompt, completion), Sampling(**support))
+        assert completion.distributions.shape == (len(completion.token_ids), VOCABULARY)
+        assert torch.equal(completion.distributions.isfinite(), expected.isfinite())
+        assert torch.allclose(completion.distributions, expected, atol=2e-4)
+        tokens = torch.tensor(completion.token_ids)[:, None]
+        assert torch.equal(completion.logprobs, completion.distributions.gather(1, tokens)[:, 0])
+        assert torch.equal(completion.top_logprobs, completion.distributions.topk(20, dim=1).values)
+        assert torch.equal(completion.top_logprobs, completion.distributions.gather(1, completion.top_ids))
+
+
+def test_the_same_seed_gives_the_same_responses(engine):
+    first, again, other = draw(engine), draw(engine), draw(engine, seed=6)
+    assert [c.token_ids for c in first] == [c.token_ids for c in again] != [c.token_ids for c in other]
+
+
+def test_responses_end_with_the_end_token_or_at_the_limit(engine):
+    completions = draw(engine, prompts=[[1, 40]] * 30, max_tokens=40)
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+    for completion in completions:
+        assert (completion.finish_reason == "stop") == (completion.token_ids[-1] == EOS)
+        assert len(completion.token_ids) == 40 or completion.finish_reason == "stop"
+
+
+def test_after_a_reload_the_server_agrees_with_the_new_weights(engine, make_model, whole_forward):
+    old, new = make_model(0), make_model(1)
+    engine.sync(old, 1)
+    before = draw(engine)
+    assert distance(before, old, whole_forward) < 1e-5 < 0.5 < distance(before, new, whole_forward)
+    engine.sync(new, 2)
+    after = draw(engine)
+    assert {completion.policy_version for completion in after} == {2}
+    assert distance(after, new, whole_forward) < 1e-5 < 0.5 < distance(after, old, whole_forward)
+
+
+def test_what_the_server_refuses_is_said_in_its_words(engine):
+    with pytest.raises(EngineError, match=r"refused the request with status 400: .*(?i:vocab|token)"):
+        draw(engine, prompts=[[1, 99999]])
+    with pytest.raises(EngineError, match=r"a prompt of 501 tokens and sampling.max_tokens = 12 do not fit .* of 512"):
+        draw(engine, prompts=[[1] * 501])
+
+
+def test_another_tokenizer_is_found_before_the_first_prompt(process, tmp_path):
+    with pytest.raises(EngineError, match="with another tokenizer than the trainer's"):
+        ServerEngine(process.client, folder=tmp_path, eos_token_id=EOS, tokenizer=character_tokenizer("0123456789"))
+
+
+def test_a_server_that_was_started_again_has_lost_the_weights(engine, process, make_model, model_folder):
+    engine.sync(make_model(1), 3)
+    process.start(model_folder, patience=180.0)
+    with pytest.raises(EngineError, match="not those of the last sync"):
+        draw(engine)
+    engine.sync(make_model(1), 3)
+    assert draw(engine)[0].policy_version == 3
