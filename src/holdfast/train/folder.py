@@ -87,6 +87,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def ledger(self) -> Path:
+        """What became of every sequence of an asynchronous run."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def engine(self) -> Path:
+        """Weights on their way to an engine in another process; gone when the run ends."""
+        return self.path / "engine"
+
+    @property
     def warm_starts(self) -> Path:
         """Warm-started models by configuration hash."""
         return self.path / "warm_start"

@@ -7,6 +7,7 @@ trainer's own numerics, update the policy, hand the new weights to the engine. L
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,23 @@ def train(
     Raises:
         HoldfastError: the configuration cannot be built, or a step produced something that cannot be trained on.
     """
-    run = set_up(config, folder, resume=resume, warm_starts=warm_starts, progress=stoppable(display.warm, stop))
-    trackers = Trackers(config, folder)
+    with (
+        closing(Trackers(config, folder)) as trackers,
+        closing(
+            set_up(config, folder, resume=resume, warm_starts=warm_starts, progress=stoppable(display.warm, stop))
+        ) as run,
+    ):
+        take_steps(run, trackers, display, stop)
+        if run.step < config.steps:
+            keep(run)
+        summary = summarize(run)
+        folder.write_summary(summary)
+    return summary
+
+
+def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[], bool]) -> None:
+    """The loop."""
+    config, folder = run.config, run.folder
     if run.step == 0:
         report(run, {"step": 0} | evaluate(run), display, trackers)
     while run.step < config.steps and not stop():
@@ -73,13 +89,6 @@ def train(
         report(run, record | clock.record(rollouts.tokens), display, trackers)
         if due(step, config.checkpoint.every, config.steps):
             keep(run)
-    if run.step < config.steps:
-        keep(run)
-    summary = summarize(run)
-    folder.write_summary(summary)
-    trackers.close()
-    run.close()
-    return summary
 
 
 def stoppable(show: Progress, stop: Callable[[], bool]) -> Progress:

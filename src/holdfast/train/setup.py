@@ -178,14 +178,14 @@ def _sampler(
 ) -> Sampler:
     """An engine here, or in a process of its own."""
     writing = writing_of(config, source, objective)
-    home = folder.path / "engine"
+    home = folder.engine
     if config.asynchronous.staleness == 0:
         return Synchronous(
             config, source, writing, build_engine(config, policy.model, source.tokenizer, home / "model")
         )
     shutil.rmtree(home, ignore_errors=True)
     save_model(home / "model", policy.model, source.tokenizer)
-    sampler = Pipelined(config, source, home, Ledger(folder.path / "ledger.jsonl"))
+    sampler = Pipelined(config, source, home, Ledger(folder.ledger))
     sampler.publish(policy.model, 0)
     return sampler
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
+from holdfast.train.ledger import Ledger, audit
 from holdfast.train.setup import Run
 
 
@@ -25,6 +27,8 @@ def summarize(run: Run) -> dict[str, Any]:
         "seconds": sum(record["seconds"] for record in steps),
         "cpu_seconds": sum(record["cpu_seconds"] for record in steps),
     }
+    if config.asynchronous.staleness:
+        summary["sequences"] = asdict(audit(Ledger(run.folder.ledger).read()))
     if judged:
         summary["start_accuracy"] = judged[0]["eval_accuracy"]
         summary["final_accuracy"] = judged[-1]["eval_accuracy"]
@@ -41,7 +45,10 @@ def describe_engine(run: Run) -> str:
     """The engine in words: how it differs from the trainer."""
     config = run.config
     parts = [f"{config.engine.precision} copy of the {config.model.dtype} trainer"]
-    parts.append("up to date" if config.engine.lag == 0 else f"{config.engine.lag} updates behind")
+    behind = config.engine.lag or config.asynchronous.staleness
+    parts.append("up to date" if behind == 0 else f"{behind} updates behind")
+    if config.asynchronous.staleness:
+        parts.append("in a process of its own")
     sampling = config.sampling
     if sampling.temperature != 1.0:
         parts.append(f"temperature {sampling.temperature:g}")

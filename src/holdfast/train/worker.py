@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from holdfast.errors import HoldfastError
 from holdfast.objectives.presets import preset
 from holdfast.rollout.engine import Engine
+from holdfast.rollout.models import load_model
 from holdfast.tasks import get_task
+from holdfast.train.checkpoint import no_progress_bar
 from holdfast.train.config import RunConfig
 from holdfast.train.data import PromptSource
 from holdfast.train.engines import build_engine
@@ -58,11 +61,10 @@ class Scribe:
 
     def __init__(self, config: RunConfig, folder: Path, running: Sequence[Episode]) -> None:
         """Load the model that the trainer saved for it."""
-        from holdfast.rollout.models import load_model
-
         torch.set_num_threads(config.threads)
         self.config = config
-        self.model, tokenizer = load_model(str(folder), torch.float32)
+        with no_progress_bar():
+            self.model, tokenizer = load_model(str(folder), torch.float32)
         task = get_task(config.task.name, **config.task.options)
         source = PromptSource(task, tokenizer, max_tokens=1 << 30, chat=config.model.chat)
         objective = preset(config.objective.preset, **config.objective.options)
@@ -91,6 +93,7 @@ class Scribe:
 def serve(connection: Any, config: RunConfig, folder: Path, running: Sequence[Episode]) -> None:
     """Answer rounds until the trainer is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the trainer, which ends this process when it is done
+    tqdm.set_lock(threading.RLock())  # its own lock is between processes, and would be left behind by a kill
     rounds: queue.SimpleQueue[Round] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, rounds), daemon=True).start()
     number = 0

@@ -1,0 +1,193 @@
+"""Asynchronous rollouts: the schedule, the versions, and that no death of an engine changes a number."""
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+from typing import ClassVar
+
+import pytest
+
+from holdfast.errors import ConfigError, DataError, EngineError
+from holdfast.rollout.store import read_rollouts
+from holdfast.train import pipeline
+from holdfast.train.checkpoint import latest_checkpoint
+from holdfast.train.configfile import build_config
+from holdfast.train.ledger import Account, Ledger, audit
+from holdfast.train.worker import Answer, Scribe
+
+AHEAD = ["--engine.lag", "0", "--async.staleness", "4", "--async.segments", "3", "--steps", "6"]
+UNEVEN = {"seconds", "cpu_seconds", "tokens_per_cpu_second", "time_split", "engine_restarts"}
+
+
+def numbers(folder):
+    return [{k: v for k, v in record.items() if k not in UNEVEN} for record in folder.read_metrics()]
+
+
+def weights(folder):
+    return (latest_checkpoint(folder.checkpoints) / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Engines in this process, which die in the rounds named in `deaths`, once for each time that they are named."""
+
+    class Here:
+        deaths: ClassVar[list[int]] = []
+        lives = 0
+
+        def __init__(self, config, folder, running):
+            type(self).lives += 1
+            self.scribe, self.asked = Scribe(config, folder, running), []
+
+        def send(self, task):
+            self.asked.append(task)
+
+        def receive(self, timeout):
+            task = self.asked.pop(0)
+            if task.number in self.deaths:
+                self.deaths.remove(task.number)
+                raise pipeline.Died("ended with code -9")
+            return self.scribe.play(task)
+
+        def end(self):
+            self.asked = []
+
+    monkeypatch.setattr(pipeline, "_EngineProcess", Here)
+    return Here
+
+
+def test_every_token_is_as_old_as_the_schedule_says(small_run, engines):
+    """staleness 4, 3 segments of ceil(20 / 3) = 7 tokens: token t of a response is 4 - t // 7 updates old."""
+    folder, summary = small_run("ahead", *AHEAD, "--steps", "8")
+    for step in range(1, 9):
+        records = list(read_rollouts(folder.path / "rollouts" / f"step_{step:04d}.parquet"))
+        assert [r.sequence_id for r in records] == list(range(16 * (step - 1), 16 * step))
+        for record in records:
+            expected = [max(0, step - 1 - (4 - place // 7)) for place in range(len(record.response_ids))]
+            assert list(record.weight_versions) == expected
+        line = folder.read_metrics()[step]
+        assert line["policy_lag"] == min(4, step - 1)
+        assert min(2, step - 1) <= line["policy_lag_mean"] <= 4
+    # Rounds -2 to 7 began ten batches, eight of which were trained on.
+    assert summary["sequences"] | {"finished": 0} == {"started": 160, "finished": 0, "trained": 128, "restarts": 0}
+    assert not (folder.path / "engine").exists()
+
+
+def test_no_death_changes_a_number(small_run, engines):
+    whole, _ = small_run("whole", *AHEAD)
+    draw = random.Random(0)
+    engines.deaths = [-2, *(draw.randrange(-1, 6) for _ in range(4))]
+    deaths = len(engines.deaths)
+    cut, summary = small_run("cut", *AHEAD)
+    assert numbers(cut) == numbers(whole) and weights(cut) == weights(whole)
+    assert summary["sequences"]["restarts"] == deaths and not engines.deaths
+    trained = [e["trained"] for e in Ledger(cut.ledger).read() if "trained" in e]
+    assert trained == [[16 * step, 16 * step + 15] for step in range(6)]
+
+
+def test_a_resumed_run_repeats_the_rounds_that_were_under_way(small_run, engines):
+    whole, _ = small_run("whole", *AHEAD)
+    asked = iter([False, False, False, True])
+    cut, summary = small_run("cut", *AHEAD, stop=lambda: next(asked))
+    assert summary["steps"] == 3
+    _, summary = small_run("cut", *AHEAD, resume=True)
+    assert numbers(cut) == numbers(whole) and weights(cut) == weights(whole)
+    assert summary["sequences"] == json.loads(whole.summary.read_text())["sequences"]
+    # ... and one that is given more steps goes on as if it had had them from the start.
+    short, _ = small_run("short", *AHEAD, "--steps", "4")
+    small_run("short", *AHEAD, resume=True)
+    assert [n | {"rounds_ahead": 0} for n in numbers(short)] == [n | {"rounds_ahead": 0} for n in numbers(whole)]
+
+
+def test_without_pieces_and_slack_it_is_one_update_behind(small_run, engines):
+    """staleness 1, one segment: as far behind as an engine with lag 1."""
+    ahead, _ = small_run("ahead", "--engine.lag", "0", "--async.staleness", "1")
+    assert [record["policy_lag"] for record in ahead.read_metrics()[1:]] == [0, 1, 1, 1]
+
+
+def test_an_engine_that_keeps_dying_ends_the_run_with_a_reason(small_run, engines):
+    engines.deaths = [1] * 9
+    with pytest.raises(EngineError, match=r"ended with code -9, 3 times in round 1 .*async.timeout"):
+        small_run("run", *AHEAD, "--async.restarts", "2")
+    assert engines.lives == 3
+
+
+def test_what_no_engine_can_do_is_not_tried_again(small_run, engines, monkeypatch):
+    monkeypatch.setattr(Scribe, "play", lambda self, task: Answer(task.number, error="logits are not finite"))
+    with pytest.raises(EngineError, match=r"round -2 of the asynchronous engine failed: logits are not finite"):
+        small_run("run", *AHEAD)
+    assert engines.lives == 1
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match=r"segments = 3.*at most 2; nearest valid value: 2"):
+        build_config({"async": {"staleness": 2, "segments": 3}})
+    with pytest.raises(ConfigError, match=r"engine.lag = 1 and async.staleness = 2.*engine.lag = 0"):
+        build_config({"async": {"staleness": 2}, "engine": {"lag": 1}})
+    with pytest.raises(ConfigError, match=r"unknown key 'async.stalenes'; did you mean staleness"):
+        build_config({"async": {"stalenes": 2}})
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([{"started": [0, 3]}, {"started": [3, 4]}], "sequence 3 was started 2 times"),
+        ([{"started": [0, 3], "finished": [4]}], "sequence 4 got ahead of itself"),
+        ([{"started": [0, 1], "finished": [0, 0]}], "sequence 0 was finished 2 times"),
+        ([{"started": [0, 1], "finished": [0]}, {"trained": [0, 1]}], "sequence 1 got ahead of itself"),
+        ([{"started": [0, 0], "finished": [0]}, {"trained": [0, 0]}, {"trained": [0, 0]}], "trained on 2 times"),
+    ],
+)
+def test_a_ledger_that_does_not_add_up_is_an_error(entries, words):
+    with pytest.raises(DataError, match=words):
+        audit(entries)
+
+
+def test_a_ledger_is_added_up_and_rewound(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.write(round=-1, version=0, started=[0, 1], finished=[1])
+    ledger.write(died="ended with code -9", redo=[0])
+    ledger.write(round=0, version=0, started=[2, 3], finished=[0, 2])
+    ledger.write(step=1, trained=[0, 1])
+    assert audit(ledger.read()) == Account(started=4, finished=3, trained=2, restarts=1)
+    ledger.rewind(0, -1)
+    assert audit(ledger.read()) == Account(started=2, finished=1, trained=0, restarts=1)
+    with ledger.path.open("a") as file:
+        file.write('{"round": 0, "vers')
+    assert len(ledger.read()) == 2
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_with_the_engine_killed_three_times(small_run):
+    """The soak: real processes, killed twice and once stopped; every sequence is accounted for, no number changes."""
+    options = [*AHEAD, "--steps", "200", "--async.timeout", "60", "--evaluation.every", "0", "--batch.prompts", "2"]
+    calm, _ = small_run("calm", *options)
+    calls = 0
+
+    def hurt():
+        nonlocal calls
+        calls += 1
+        if calls in (40, 90, 150):
+            (engine,) = multiprocessing.active_children()
+            os.kill(engine.pid, signal.SIGSTOP if calls == 90 else signal.SIGKILL)
+        return False
+
+    folder, summary = small_run("soak", *options, stop=hurt)
+    account = audit(Ledger(folder.ledger).read())
+    assert account.trained == 200 * 8 and account.restarts == 3 and summary["finished"]
+    assert summary["sequences"]["trained"] == 1600
+    seen = [
+        record.sequence_id
+        for step in range(1, 201)
+        for record in read_rollouts(folder.path / "rollouts" / f"step_{step:04d}.parquet")
+    ]
+    assert seen == list(range(1600))
+    reasons = [entry["died"] for entry in Ledger(folder.ledger).read() if "died" in entry]
+    assert reasons == ["ended with code -9", "gave no answer for 60 seconds", "ended with code -9"]
+    assert max(record["policy_lag"] for record in folder.read_metrics()[1:]) == 4
+    assert all(math.isfinite(record["loss"]) for record in folder.read_metrics()[1:])
+    assert not multiprocessing.active_children()
+    assert numbers(calm) == numbers(folder) and weights(calm) == weights(folder)
