@@ -1,13 +1,36 @@
 """The loaders, in the order in which they are asked; a new source is one file and one entry here."""
 
-from holdfast.audit.loaders import nemo_rl, open_instruct, own, prime_rl_tokens, responses, traces
+from holdfast.audit.loaders import (
+    miles,
+    miles_columns,
+    nemo_rl,
+    open_instruct,
+    own,
+    pickles,
+    prime_rl_tokens,
+    responses,
+    slime,
+    traces,
+)
 from holdfast.audit.loaders.loader import Loader
 
 LOADERS: tuple[Loader, ...] = (
+    miles_columns.LOADER,
     own.LOADER,
     nemo_rl.LOADER,
     prime_rl_tokens.LOADER,
     traces.LOADER,
+    miles.LOADER,
+    slime.LOADER,
     open_instruct.LOADER,
     responses.LOADER,
+    pickles.LOADER,
 )
+
+
+def formats_table() -> str:
+    """What `holdfast audit --formats` prints: a paragraph per source, its files and what they tell."""
+    return "\n\n".join(f"{known.title}\n  files  {known.files}\n  gives  {known.gives}" for known in LOADERS)
+
+
+__all__ = ["LOADERS", "Loader", "formats_table"]

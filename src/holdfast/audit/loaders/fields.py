@@ -36,21 +36,27 @@ def needed(record: Mapping[str, Any], name: str) -> Any:
 
 def ids(value: Any, name: str) -> Column:
     """int32 token ids: whole numbers from 0 to 2³¹ - 1."""
-    try:
-        column = np.array(array("i", _listed(value, name)), np.int32)
-    except OverflowError:
-        raise Unusable("token id out of range", f"{name}: ids go from 0 to {LARGEST_ID}") from None
-    except TypeError as error:
-        raise Unusable("wrong type", f"{name}: {error}") from None
-    if len(column) and column.min() < 0:
-        raise Unusable("token id out of range", f"{name} has {column.min()}: ids go from 0 to {LARGEST_ID}")
-    return column
+    if isinstance(value, np.ndarray):
+        column = _flat(value, name, "iu")
+    else:
+        try:
+            column = np.array(array("i", _listed(value, name)))
+        except OverflowError:
+            raise Unusable("token id out of range", f"{name}: ids go from 0 to {LARGEST_ID}") from None
+        except TypeError as error:
+            raise Unusable("wrong type", f"{name}: {error}") from None
+    if len(column) and (column.min() < 0 or column.max() > LARGEST_ID):
+        wrong = column.min() if column.min() < 0 else column.max()
+        raise Unusable("token id out of range", f"{name} has {wrong}: ids go from 0 to {LARGEST_ID}")
+    return column.astype(np.int32)
 
 
 def floats(value: Any, name: str) -> Column | None:
     """float32 values; null within is NaN (writers put it where a number was not finite), null for all is None."""
     if value is None:
         return None
+    if isinstance(value, np.ndarray):
+        return _flat(value, name, "fiub").astype(np.float32)
     values = _listed(value, name)
     try:
         column = np.array(array("d", values))
@@ -70,14 +76,16 @@ def flags(value: Any, name: str) -> Column | None:
     """Booleans from true/false, 0/1 or 0.0/1.0; null is None."""
     if value is None:
         return None
-    values = _listed(value, name)
-    try:
-        column = np.frombuffer(bytes(values), np.uint8)
-    except (TypeError, ValueError):
-        numbers = floats(values, name)
-        if numbers is None:
-            return None
-        column = numbers
+    if isinstance(value, np.ndarray):
+        column = _flat(value, name, "biuf")
+    else:
+        try:
+            column = np.frombuffer(bytes(_listed(value, name)), np.uint8)
+        except (TypeError, ValueError):
+            numbers = floats(value, name)
+            if numbers is None:
+                return None
+            column = numbers
     if len(column) and not ((column == 0) | (column == 1)).all():
         wrong = column[(column != 0) & (column != 1)][0]
         raise Unusable("wrong type", f"{name} holds {wrong}, allowed are 0 and 1")
@@ -148,6 +156,12 @@ def listed(value: Any, name: str) -> list[Any]:
 def _listed(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise Unusable("wrong type", f"{name} is {_short(value)}, allowed is a list")
+    return value
+
+
+def _flat(value: Column, name: str, kinds: str) -> Column:
+    if value.ndim != 1 or value.dtype.kind not in kinds:
+        raise Unusable("wrong type", f"{name} is an array of {value.dtype} with shape {value.shape}")
     return value
 
 
