@@ -55,6 +55,11 @@ class Binned:
         place = view.fold[rows] * self.bins + (bin_ if isinstance(bin_, int) else bin_[rows])
         self._add(place, view.sum(np.where(keep, values, 0))[rows], view.sum(keep)[rows])
 
+    def add_quantities(self, view: View, values: Column) -> None:
+        """Add [N, bins]: bin k holds the k-th quantity of each sequence, so that ratios of means are ratios of sums."""
+        for bin_, column in enumerate(values.T):
+            self._add(view.fold * self.bins + bin_, column, np.ones(len(column)))
+
     def _add(self, place: Column, sums: Column, counts: Column) -> None:
         size = FOLDS * self.bins
         self.sums += np.bincount(place, weights=sums, minlength=size).reshape(FOLDS, self.bins)
@@ -108,6 +113,15 @@ class Sizes:
         place = int(np.searchsorted(np.cumsum(self.counts), share * total, side="left"))
         edges = (np.array([place, place + 1], np.uint32) << np.uint32(self._SHIFT)).view(np.float32)
         return float(edges.astype(np.float64).mean())
+
+    def sum_of_largest(self, count: int) -> float:
+        """Sum of the `count` largest values (or of all, if there are fewer), each taken as the middle of its bin."""
+        edges = (np.arange(len(self.counts) + 1, dtype=np.uint32) << np.uint32(self._SHIFT)).view(np.float32)
+        larger = self.counts[::-1]
+        taken = np.diff(np.minimum(np.cumsum(larger), count), prepend=0)
+        places = np.flatnonzero(taken)
+        middles = (edges[:-1].astype(np.float64) + edges[1:]) / 2
+        return float(taken[places] @ middles[::-1][places])
 
     def share_above(self, limit: float) -> float:
         """Share of values above a limit, to the resolution."""

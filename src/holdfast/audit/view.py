@@ -105,6 +105,38 @@ class View:
         return np.expm1(r) - r
 
     @cached_property
+    def weight_change(self) -> Column:
+        """Flat: exp(r) - 1, the importance weight less one, with r clamped as in `k3`; its mean is 0 in a true log."""
+        return self.k3 + np.clip(self.log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+    @cached_property
+    def far_below(self) -> Column:
+        """Indices of measured tokens to which the trainer gives less than half the engine's probability."""
+        return np.flatnonzero(self.log_ratio < -np.log(2))
+
+    @cached_property
+    def blank(self) -> Column:
+        """Indices of those of `far_below` whose engine log-probability is exactly 0: filled in, not computed."""
+        if not len(self.far_below):
+            return self.far_below
+        return self.far_below[self.tokens("rollout_logprobs")[self.far_below] == 0]
+
+    @cached_property
+    def weight_moments(self) -> Column:
+        """[N, 3] sums of exp(r) - 1, of its absolute value, and of the weight lost at `far_below`; no blank tokens."""
+        change = self.weight_change
+        if len(self.blank):
+            change = change.copy()
+            change[self.blank] = 0
+        lost = np.bincount(self.sequence[self.far_below], -change[self.far_below], len(self.chunk))
+        return np.stack([self.sum(change), self.sum(np.abs(change)), lost], 1)
+
+    @cached_property
+    def sequence_size(self) -> Column:
+        """[N] sum of |log-ratio| over measured tokens."""
+        return self.sum(self.size)
+
+    @cached_property
     def sequence_measured(self) -> Column:
         """[N] measured tokens of each sequence."""
         return self.sum(self.measured)
