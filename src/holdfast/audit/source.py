@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from holdfast.audit.columns import Chunk
 from holdfast.audit.loaders import LOADERS
-from holdfast.audit.loaders.loader import Loader
+from holdfast.audit.loaders.loader import Loader, SourceFile
+from holdfast.audit.overlap import note_mixture, without_repeats
 from holdfast.audit.prefetch import prefetch
 from holdfast.audit.reading import Reading
 from holdfast.errors import DataError
@@ -17,17 +17,10 @@ from holdfast.errors import DataError
 HEAD = 1 << 16
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """A file and who reads it."""
-
-    path: Path
-    loader: Loader
-    size: int
-
-
-def find_files(path: Path, loaders: Sequence[Loader] = LOADERS) -> list[SourceFile]:
-    """The readable files of a file or folder, step after step.
+def find_files(
+    path: Path, loaders: Sequence[Loader] = LOADERS, note: Callable[[str], None] = lambda text: None
+) -> list[SourceFile]:
+    """The readable files of a file or folder, step after step, without those that repeat others; `note` is told.
 
     Raises DataError where there is nothing, and where nothing is of a known format: it then says what was looked for.
     """
@@ -44,6 +37,9 @@ def find_files(path: Path, loaders: Sequence[Loader] = LOADERS) -> list[SourceFi
     if not found:
         looked = "; ".join(f"{loader.title}: {loader.files}" for loader in loaders)
         raise DataError(f"{path}: none of {len(candidates)} files is of a known format. Looked for {looked}")
+    if path.is_dir():
+        found = without_repeats(found, note)
+        note_mixture(found, note)
     return found
 
 

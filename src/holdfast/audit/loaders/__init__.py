@@ -30,7 +30,8 @@ LOADERS: tuple[Loader, ...] = (
 
 def formats_table() -> str:
     """What `holdfast audit --formats` prints: a paragraph per source, its files and what they tell."""
-    return "\n\n".join(f"{known.title}\n  files  {known.files}\n  gives  {known.gives}" for known in LOADERS)
+    ordered = sorted(LOADERS, key=lambda known: known.name != "holdfast")
+    return "\n\n".join(f"{known.title}\n  files  {known.files}\n  gives  {known.gives}" for known in ordered)
 
 
 __all__ = ["LOADERS", "Loader", "formats_table"]

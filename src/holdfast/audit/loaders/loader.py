@@ -28,6 +28,15 @@ class Loader:
     read: Callable[[Path, Reading], Iterator[Chunk]]
 
 
+@dataclass(frozen=True)
+class SourceFile:
+    """A file and who reads it."""
+
+    path: Path
+    loader: Loader
+    size: int
+
+
 ROLLOUT_ONLY = (
     "this log has the engine's log-probabilities only: drift cannot be measured. `--model DIR` scores its tokens with "
     "the trainer's weights of that step, as a Hugging Face folder"
