@@ -55,3 +55,20 @@ def test_advantages_by_verls_names(row, expected):
 def test_an_estimator_that_verl_lacks_is_refused():
     with pytest.raises(ConfigError, match="verl has no estimator for A = R:"):
         names.advantage_overrides(preset("reinforce"))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.05, "0.05"),
+        (True, "true"),
+        (None, "null"),
+        ("cosine", "cosine"),
+        ("true", "'true'"),
+        ("it's", r"'it\'s'"),
+        ({"shape": "cosine", "steps": 50.0}, "{shape:cosine,steps:50.0}"),
+        ([{"kind": "kl"}, 1], "[{kind:kl},1]"),
+    ],
+)
+def test_values_in_hydras_grammar(value, expected):
+    assert names.loss_overrides("grpo", records=value)[-1] == f"+{names.POLICY_LOSS}.records={expected}"

@@ -10,13 +10,15 @@ from holdfast.errors import HoldfastError
 
 def main(overrides: list[str]) -> int:
     """Compose, check, print; returns the exit code."""
+    from hydra.errors import HydraException
+
     from holdfast.integrations.verl import traps
     from holdfast.integrations.verl.composed import composed, report
 
-    config = composed(overrides)
     try:
+        config = composed(overrides)
         print("\n\n".join(report(config)))
-    except HoldfastError as error:
+    except (HoldfastError, HydraException) as error:
         print(error, file=sys.stderr)
         return 2
     return 1 if traps.find(config) else 0

@@ -50,7 +50,7 @@ def advantages_of_accepted(
         TokenStats(logprobs=padded["old_log_probs"], entropy=padded.get("entropy")),
     ).tolist()
     metrics["actor/holdfast/out_of_baseline"] = sum(rejected) / len(rejected)
-    uids = data["uid"].tolist()
+    uids = list(data["uid"])
     alone = [f"{uid}/{key}" if out else uid for uid, key, out in zip(uids, keys, rejected, strict=True)]
     tq.kv_batch_put(fields=tu.get_tensordict({"uid": alone}), **store)
     result = estimate()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,10 +97,10 @@ def advantage_overrides(objective: Objective) -> list[str]:
 
 def with_settings(name: str, settings: Mapping[str, Any]) -> Objective:
     """The preset with overrides as Hydra writes them: `settings.clip_cov.high=3` names the part that has the field."""
-    fields = preset(name).to_dict()
+    kinds = {part.kind() for part in preset(name).parts}
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping) and key not in fields:
+        if isinstance(value, Mapping) and key in kinds:
             flat |= {f"{key}.{inner}": item for inner, item in value.items()}
         else:
             flat[key] = value
@@ -108,5 +108,14 @@ def with_settings(name: str, settings: Mapping[str, Any]) -> Objective:
 
 
 def _hydra(value: Any) -> str:
-    """A value in Hydra's override grammar, which reads JSON but for its quoting of strings."""
-    return value if isinstance(value, str) else json.dumps(value).replace('"', "'").replace(": ", ":")
+    """A value in Hydra's override grammar."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_hydra(item) for item in value) + "]"
+    if not isinstance(value, str):
+        return str(value)
+    plain = re.fullmatch(r"[A-Za-z_][\w./+-]*", value) and value.lower() not in ("true", "false", "null", "nan", "inf")
+    return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

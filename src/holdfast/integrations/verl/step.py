@@ -57,7 +57,10 @@ class StepLoss:
         plan = self.plan.select(rows, batch.response_mask.shape[1])
         out = self.objective(batch, stats, plan=plan)
         self.seen.append((rows, batch, stats.detach(), out))
-        return out.loss * self.ranks, verl_metrics(out, whole_step_parts(self.objective), self.ranks)
+        metrics = dict(out.metrics) | top_k_metrics(batch, stats, self.plan)
+        if not whole_step_parts(self.objective):
+            del metrics["covariance_share"]  # made without looking at the policy
+        return out.loss * self.ranks, verl_metrics(metrics, out.loss, self.ranks)
 
 
 def batch_of(data: Any) -> Batch:
@@ -138,18 +141,27 @@ def validate(batch: Batch, stats: TokenStats, objective: Objective, where: str) 
         raise DataError(f"{where}: {error}") from None
 
 
-def verl_metrics(out: LossOutput, whole: list[str], ranks: int) -> dict[str, Metric]:
+def top_k_metrics(batch: Batch, stats: TokenStats, plan: Plan) -> dict[str, Tensor]:
+    """Mean and maximum over the response tokens of each bound that the top-K proves."""
+    metrics = {}
+    for name in sorted(TOP_K_FIELDS):
+        if (bound := getattr(stats, name)) is not None:
+            kept = torch.where(batch.response_mask, bound, 0)
+            metrics |= {f"{name}_mean": kept.sum() / plan.counts.tokens.clamp(min=1), f"{name}_max": kept.max()}
+    return metrics
+
+
+def verl_metrics(metrics: Mapping[str, Tensor], loss: Tensor, ranks: int) -> dict[str, Metric]:
     """Shares as verl adds them up (it averages over ranks, then sums over micro-batches), and maxima as maxima."""
-    metrics = {name: value for name, value in out.metrics.items() if name not in _FROM_THE_WHOLE_STEP}
-    if not whole:
-        del metrics["covariance_share"]  # made without looking at the policy
-    values = torch.stack([value.detach().float() for value in (*metrics.values(), out.loss)]).tolist()
-    numbers = dict(zip((*metrics, "loss"), values, strict=True))
-    shares = {f"actor/{theirs}": ranks * numbers[ours] for theirs, ours in VERL_NAMES.items()}
-    shares["actor/pg_loss"] = ranks * numbers.pop("loss")
-    shares |= {f"actor/holdfast/{n}": ranks * value for n, value in numbers.items() if not n.endswith("_max")}
-    maxima = {f"actor/holdfast/{n}": value for n, value in numbers.items() if n.endswith("_max")}
-    return Metric.from_dict(shares, AggregationType.SUM) | Metric.from_dict(maxima, AggregationType.MAX)
+    named = {name: value for name, value in metrics.items() if name not in _FROM_THE_WHOLE_STEP}
+    # One copy from the device for all of them.
+    values = torch.stack([value.detach().float() for value in (loss, *named.values())]).tolist()
+    numbers = dict(zip(named, values[1:], strict=True))
+    shares = {"actor/pg_loss": values[0]} | {f"actor/{theirs}": numbers[ours] for theirs, ours in VERL_NAMES.items()}
+    shares |= {f"actor/holdfast/{name}": value for name, value in numbers.items() if not name.endswith("_max")}
+    maxima = {f"actor/holdfast/{name}": value for name, value in numbers.items() if name.endswith("_max")}
+    scaled = {name: ranks * value for name, value in shares.items()}
+    return Metric.from_dict(scaled, AggregationType.SUM) | Metric.from_dict(maxima, AggregationType.MAX)
 
 
 def _padded(values: Tensor) -> Tensor:

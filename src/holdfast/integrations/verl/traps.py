@@ -168,11 +168,11 @@ def _truncated_support(config: Any) -> Iterator[Trap]:
 def _other_advantage(config: Any) -> Iterator[Trap]:
     if (objective := _objective(config)) is None:
         return
-    estimator = config.algorithm.adv_estimator
     try:
         wanted = advantage_overrides(objective)
     except ConfigError as error:
-        yield Trap(f"algorithm.adv_estimator={estimator}", "verl estimates the advantages, not the objective", str(error))
+        setting = f"algorithm.adv_estimator={config.algorithm.adv_estimator}"
+        yield Trap(setting, "verl estimates the advantages, not the objective", str(error))
         return
     names = [override.partition("=")[0].removeprefix("algorithm.") for override in wanted]
     found = [f"algorithm.{name}={_hydra(config.algorithm[name])}" for name in names]
