@@ -32,6 +32,11 @@ def weights(folder):
 
 @pytest.fixture
 def engines(monkeypatch):
+    monkeypatch.setattr(pipeline, "_EngineProcess", here())
+    return pipeline._EngineProcess
+
+
+def here():
     """Engines in this process, which die in the rounds named in `deaths`, once for each time that they are named."""
 
     class Here:
@@ -55,7 +60,6 @@ def engines(monkeypatch):
         def end(self):
             self.asked = []
 
-    monkeypatch.setattr(pipeline, "_EngineProcess", Here)
     return Here
 
 
@@ -161,10 +165,13 @@ def test_a_ledger_is_added_up_and_rewound(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_hundred_steps_with_the_engine_killed_three_times(small_run):
+def test_two_hundred_steps_with_the_engine_killed_three_times(small_run, monkeypatch):
     """The soak: real processes, killed twice and once stopped; every sequence is accounted for, no number changes."""
-    options = [*AHEAD, "--steps", "200", "--async.timeout", "60", "--evaluation.every", "0", "--batch.prompts", "2"]
-    calm, _ = small_run("calm", *options)
+    options = [*AHEAD, "--steps", "200", "--async.timeout", "30", "--evaluation.every", "0", "--batch.prompts", "2"]
+    options += ["--checkpoint.every", "50"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_EngineProcess", here())
+        calm, _ = small_run("calm", *options)
     calls = 0
 
     def hurt():
@@ -186,7 +193,7 @@ def test_two_hundred_steps_with_the_engine_killed_three_times(small_run):
     ]
     assert seen == list(range(1600))
     reasons = [entry["died"] for entry in Ledger(folder.ledger).read() if "died" in entry]
-    assert reasons == ["ended with code -9", "gave no answer for 60 seconds", "ended with code -9"]
+    assert reasons == ["ended with code -9", "gave no answer for 30 seconds", "ended with code -9"]
     assert max(record["policy_lag"] for record in folder.read_metrics()[1:]) == 4
     assert all(math.isfinite(record["loss"]) for record in folder.read_metrics()[1:])
     assert not multiprocessing.active_children()

@@ -64,6 +64,11 @@ class EmbeddedEngine:
         """The version of the weights in use."""
         return self._snapshots[0][0]
 
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The copy in use, where it runs through its own forward pass; None on the decoder of our own."""
+        return getattr(self._decoder, "model", None) if isinstance(self._decoder, HubDecoder) else None
+
     def sync(self, model: torch.nn.Module, version: int) -> None:
         """Queue the weights of `model`; the copy in use becomes the one `lag` syncs back (or the first there was)."""
         full = len(self._snapshots) == self.lag + 1

@@ -56,8 +56,22 @@ class ModelConfig(Section):
     hidden: int = Field(default=96, ge=8, le=8192, description="width of the tiny model")
     layers: int = Field(default=3, ge=1, le=128, description="depth of the tiny model")
     heads: int = Field(default=4, ge=1, le=128, description="attention heads of the tiny model")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="numerics of the trainer")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="what the weights are kept in")
+    autocast: bool = Field(default=False, description="multiply in bfloat16 over float32 master weights")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass instead of keeping them"
+    )
     chat: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
+
+    @model_validator(mode="after")
+    def _float32_under_autocast(self) -> ModelConfig:
+        if self.autocast and self.dtype != "float32":
+            raise ValueError(
+                f'autocast multiplies in bfloat16 over float32 weights, but dtype = "{self.dtype}"; '
+                'nearest valid value: dtype = "float32"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -69,6 +83,16 @@ class ModelConfig(Section):
                 f"nearest valid value: {closest}"
             )
         return self
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters through PEFT and leave the model's own weights as they are."""
+
+    rank: int = Field(default=0, ge=0, le=4096, description="0: train all weights")
+    alpha: float = Field(default=32.0, gt=0.0, description="the adapters' product is scaled by alpha / rank")
+    targets: list[str] = Field(
+        default_factory=lambda: ["all-linear"], min_length=1, description="names of linear layers, or all-linear"
+    )
 
 
 class WarmStartConfig(Section):
@@ -216,6 +240,7 @@ class RunConfig(Section):
     threads: int = Field(default=1, ge=1, le=1024, description="CPU threads of torch; same number, same results")
     task: TaskConfig = Field(default_factory=TaskConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     asynchronous: AsyncConfig = Field(default_factory=AsyncConfig, alias="async")

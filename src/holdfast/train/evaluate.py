@@ -12,7 +12,7 @@ from holdfast.train.setup import Run
 
 def evaluate(run: Run) -> dict[str, float]:
     """Mean reward of one sampled (and one greedy) response to each held-out problem."""
-    run.judge.sync(run.policy.model, run.step)
+    run.judge.sync(run.engine_view, run.step)
     sampling = sampling_of(run.config)
     record = {"eval_accuracy": _accuracy(run, sampling)}
     if run.config.evaluation.greedy:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,6 +54,13 @@ class Sequences:
             response_mask=self.response_mask[rows],
             distributions=None if full is None else tuple(full[i] for i in rows.tolist()),
         )
+
+
+@runtime_checkable
+class Looks(Protocol):
+    """Whatever can say how likely sampled tokens are."""
+
+    def stats(self, sequences: Sequences) -> TokenStats: ...
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ def micro_batches(
 
 
 @torch.no_grad()
-def stats_of(policy: Policy, sequences: Sequences, rows: Int[Tensor, " b"], max_tokens: int) -> TokenStats:
+def stats_of(policy: Looks, sequences: Sequences, rows: Int[Tensor, " b"], max_tokens: int) -> TokenStats:
     """`TokenStats` of these rows, in their order, without a gradient."""
     parts = list(micro_batches(sequences.lengths, rows, max_tokens))
     return gather_stats([policy.stats(sequences.select(part)) for part in parts], parts, rows)

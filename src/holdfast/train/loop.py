@@ -71,12 +71,13 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
             episodes = run.sampler.episodes(step)
         with clock.measure("reward"):
             rollouts, judged = score(run, episodes)
+        routed = run.router_drift(rollouts)
         updated = run.updater.step(rollouts, step, clock)
         with clock.measure("update"):
             run.publish(step)
         run.step = step
         record = {"step": step, "learning_rate": run.optimizer.param_groups[0]["lr"]}
-        record |= step_metrics(rollouts, updated) | lag_metrics(rollouts, step) | judged | run.sampler.facts()
+        record |= step_metrics(rollouts, updated) | lag_metrics(rollouts, step) | judged | routed | run.sampler.facts()
         record["warnings"] = step_warnings(record, run.objective, updated)
         if step == 1:
             record["warnings"] += [*ratio_warnings(run.objective, config.batch.updates), *run.notes]
@@ -134,7 +135,7 @@ def keep(run: Run) -> None:
         run.folder.checkpoints,
         run.step,
         run.config.checkpoint.keep,
-        model=run.policy.model,
+        model=run.saved,
         tokenizer=run.source.tokenizer,
         state=run.state(),
     )

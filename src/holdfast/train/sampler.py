@@ -32,6 +32,10 @@ class Sampler(Protocol):
         """Numbers for the step's line in metrics.jsonl."""
         ...
 
+    def engine_model(self) -> Any:
+        """The model that the engine runs now, where it is in this process; else None."""
+        ...
+
     def cpu_seconds(self) -> float:
         """CPU seconds that other processes have spent on the responses handed out so far."""
         ...
@@ -72,6 +76,10 @@ class Synchronous:
     def facts(self) -> dict[str, Any]:
         """Nothing that the step does not know."""
         return {}
+
+    def engine_model(self) -> Any:
+        """The engine's own copy, if it has one that can be run."""
+        return getattr(self.engine, "model", None)
 
     def cpu_seconds(self) -> float:
         """All of it is this process's."""

@@ -14,20 +14,22 @@ from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.presets import preset
 from holdfast.rollout.engine import Engine
-from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Environment, Task
 from holdfast.tasks.verify import Scorer, make_scorer
-from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weights, no_progress_bar, save_model
+from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weights, save_model
 from holdfast.train.config import RunConfig
-from holdfast.train.data import PromptSource
+from holdfast.train.data import PromptSource, Rollouts
 from holdfast.train.engines import build_engine, embedded
 from holdfast.train.episodes import Writing
 from holdfast.train.folder import RunFolder, replace_folder
-from holdfast.train.forward import Policy
+from holdfast.train.forward import Looks, Policy
 from holdfast.train.head import find_head
 from holdfast.train.ledger import Ledger
+from holdfast.train.lora import Merged, WithoutAdapter, add_lora, load_adapter
+from holdfast.train.model import build_model, keep_only_inputs
 from holdfast.train.pipeline import Pipelined
+from holdfast.train.routing import router_drift
 from holdfast.train.sampler import Sampler, Synchronous, writing_of
 from holdfast.train.seeds import derive_seed
 from holdfast.train.update import Updater
@@ -36,7 +38,11 @@ from holdfast.train.warmstart import Progress, cached_warm_start, has_warm_start
 
 @dataclass
 class Run:
-    """The parts of one run; `step` counts finished steps."""
+    """The parts of one run; `step` counts finished steps.
+
+    `engine_view` is the policy's model as engines take it over, `saved` as it is saved: with LoRA both are not the
+    model itself. `notes` are said once, with the first step.
+    """
 
     config: RunConfig
     folder: RunFolder
@@ -49,12 +55,21 @@ class Run:
     sampler: Sampler
     writing: Writing
     judge: Engine
+    engine_view: torch.nn.Module
+    saved: Any
     notes: tuple[str, ...] = ()
     step: int = 0
 
     def publish(self, version: int) -> None:
         """Hand the policy's weights to the engine."""
-        self.sampler.publish(self.policy.model, version)
+        self.sampler.publish(self.engine_view, version)
+
+    def router_drift(self, rollouts: Rollouts) -> dict[str, float]:
+        """For a mixture of experts whose engine is at hand: how often it chose other experts (before the update)."""
+        engine = self.sampler.engine_model()
+        if engine is None:
+            return {}
+        return router_drift(self.policy.model, engine, rollouts.sequences, self.config.batch.micro_batch_tokens)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the model folder."""
@@ -84,42 +99,11 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
     model, tokenizer = build_model(config, task.alphabet)
     longest = _longest_prompt(config, model, task)
     source = PromptSource(task, tokenizer, max_tokens=longest, chat=config.model.chat)
-    (head, obstacle) = find_head(model)
-    processed = config.sampling.trainer_support == "processed"
-    policy = Policy(
-        model,
-        temperature=config.sampling.temperature if processed else 1.0,
-        renormalize=processed and config.sampling.truncates,
-        entropy_gradient="entropy" in objective.needs,
-        head=head,
-    )
-    root = warm_starts or folder.warm_starts
-    _warm(config, Policy(model, head=head), source, root, progress)
-    run = _assemble(config, folder, source, objective, policy)
-    if obstacle:
-        run.notes = (f"log-probabilities are made from whole logits, which takes memory: {obstacle}",)
+    base = _warm(config, model, source, warm_starts or folder.warm_starts, progress)
+    run = _assemble(config, folder, source, objective, model, base)
     if resume:
         _restore(run)
     return run
-
-
-def build_model(config: RunConfig, alphabet: str) -> tuple[Any, Any]:
-    """The configured model, without dropout, and its tokenizer; a tiny model is made from the seed."""
-    settings = config.model
-    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
-    if settings.source is not None:
-        with no_progress_bar():
-            model, tokenizer = load_model(settings.source, dtype)
-        return model.eval(), tokenizer
-    tokenizer = character_tokenizer(alphabet)
-    model = tiny_model(
-        tokenizer,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        seed=derive_seed(config.seed, "model"),
-    )
-    return model.to(dtype).eval(), tokenizer
 
 
 def _longest_prompt(config: RunConfig, model: Any, task: Task) -> int:
@@ -135,66 +119,104 @@ def _longest_prompt(config: RunConfig, model: Any, task: Task) -> int:
     return room if config.batch.max_prompt_tokens is None else min(room, config.batch.max_prompt_tokens)
 
 
-def _warm(config: RunConfig, policy: Policy, source: PromptSource, root: Path, progress: Progress) -> None:
+def _warm(config: RunConfig, model: Any, source: PromptSource, root: Path, progress: Progress) -> str:
+    """Warm-start the model if asked to; returns where it can be loaded from."""
     if not has_warm_start(config):
-        return
+        return config.model.source or ""
     cached = cached_warm_start(root, config)
     if not cached.is_dir():
-        warm_start(policy, source, config, progress)
+        warm_start(Policy(model, head=find_head(model)[0], autocast=config.model.autocast), source, config, progress)
         temporary = cached.with_name(f".{cached.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        save_model(temporary, policy.model, source.tokenizer)
+        save_model(temporary, model, source.tokenizer)
         replace_folder(temporary, cached)
-    load_weights(policy.model, cached)
+    load_weights(model, cached)
+    return str(cached.resolve())
 
 
-def _assemble(config: RunConfig, folder: RunFolder, source: PromptSource, objective: Objective, policy: Policy) -> Run:
-    settings, own = config.optimizer, config.task
-    optimizer = torch.optim.AdamW(
-        policy.model.parameters(),
+def _assemble(
+    config: RunConfig, folder: RunFolder, source: PromptSource, objective: Objective, model: Any, base: str
+) -> Run:
+    own = config.task
+    scorer = make_scorer(source.task, own.reward, timeout=own.reward_timeout, workers=own.reward_workers)
+    # Engines copy the model before adapters go into it: they run whole weights.
+    sampler = _sampler(config, folder, source, objective, model)
+    judge = embedded(model, source.tokenizer, precision=config.model.dtype)
+    adapted = None
+    if config.lora.rank:
+        adapted = add_lora(model, config.lora, base=base, seed=derive_seed(config.seed, "lora"))
+    policy, notes = _policy(config, objective, model)
+    reference = _reference(policy, objective, adapted)
+    if config.model.gradient_checkpointing:
+        keep_only_inputs(model)
+    optimizer = _optimizer(config, model)
+    return Run(
+        config=config,
+        folder=folder,
+        source=source,
+        scorer=scorer,
+        objective=objective,
+        policy=policy,
+        updater=Updater(config, objective, policy, reference, optimizer),
+        optimizer=optimizer,
+        sampler=sampler,
+        writing=writing_of(config, source, objective),
+        judge=judge,
+        engine_view=model if adapted is None else Merged(model),
+        saved=adapted or model,
+        notes=notes,
+    )
+
+
+def _policy(config: RunConfig, objective: Objective, model: Any) -> tuple[Policy, tuple[str, ...]]:
+    """The model as the objective sees it, and what there is to say about its head."""
+    head, obstacle = find_head(model)
+    processed = config.sampling.trainer_support == "processed"
+    policy = Policy(
+        model,
+        temperature=config.sampling.temperature if processed else 1.0,
+        renormalize=processed and config.sampling.truncates,
+        entropy_gradient="entropy" in objective.needs,
+        head=head,
+        autocast=config.model.autocast,
+    )
+    if head is not None:
+        return policy, ()
+    return policy, (f"log-probabilities are made from whole logits, which takes memory: {obstacle}",)
+
+
+def _reference(policy: Policy, objective: Objective, adapted: Any) -> Looks | None:
+    """The frozen policy before training, where the objective penalises the distance from it."""
+    if "ref_logprobs" not in objective.needs:
+        return None
+    if adapted is not None:
+        return WithoutAdapter(policy, adapted)
+    return replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False))
+
+
+def _optimizer(config: RunConfig, model: Any) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    return Run(
-        config=config,
-        folder=folder,
-        source=source,
-        scorer=make_scorer(source.task, own.reward, timeout=own.reward_timeout, workers=own.reward_workers),
-        objective=objective,
-        policy=policy,
-        updater=Updater(config, objective, policy, _reference(policy, objective), optimizer),
-        optimizer=optimizer,
-        sampler=_sampler(config, folder, source, objective, policy),
-        writing=writing_of(config, source, objective),
-        judge=embedded(policy.model, source.tokenizer, precision=config.model.dtype),
-    )
 
 
-def _sampler(
-    config: RunConfig, folder: RunFolder, source: PromptSource, objective: Objective, policy: Policy
-) -> Sampler:
+def _sampler(config: RunConfig, folder: RunFolder, source: PromptSource, objective: Objective, model: Any) -> Sampler:
     """An engine here, or in a process of its own."""
     writing = writing_of(config, source, objective)
     home = folder.engine
     if config.asynchronous.staleness == 0:
-        return Synchronous(
-            config, source, writing, build_engine(config, policy.model, source.tokenizer, home / "model")
-        )
+        return Synchronous(config, source, writing, build_engine(config, model, source.tokenizer, home / "model"))
     shutil.rmtree(home, ignore_errors=True)
-    save_model(home / "model", policy.model, source.tokenizer)
+    save_model(home / "model", model, source.tokenizer)
     sampler = Pipelined(config, source, home, Ledger(folder.ledger))
-    sampler.publish(policy.model, 0)
+    sampler.publish(model, 0)
     return sampler
-
-
-def _reference(policy: Policy, objective: Objective) -> Policy | None:
-    """A frozen copy of the warm-started model where the objective penalises the distance from it."""
-    if "ref_logprobs" not in objective.needs:
-        return None
-    return replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False))
 
 
 def _restore(run: Run) -> None:
@@ -202,7 +224,10 @@ def _restore(run: Run) -> None:
     if checkpoint is None:
         run.folder.truncate_metrics(-1)
         return
-    load_weights(run.policy.model, checkpoint / "model")
+    if run.config.lora.rank:
+        load_adapter(run.saved, checkpoint / "model")
+    else:
+        load_weights(run.policy.model, checkpoint / "model")
     state = load_state(checkpoint)
     run.optimizer.load_state_dict(state["optimizer"])
     run.sampler.load_state_dict(state["engine"])

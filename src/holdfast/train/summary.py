@@ -23,6 +23,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "engine": describe_engine(run),
         "model": config.model.source or f"Qwen3, {config.model.layers} layers of width {config.model.hidden}",
         "parameters": sum(parameter.numel() for parameter in run.policy.model.parameters()),
+        "trained_parameters": sum(parameter.numel() for parameter in run.updater.parameters),
         "tokens": sum(record["tokens"] for record in steps),
         "seconds": sum(record["seconds"] for record in steps),
         "cpu_seconds": sum(record["cpu_seconds"] for record in steps),

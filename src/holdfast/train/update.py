@@ -22,7 +22,7 @@ from holdfast.objectives.penalties import Penalty
 from holdfast.objectives.weights import Weight
 from holdfast.train.config import RunConfig
 from holdfast.train.data import Rollouts
-from holdfast.train.forward import Policy, Sequences, gather_stats, micro_batches, stats_of
+from holdfast.train.forward import Looks, Policy, Sequences, gather_stats, micro_batches, stats_of
 from holdfast.train.seeds import derive_seed
 from holdfast.train.stopwatch import Stopwatch
 from holdfast.types import Batch, LossOutput, TokenStats
@@ -53,7 +53,7 @@ class Updater:
     """The objective, the policy and the optimiser, and how a step's rollouts are cut into updates."""
 
     def __init__(
-        self, config: RunConfig, objective: Objective, policy: Policy, reference: Policy | None, optimizer: Any
+        self, config: RunConfig, objective: Objective, policy: Policy, reference: Looks | None, optimizer: Any
     ) -> None:
         self.config = config
         self.objective = objective
@@ -62,7 +62,8 @@ class Updater:
         self.optimizer = optimizer
         self.max_tokens = config.batch.micro_batch_tokens
         # Zeros, never None: a step without any gradient must not depend on whether the run was resumed before it.
-        for parameter in policy.model.parameters():
+        self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
 
     def step(self, rollouts: Rollouts, step: int, clock: Stopwatch) -> Updated:
@@ -175,7 +176,7 @@ class Updater:
 
     def _apply(self, step: int) -> Tensor:
         """Clip the gradient, step, clear; returns the norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.optimizer.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             raise DataError(
                 f"step {step}: the gradient norm is {float(norm)}; lower optimizer.learning_rate "

@@ -1,0 +1,65 @@
+"""The model that is trained: from a folder, from the hub, or tiny and made from the seed; its device and numerics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from holdfast.errors import ConfigError
+from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
+from holdfast.train.checkpoint import no_progress_bar
+from holdfast.train.config import ModelConfig, RunConfig
+from holdfast.train.seeds import derive_seed
+
+
+def build_model(config: RunConfig, alphabet: str) -> tuple[Any, Any]:
+    """The configured model on its device, without dropout, and its tokenizer.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or there is no such device.
+    """
+    settings = config.model
+    device, dtype = device_of(settings), getattr(torch, settings.dtype)
+    if settings.source is not None:
+        with no_progress_bar():
+            model, tokenizer = load_model(settings.source, dtype)
+    else:
+        tokenizer = character_tokenizer(alphabet)
+        sizes = {"hidden": settings.hidden, "layers": settings.layers, "heads": settings.heads}
+        model = tiny_model(tokenizer, **sizes, seed=derive_seed(config.seed, "model")).to(dtype)
+    return model.to(device).eval(), tokenizer
+
+
+def device_of(settings: ModelConfig) -> torch.device:
+    """Where the trainer computes; "auto" takes a GPU if there is one.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('model.device = "cuda": torch sees no GPU here; nearest valid value: "auto"')
+    return torch.device(settings.device)
+
+
+def keep_only_inputs(model: Any) -> None:
+    """Recompute each layer's activations in the backward pass instead of keeping them, and drop nothing out.
+
+    transformers recomputes in training mode only, in which dropout would make the two passes differ.
+
+    Raises:
+        ConfigError: the model's class cannot do it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"model.gradient_checkpointing: {type(model).__name__} does not support it; leave it out")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "hidden_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
