@@ -43,8 +43,9 @@ def ids(value: Any, name: str) -> Column:
             column = np.array(array("i", _listed(value, name)))
         except OverflowError:
             raise Unusable("token id out of range", f"{name}: ids go from 0 to {LARGEST_ID}") from None
-        except TypeError as error:
-            raise Unusable("wrong type", f"{name}: {error}") from None
+        except TypeError:
+            wrong = _short(next(v for v in value if not isinstance(v, int)))
+            raise Unusable("wrong type", f"{name} holds {wrong}, allowed are whole numbers") from None
     if len(column) and (column.min() < 0 or column.max() > LARGEST_ID):
         wrong = column.min() if column.min() < 0 else column.max()
         raise Unusable("token id out of range", f"{name} has {wrong}: ids go from 0 to {LARGEST_ID}")
@@ -62,7 +63,7 @@ def floats(value: Any, name: str) -> Column | None:
         column = np.array(array("d", values))
     except TypeError:
         if not all(v is None or isinstance(v, (int, float)) for v in values):
-            raise Unusable("wrong type", f"{name} holds {_strange(values)!r}, allowed are numbers and null") from None
+            raise Unusable("wrong type", f"{name} holds {_strange(values)}, allowed are numbers and null") from None
         if all(v is None for v in values):
             return None
         column = np.array([math.nan if v is None else min(max(v, -math.inf), math.inf) for v in values], np.float64)

@@ -28,7 +28,7 @@ class Record:
 
     prompt: Column
     tokens: Mapping[str, Column]
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float | int] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -45,7 +45,7 @@ class Record:
 def record_of(
     prompt: Column,
     tokens: Mapping[str, Column | None],
-    numbers: Mapping[str, float | None] | None = None,
+    numbers: Mapping[str, float | int | None] | None = None,
     words: Mapping[str, str | None] | None = None,
     texts: Mapping[str, Any] | None = None,
 ) -> Record:
