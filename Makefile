@@ -22,8 +22,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 # The peers whose released losses ours are compared with, each with its complete lock in an environment of its own.
-test-verl: test-%: .venv-%/.installed
-	.venv-$*/bin/python -m pytest tests/oracles/test_$*.py
+test-verl: .venv-verl/.installed
+	.venv-verl/bin/python -m pytest tests/oracles/test_verl.py tests/integrations/verl
 
 test-trl: .venv-trl/.installed
 	.venv-trl/bin/python -m pytest tests/oracles/test_trl.py tests/integrations/trl
