@@ -1,0 +1,126 @@
+"""One door to every engine: by its kind and its settings, with the weights of the trainer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from holdfast.errors import ConfigError, nearest
+from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.engine import Engine
+
+EngineKind = Literal["embedded", "vllm", "server"]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is and how it runs; each field belongs to the kinds named in brackets.
+
+    precision [embedded, vllm]: its numerics. lag [embedded]: updates that its weights are behind. context [vllm]:
+    longest prompt with response; None: the model's. cache_gib [vllm]: room for keys and values. options [vllm]: further
+    arguments of `vllm.LLM`. url, timeout (seconds per request), retries, concurrency (requests at a time) [server].
+    sync [server]: "reload" has a running server take over the weights, "restart" runs `command` on them anew, in which
+    "{folder}" stands for the model folder.
+    """
+
+    kind: str = "embedded"
+    precision: str = "float32"
+    lag: int = 0
+    context: int | None = None
+    cache_gib: float = 4.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    url: str = "http://127.0.0.1:8000"
+    timeout: float = 600.0
+    retries: int = 3
+    concurrency: int = 64
+    sync: Literal["reload", "restart"] = "reload"
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(EngineKind):
+            raise ConfigError(f"engine.kind = {self.kind!r}: {nearest(self.kind, get_args(EngineKind))}")
+        if self.lag and self.kind != "embedded":
+            raise ConfigError(
+                f"engine.lag = {self.lag} with engine.kind = {self.kind!r}: only the embedded engine lags on purpose; "
+                "set it to 0 and let asynchronous rollouts do it"
+            )
+        if self.sync == "restart" and self.kind == "server" and not self.command:
+            raise ConfigError(
+                "engine.sync = 'restart' needs engine.command, the words that start the server, e.g. "
+                '["vllm", "serve", "{folder}", "--port", "8000"]'
+            )
+        if self.cache_gib <= 0 or self.concurrency < 1:
+            raise ConfigError(
+                f"engine.cache_gib = {self.cache_gib}, engine.concurrency = {self.concurrency}: the first must be "
+                "above 0, the second at least 1"
+            )
+
+
+def make_engine(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) -> Engine:
+    """An engine that runs the weights of `model` as version 0.
+
+    `folder` is for engines outside: the model is written there, and, for a server, every later version.
+
+    Raises:
+        ConfigError: settings that cannot be honoured.
+        EngineError: the engine cannot be started, or serves another tokenizer.
+    """
+    if settings.kind == "embedded":
+        return EmbeddedEngine(
+            model,
+            precision=settings.precision,
+            lag=settings.lag,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    if settings.kind == "vllm":
+        return _vllm(settings, model, tokenizer, folder)
+    return _server(settings, model, tokenizer, folder)
+
+
+def _vllm(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) -> Engine:
+    from holdfast.rollout.external import write_model
+    from holdfast.rollout.vllm import VllmEngine
+
+    first = folder / "version-0"
+    write_model(model, tokenizer, first)
+    engine = VllmEngine(
+        first,
+        eos_token_id=tokenizer.eos_token_id,
+        precision=settings.precision,
+        context=settings.context,
+        cache_gib=settings.cache_gib,
+        options=settings.options,
+    )
+    shutil.rmtree(first)
+    return engine
+
+
+def _server(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) -> Engine:
+    from holdfast.rollout.external import write_model
+    from holdfast.rollout.http import HttpClient
+    from holdfast.rollout.process import ServerProcess
+    from holdfast.rollout.server import ServerEngine
+
+    client = HttpClient(settings.url, timeout=settings.timeout, retries=settings.retries)
+    process = None
+    if settings.sync == "restart":
+        process = ServerProcess(settings.command, client, folder / "server.log")
+        first = folder / "version-0"
+        write_model(model, tokenizer, first)
+        process.start(first)
+    engine = ServerEngine(
+        client,
+        folder=folder,
+        eos_token_id=tokenizer.eos_token_id,
+        tokenizer=tokenizer,
+        sync=settings.sync,
+        process=process,
+        concurrency=settings.concurrency,
+    )
+    if settings.sync == "reload":
+        engine.sync(model, 0)
+    return engine
