@@ -309,9 +309,8 @@ def _owned(values, r: Rollout, cp_rank, size):
     total = len(r.prompt_ids) + len(r.response_ids)
     piece = math.ceil(total / (2 * size))
     mine = {cp_rank, 2 * size - 1 - cp_rank}
-    return torch.stack(
-        [v for j, v in enumerate(values) if (len(r.prompt_ids) - 1 + j) // piece in mine] or [torch.zeros(())]
-    )[: sum((len(r.prompt_ids) - 1 + j) // piece in mine for j in range(len(values)))]
+    owned = [(len(r.prompt_ids) - 1 + j) // piece in mine for j in range(len(values))]
+    return values[torch.tensor(owned)]
 
 
 def chat(folder: Path, rollouts) -> Path:

@@ -1,4 +1,4 @@
-"""Files that are cut, wrong or hostile: bad records are counted and named, good ones kept, nothing raises but DataError."""
+"""Files that are cut, wrong or hostile: bad records are counted and named, good ones kept."""
 
 import json
 import os

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.audit.columns import Chunk, Column
-from holdfast.audit.loaders.fields import Unusable, floats, whole
+from holdfast.audit.loaders.fields import Unusable, floats, ids, whole
 from holdfast.audit.loaders.loader import Loader
 from holdfast.audit.loaders.records import Record, pack_records
 from holdfast.audit.loaders.slime import sample_record
@@ -90,6 +90,8 @@ def _joined(copies: Sequence[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
     sample = {name: _cell(shard["rollout_data"], name, row) for name in _WHOLE}
     sample["sample_index"] = _cell(shard["rollout_data"], "sample_indices", row)
     size = max(whole(payload.get("cp_size"), "cp_size", 1 << 16) or 1 for payload, _ in copies)
+    if size < 1:
+        raise Unusable("context-parallel parts", f"cp_size is {size}")
     for name in _SHARDED:
         parts = {}
         for payload, row in copies:
@@ -107,10 +109,11 @@ def _whole_response(
     parts: Mapping[int, Column], sample: Mapping[str, Any], size: int, padded: int | None, name: str
 ) -> Column:
     """A field of the whole response from the stretches of `size` context-parallel ranks."""
-    response = whole(sample["response_lengths"], "response_lengths")
-    if response is None or sample["tokens"] is None:
-        raise Unusable("missing field", "tokens or response_lengths")
-    total = len(sample["tokens"])
+    total, response = len(ids(sample["tokens"], "tokens")), whole(sample["response_lengths"], "response_lengths")
+    if response is None or not 0 <= response <= total:
+        raise Unusable("lengths differ", f"response_lengths is {response}, tokens has {total} entries")
+    if padded is not None and padded < total:
+        raise Unusable("lengths differ", f"max_seq_lens is {padded}, tokens has {total} entries")
     first = total - response - 1
     piece = -(-(padded or total) // (2 * size))
     out = np.full(response, np.nan, np.float32)
