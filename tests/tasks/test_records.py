@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -69,3 +70,84 @@ def test_what_cannot_be_done_says_why(tmp_path, questions):
     task = get_task("jsonl", path=questions)
     with pytest.raises(ConfigError, match=r"no sloppy teacher: set warm_start.sloppy_steps = 0"):
         task.sloppy(task.problems(0, 1, "train")[0], 0, 0.1)
+
+
+def test_numbers_and_marked_reference_answers(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"prompt": "a", "answer": "first 3 + 4 = 7\n#### 1,007"}])
+    task = get_task(
+        "jsonl", path=path, verifier="numeric", marker="####", answer_marker="####", template="Q: {prompt}!"
+    )
+    (problem,) = task.problems(0, 1, "train")
+    assert problem.prompt == "Q: a!" and problem.answer == "1,007"
+    assert task.reward(problem, "so #### 1007.0") == 1.0 and task.reward(problem, "1007") == 0.0
+    with pytest.raises(DataError, match=r"line 1: no '@@' in 'answer'; set task.answer_marker"):
+        get_task("jsonl", path=path, answer_marker="@@")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"verifier": "numerc"}, r"task.verifier = 'numerc': did you mean numeric"),
+        ({"template": "Q"}, r"task.template = 'Q': write \{prompt\} where the prompt belongs"),
+    ],
+)
+def test_unusable_settings_are_refused(questions, options, words):
+    with pytest.raises(ConfigError, match=words):
+        get_task("jsonl", path=questions, **options)
+
+
+def test_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "q.parquet"
+    pq.write_table(pa.table({"question": ["1+1?", "2+2?"], "answer": [2, 4], "more": [[1], [2]]}), path)
+    task = get_task("parquet", path=str(path), prompt_key="question")
+    found = {p.prompt: p.answer for split in ("train", "eval") for p in task._pools[split]}
+    assert found == {"1+1?": "2", "2+2?": "4"} and task.name == "parquet"
+    with pytest.raises(DataError, match=r"row 1: no field 'prompt' \(found: question, answer, more\)"):
+        get_task("parquet", path=str(path))
+    with pytest.raises(DataError, match=r"row 1: field 'more' is list: text or a number is needed"):
+        get_task("parquet", path=str(path), prompt_key="question", answer_key="more")
+    (tmp_path / "no.parquet").write_text("{}")
+    with pytest.raises(DataError, match="is not a parquet file"):
+        get_task("parquet", path=str(tmp_path / "no.parquet"))
+
+
+def test_a_hugging_face_dataset_from_a_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"question": [f"{i}?" for i in range(20)], "answer": [f"because\n#### {i}" for i in range(20)]}
+    table = datasets.Dataset.from_dict(rows)
+    datasets.DatasetDict({"train": table.select(range(15)), "test": table.select(range(15, 20))}).save_to_disk(tmp_path)
+    options = {"path": str(tmp_path), "prompt_key": "question", "answer_marker": "####", "eval_split": "test"}
+    task = get_task("huggingface", **options)
+    assert {p.prompt for p in task.problems(0, 5, "eval")} == {f"{i}?" for i in range(15, 20)}
+    assert {p.answer for p in task.problems(0, 15, "train")} == {str(i) for i in range(15)}
+    with pytest.raises(DataError, match=r"split train, row 1: no field 'prompt' \(found: question, answer\)"):
+        get_task("huggingface", path=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"split 'dev' cannot be loaded"):
+        get_task("huggingface", **(options | {"eval_split": "dev"}))
+    with pytest.raises(ConfigError, match=r"set task\.eval_split instead"):
+        get_task("huggingface", **options, eval_path="x")
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match="needs the package datasets"):
+        get_task("huggingface", path=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ConfigError, match="needs the package reasoning-gym"):
+        get_task("reasoning_gym", dataset="chain_sum")
+
+
+def test_reasoning_gym():
+    pytest.importorskip("reasoning_gym")
+    task = get_task("reasoning_gym", dataset="chain_sum", options='{"min_terms": 2, "max_terms": 2}', marker="#")
+    problems = task.problems(0, 12, "train")
+    assert problems == task.problems(0, 12, "train") and len(problems) == 12
+    assert not {p.prompt for p in problems} & {p.prompt for p in task.problems(0, 12, "eval")}
+    for problem in problems:
+        assert task.reward(problem, f"thinking #{problem.answer}") == task.reward(problem, problem.solution) == 1.0
+        assert task.reward(problem, f"#{int(problem.answer) + 1}") < 0.5
+    with pytest.raises(ConfigError, match=r"reasoning-gym refuses task.dataset = 'chain_some'"):
+        get_task("reasoning_gym", dataset="chain_some")

@@ -5,6 +5,7 @@ Engines never see an adapter: they get W + (alpha / rank)·B·A under the model'
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ def add_lora(model: Any, settings: LoraConfig, *, base: str, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT still uses names that transformers gave up
             torch.manual_seed(seed)
             adapted = peft.get_peft_model(model, wanted)
     except ValueError as error:

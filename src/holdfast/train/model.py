@@ -62,4 +62,6 @@ def keep_only_inputs(model: Any) -> None:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     model.train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers renamed it in the course of version 5.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

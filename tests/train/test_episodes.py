@@ -1,0 +1,138 @@
+"""Writing responses on: in pieces, in turns, and that neither changes what an engine would have written anyway."""
+
+import itertools
+
+import pytest
+import torch
+
+from holdfast.errors import EngineError
+from holdfast.rollout.engine import Completion, Sampling
+from holdfast.tasks.base import Problem
+from holdfast.train.episodes import Episode, Writing
+
+END, PROBLEM = 2, Problem("?", "", None, "test")
+
+
+class Counting:
+    """Token i of a whole text is 10 + i, ended by END after `length` tokens of each turn; log p = -token / 100."""
+
+    def __init__(self, length):
+        self.length, self.policy_version, self.asked = length, 0, []
+
+    def generate(self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0):
+        self.asked.append((seed, tuple(sequence_ids), sampling.max_tokens))
+        return [self._one(prompt, sampling.max_tokens, return_distributions) for prompt in prompts]
+
+    def _one(self, prompt, room, distributions):
+        turn = len(prompt) - max([-1, *(i for i, t in enumerate(prompt) if t in (1, 7))]) - 1
+        tokens = (*(10 + i for i in range(turn, self.length)), END)
+        stop = len(tokens) <= room
+        tokens = tokens[:room]
+        logprobs = -torch.tensor(tokens).float() / 100
+        full = torch.zeros(len(tokens), 30) if distributions else None
+        return Completion(tokens, logprobs, "stop" if stop else "length", self.policy_version, full)
+
+    def sync(self, model, version):
+        self.policy_version = version
+
+    def close(self): ...
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+
+
+def start(*ids):
+    return [Episode(i, PROBLEM, (1,)) for i in ids or (0,)]
+
+
+def plain(length, budget, most=100, **options):
+    engine = Counting(length)
+    writing = Writing(Sampling(max_tokens=most), **options)
+    episodes = start()
+    for version in itertools.count():
+        engine.sync(None, version)
+        episodes = writing.advance(engine, episodes, budget=budget, seed=lambda call: call)
+        if episodes[0].finish_reason is not None:
+            return episodes[0], engine
+        assert sum(episodes[0].sampled) == budget * (version + 1)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 7, 8, 100])
+def test_pieces_join_to_the_whole_and_each_token_knows_its_weights(budget):
+    episode, _ = plain(7, budget, distributions=True)
+    assert episode.token_ids == (*range(10, 17), END) and episode.finish_reason == "stop"
+    assert torch.allclose(episode.logprobs, -torch.tensor(episode.token_ids).float() / 100)
+    assert episode.versions == tuple(i // budget for i in range(8)) and len(episode.distributions) == 8
+    assert episode.turn_ids == (0,) * 8 and all(episode.sampled)
+
+
+@pytest.mark.parametrize(("most", "reason", "count"), [(8, "stop", 8), (7, "length", 7), (5, "length", 5)])
+@pytest.mark.parametrize("budget", [2, 3, 100])
+def test_the_longest_response_is_that_of_one_piece(budget, most, reason, count):
+    episode, _ = plain(7, budget, most)
+    assert episode.finish_reason == reason and len(episode.token_ids) == count
+
+
+def test_what_an_engine_writes_beyond_its_room_is_cut():
+    class Generous(Counting):
+        def _one(self, prompt, room, distributions):
+            return super()._one(prompt, 100, distributions)
+
+    episode = Writing(Sampling(max_tokens=5), distributions=True).advance(
+        Generous(7), start(), budget=3, seed=lambda call: 0
+    )[0]
+    assert episode.token_ids == (10, 11, 12) and episode.finish_reason is None
+    assert len(episode.logprobs) == len(episode.distributions) == 3
+
+
+def talk(problem, turn):
+    """The environment answers "7 7" to the first two turns."""
+    talk.heard.append(tuple(turn))
+    return (7, 7) if len(talk.heard) < 3 else None
+
+
+@pytest.mark.parametrize("budget", [1, 2, 4, 5, 100])
+def test_turns_whatever_the_pieces(budget):
+    talk.heard = []
+    episode, _ = plain(3, budget, reply=talk, max_turns=9)
+    turn = (10, 11, 12, END)
+    assert episode.token_ids == (*turn, 7, 7, *turn, 7, 7, *turn) and talk.heard == [turn] * 3
+    assert episode.sampled == (True,) * 4 + (False, False) + (True,) * 4 + (False, False) + (True,) * 4
+    assert episode.turn_ids == (0,) * 6 + (1,) * 6 + (2,) * 4 and episode.turn == 2
+    assert episode.sampled_ids == turn * 3 and len(episode.logprobs) == 12 and episode.finish_reason == "stop"
+
+
+def test_the_last_turn_is_not_answered():
+    talk.heard = []
+    episode, _ = plain(3, 100, reply=talk, max_turns=2)
+    assert episode.finish_reason == "turns" and episode.token_ids[-1] == END and episode.turn == 1
+
+
+def test_a_conversation_ends_where_its_tokens_do():
+    """Two turns of four tokens are allowed and used up: there is no room to answer into."""
+    talk.heard = []
+    episode, _ = plain(3, 100, 8, reply=talk, max_turns=9)
+    assert episode.finish_reason == "length" and sum(episode.sampled) == 8 and episode.token_ids[-1] == END
+
+
+def test_only_unfinished_responses_are_asked_for_and_every_request_has_its_seed():
+    engine = Counting(2)
+    episodes = start(5, 6)
+    done = Writing(Sampling(max_tokens=9)).advance(engine, episodes[:1], budget=9, seed=lambda call: 40 + call)
+    Writing(Sampling(max_tokens=9), reply=lambda problem, turn: (7,), max_turns=3).advance(
+        engine, [done[0], episodes[1]], budget=9, seed=lambda call: 40 + call
+    )
+    assert engine.asked == [(40, (5,), 9), (40, (6,), 9), (41, (6,), 6), (42, (6,), 3)]
+
+
+def test_numbers_for_another_count_of_tokens_are_refused():
+    class Half(Counting):
+        def _one(self, prompt, room, distributions):
+            whole = super()._one(prompt, room, distributions)
+            return Completion(whole.token_ids, whole.logprobs[:-1], "stop", 0)
+
+    with pytest.raises(EngineError, match=r"gave 7 log-probabilities for 8 tokens"):
+        Writing(Sampling(max_tokens=50)).advance(Half(7), start(), budget=9, seed=lambda call: 0)
