@@ -88,9 +88,11 @@ def test_verls_penalties_become_parts_of_the_objective():
 def test_a_bad_logprob_of_a_sampled_token_names_the_sequence():
     rows = batches.sequences()
     rows[3].rollout[0] = float("nan")
-    data = batches.batch(rows)
+    batch = batch_of(batches.batch(rows))
     with pytest.raises(DataError, match=r"step 7, rank 1: Batch.rollout_logprobs is not finite.*sequence 3, token 0"):
-        validate(batch_of(data), stats_of(batches.outputs(rows), data), preset("trm"), "step 7, rank 1")
+        validate(batch, preset("trm"), "step 7, rank 1")
+    with pytest.raises(DataError, match=r"step 7, rank 1: this objective needs Batch.rollout_logprobs, which is None"):
+        validate(replace(batch, rollout_logprobs=None), preset("trm"), "step 7, rank 1")
 
 
 def test_a_missing_rollout_logprob_on_a_tool_token_changes_nothing():

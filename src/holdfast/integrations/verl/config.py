@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
 from holdfast.errors import ConfigError
-from holdfast.integrations.verl.names import CONFIG_CLASS, POLICY_LOSS, is_ours, objective_name, with_settings
+from holdfast.integrations.verl.names import is_ours, objective_name, with_settings
 from holdfast.objectives.objective import Objective
 
 
@@ -44,9 +43,6 @@ def loss_config(config: ActorConfig) -> HoldfastLossConfig:
     policy_loss = config.policy_loss
     if isinstance(policy_loss, HoldfastLossConfig):
         return policy_loss
-    extra = set(policy_loss) - set(PolicyLossConfig())
-    if isinstance(policy_loss, Mapping) and extra:
-        raise ConfigError(f"{sorted(extra)} need {POLICY_LOSS}._target_={CONFIG_CLASS}")
     return HoldfastLossConfig(loss_mode=policy_loss.loss_mode)
 
 

@@ -133,10 +133,11 @@ def everywhere(values: Tensor, group: Any) -> Tensor:
     return torch.cat(parts).to(kind)
 
 
-def validate(batch: Batch, stats: TokenStats, objective: Objective, where: str) -> None:
-    """Raise DataError for what cannot be trained on, naming the sequence by step, rank and row."""
+def validate(batch: Batch, objective: Objective, where: str) -> None:
+    """Raise DataError for what cannot be trained on, before the first forward pass, naming the sequence by `where`."""
+    needed = {name for name in objective.needs if hasattr(batch, name)}
     try:
-        checks.validate(batch, stats, objective.needs - TOP_K_FIELDS)
+        checks.validate(batch, stand_in(batch.response_mask)[1], frozenset(needed))
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
 

@@ -17,7 +17,7 @@ from holdfast.integrations.verl.records import rollouts_of
 from holdfast.integrations.verl.settings import step_objective
 from holdfast.integrations.verl.step import ROW, StepLoss, batch_of, plan_of, stats_of, validate
 from holdfast.rollout.store import write_rollouts
-from holdfast.types import TokenStats
+from holdfast.types import Batch, TokenStats
 
 STEP = "holdfast_step"
 """The trainer's step, counted from 1, in the batch's extra fields."""
@@ -46,10 +46,8 @@ class HoldfastTrainingWorker(TrainingWorker):
         step = int(tu.get(data, key=STEP))
         data[ROW] = torch.arange(data.batch_size[0])
         batch = batch_of(data)
-        looking = bool(whole_step_parts(self.objective))
-        stats = self._current(data, batch) if looking else None
-        where = f"step {step}, rank {self.engine.get_data_parallel_rank()}"
-        validate(batch, stats or TokenStats(logprobs=batch.old_logprobs), self.objective, where)
+        validate(batch, self.objective, f"step {step}, rank {self.engine.get_data_parallel_rank()}")
+        stats = self._current(data, batch) if whole_step_parts(self.objective) else None
         loss = StepLoss(
             objective=self.objective,
             plan=plan_of(self.objective, batch, stats, step - 1, group),
@@ -62,14 +60,15 @@ class HoldfastTrainingWorker(TrainingWorker):
         tu.assign_non_tensor(data, distillation_use_topk=self.settings.top_k)
         output = super().train_batch(data)
         if self.settings.records and self.engine.is_mp_src_rank_with_outputs():
-            self._record(data, loss, step)
+            self._record(Path(self.settings.records), data, loss, step)
         self.updates += 1
         self.fresh = False
         return output
 
-    def _current(self, data: Any, batch: Any) -> TokenStats:
+    def _current(self, data: Any, batch: Batch) -> TokenStats:
         """The current policy on this rank's share: the old policy if nothing has moved yet, else a forward pass."""
         if self.fresh and "entropy" not in self.objective.needs:
+            assert batch.old_logprobs is not None
             return TokenStats(logprobs=batch.old_logprobs)
         copy = data.copy()
         tu.pop(copy, key="distillation_use_topk", default=None)
@@ -87,8 +86,7 @@ class HoldfastTrainingWorker(TrainingWorker):
             output = self.engine.infer_batch(copy)["model_output"]
         return stats_of(output, copy)
 
-    def _record(self, data: Any, loss: StepLoss, step: int) -> None:
-        folder = Path(self.settings.records)
+    def _record(self, folder: Path, data: Any, loss: StepLoss, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         rank = self.engine.get_data_parallel_rank()
         name = f"step_{step:06d}_rank_{rank:04d}_update_{self.updates:02d}.parquet"
