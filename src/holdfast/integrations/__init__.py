@@ -1,1 +1,1 @@
-"""Plug-ins that put Holdfast's objectives into the trainers people already use; each is imported by its own name."""
+"""Adapters to other trainers: rename tables and hooks, no mathematics."""

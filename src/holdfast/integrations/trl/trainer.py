@@ -46,7 +46,8 @@ class HoldfastGRPOTrainer(GRPOTrainer):
     Everything but the loss and the advantages stays TRL's: data, generation, rewards, tools, PEFT, checkpoints, logs.
     Counts and whole-batch statistics are those of the whole optimiser step over all micro-batches and ranks. Metrics
     go to TRL's log as "holdfast/…"; every `rollouts_every` optimiser steps (0: never) the step's sequences are
-    written, token by token, to OUTPUT_DIR/rollouts for `holdfast audit`.
+    written, token by token, to OUTPUT_DIR/rollouts for `holdfast audit`. Weights are taken to have sampled what was
+    generated under them, unless `rollout_func` has a `policy_version` that says otherwise.
 
     Raises:
         ConfigError: GRPOConfig sets what the objective decides, or TRL cannot give what the objective needs.
@@ -102,13 +103,15 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         advantages = whole_step.advantages_of(self.objective, self._rewards, group, everyone)
         micro_batches = self.state.global_step * self.args.gradient_accumulation_steps
         generation = micro_batches // (self.args.steps_per_generation * self.num_iterations)
+        version = getattr(self.rollout_func, "policy_version", self.state.global_step)
         numbers = torch.arange(len(everyone), device=mask.device) + (generation * len(everyone) if training else 0)
         return output | {
             "advantages": advantages[own, :length],
             "rewards": self._rewards[own],
             "sequence_ids": numbers[own],
             "group_ids": numbers[own] // group,
-            "weight_versions": torch.full_like(numbers[own], self.state.global_step),
+            "generated_at": torch.full_like(numbers[own], self.state.global_step),
+            "weight_versions": torch.full_like(numbers[own], version),
         }
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -174,7 +177,7 @@ class HoldfastGRPOTrainer(GRPOTrainer):
 
         TRL's pass has no entropies, so an objective that needs them gets a pass of its own.
         """
-        current = int(micro_batches[0]["weight_versions"].max()) == self.state.global_step
+        current = int(micro_batches[0]["generated_at"][0]) == self.state.global_step
         if current and batch.old_logprobs is not None and "entropy" not in self.objective.needs:
             return TokenStats(logprobs=batch.old_logprobs)
         with torch.no_grad():

@@ -1,0 +1,271 @@
+"""The run file with TRL: what becomes of each key in GRPOConfig, and the run itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import ConfigError, nearest
+from holdfast.launch.data import held_out_problems, single_turn_task, training_problems
+from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
+from holdfast.objectives.objective import Objective
+from holdfast.objectives.presets import preset
+from holdfast.rollout.engine import Engine
+from holdfast.tasks.base import Problem
+from holdfast.tasks.verify import make_scorer, rewards_of
+from holdfast.train.config import RunConfig
+from holdfast.train.data import PromptSource
+from holdfast.train.engines import build_engine, embedded
+from holdfast.train.sampler import sampling_of
+from holdfast.train.seeds import derive_seed
+from holdfast.train.setup import build_model
+
+HONOURED: Honoured = {
+    "steps": None, "seed": None, "threads": None,
+    "task.*": None, "model.*": None, "engine.*": None, "objective.*": None,
+    "optimizer.*": None, "batch.*": None, "checkpoint.*": None, "log.*": None,
+    "engine.exact_kl": (False,),
+    "async.staleness": (0,),
+    "sampling.temperature": None, "sampling.max_tokens": None,
+    "sampling.top_p": (1.0,), "sampling.top_k": (0,), "sampling.min_p": (0.0,),
+    "sampling.trainer_support": ("processed",),
+    "evaluation.every": None, "evaluation.problems": None, "evaluation.greedy": (False,),
+    "warm_start.clean_steps": (0,), "warm_start.sloppy_steps": (0,),
+}  # fmt: skip
+_SUPPORT = "TRL scores every token over the whole vocabulary, whatever the engine could sample"
+REASONS = {
+    "engine.exact_kl": "a rollout for TRL carries one log-probability per token",
+    "engine.*": "vLLM is the engine here; its settings are the vllm_* keys of [trl]",
+    "sampling.top_p": _SUPPORT,
+    "sampling.top_k": _SUPPORT,
+    "sampling.min_p": _SUPPORT,
+    "sampling.trainer_support": "TRL's log-probabilities are those of the sampling temperature",
+    "evaluation.greedy": "TRL evaluates by sampling",
+    "warm_start.*": "no supervised phase: warm-start with --backend local and give its model folder as model.source",
+    "async.*": "TRL generates between its steps",
+}
+
+
+def grpo_settings(run: RunFile, folder: Path, world: int = 1) -> dict[str, Any]:
+    """Keywords of GRPOConfig for this run on `world` processes.
+
+    Raises:
+        ConfigError: a written key that TRL cannot honour, a split that comes out uneven, or a key of [trl] that the run
+            file decides.
+    """
+    config, own = run.config, run.own
+    vllm = bool(own.get("use_vllm"))
+    honoured = {k: v for k, v in HONOURED.items() if not (vllm and k.startswith("engine."))}
+    refuse_unhonoured(config, "trl", honoured, REASONS)
+    single_turn_task(config, "trl")
+    settings = {"output_dir": str(folder)} | _shape(config, world) | _optimizer(config) | _bookkeeping(config)
+    settings |= {
+        "seed": config.seed,
+        "max_completion_length": config.sampling.max_tokens,
+        "temperature": config.sampling.temperature,
+        "bf16": config.model.dtype == "bfloat16",
+        "shuffle_dataset": False,
+    }
+    if clash := sorted(own.keys() & settings.keys()):
+        raise ConfigError(f"[trl] {', '.join(clash)}: decided by the run file for every backend; leave out of [trl]")
+    return settings | dict(own)
+
+
+def show(run: RunFile, folder: Path) -> str:
+    """What `--dry-run` prints: the objective, then the call that the run makes."""
+    settings = grpo_settings(run, folder, _world())
+    lines = [f"    {name}={value!r}," for name, value in settings.items()]
+    return "\n".join([objective_of(run.config).explain(), "", "GRPOConfig(", *lines, ")"])
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """The configured objective."""
+    return preset(config.objective.preset, **config.objective.options)
+
+
+def run(run: RunFile, folder: Path) -> int:
+    """Train with TRL; rollouts are in FOLDER/rollouts, the model in FOLDER/model."""
+    import torch
+
+    torch.set_num_threads(run.config.threads)
+    trainer = build_trainer(run, folder)
+    trainer.train()
+    last = trainer.state.global_step
+    if not any("eval_reward" in record and record["step"] == last for record in trainer.state.log_history):
+        trainer.evaluate()
+    trainer.save_model(str(folder / "model"))
+    return 0
+
+
+def build_trainer(run: RunFile, folder: Path) -> Any:
+    """The plug-in's trainer with the run file's model, problems, rewards and engine."""
+    from holdfast.integrations.trl import HoldfastGRPOTrainer
+
+    config = run.config
+    settings = grpo_settings(run, folder, _world())
+    task = single_turn_task(config, "trl")
+    # Weights stay in float32; bfloat16 is what TRL computes in.
+    model, tokenizer = build_model(_with_float32(config), task.alphabet)
+    tokenizer.padding_side = "left"
+    source = PromptSource(task, tokenizer, max_tokens=_longest_prompt(config, model), chat=config.model.chat)
+    chosen = [
+        pick(config, lambda seed, count, split: source.draw(seed, count, split).problems)
+        for pick in (training_problems, held_out_problems)
+    ]
+    problems = [problem for part in chosen for problem in part]
+    scorer = make_scorer(
+        task, config.task.reward, timeout=config.task.reward_timeout, workers=config.task.reward_workers
+    )
+
+    def reward(completions: list[Any], number: list[int], **others: Any) -> list[float]:
+        texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+        asked = [problems[index] for index in number]
+        return rewards_of(scorer(asked, texts), asked, texts)
+
+    rollouts = None if run.own.get("use_vllm") else EngineRollouts(config, source, folder, model)
+    return HoldfastGRPOTrainer(
+        model,
+        reward,
+        _grpo_config(settings),
+        _dataset(chosen[0], 0, config.model.chat),
+        eval_dataset=_dataset(chosen[1], len(chosen[0]), config.model.chat),
+        processing_class=tokenizer,
+        objective=objective_of(config),
+        rollouts_every=config.log.rollouts_every * config.batch.updates,
+        rollout_func=rollouts,
+    )
+
+
+class EngineRollouts:
+    """TRL's rollout function over the engine of the run file, which says what it sampled with.
+
+    TRL's own `generate` records no log-probabilities, so nothing that compares with the engine could be trained on it.
+    """
+
+    def __init__(self, config: RunConfig, source: PromptSource, folder: Path, model: Any) -> None:
+        self.config, self.source = config, source
+        self.engine: Engine = build_engine(config, model, source.tokenizer, folder / "engine")
+        self.judge: Engine = embedded(model, source.tokenizer, precision="float32")
+
+    @property
+    def policy_version(self) -> int:
+        """The optimiser step whose weights the engine samples with."""
+        return self.engine.policy_version
+
+    def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """One response to each prompt, drawn as `holdfast train` draws it; evaluation samples from the trainer."""
+        training, step = trainer.model.training, trainer.state.global_step
+        texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+        ids = [self.source.encode(text) for text in texts]
+        engine, purpose = (self.engine, "sample") if training else (self.judge, "evaluate")
+        if step or not training:
+            engine.sync(trainer.accelerator.unwrap_model(trainer.model), step)
+        first = len(ids) * trainer.accelerator.process_index
+        first += step // self.config.batch.updates * self.config.batch.sequences if training else 0
+        completions = engine.generate(
+            ids,
+            sampling_of(self.config),
+            seed=derive_seed(self.config.seed, purpose),
+            sequence_ids=range(first, first + len(ids)),
+        )
+        return {
+            "prompt_ids": [list(row) for row in ids],
+            "completion_ids": [list(completion.token_ids) for completion in completions],
+            "logprobs": [completion.logprobs.tolist() for completion in completions],
+        }
+
+
+def _shape(config: RunConfig, world: int) -> dict[str, Any]:
+    """Sequences per step, generation and forward pass; TRL counts micro-batches in sequences."""
+    batch = config.batch
+    sequences, rest = divmod(batch.sequences // batch.minibatches, world)
+    if rest:
+        raise ConfigError(
+            f"{batch.sequences // batch.minibatches} sequences an optimiser step do not split over {world} processes: "
+            "change batch.prompts, batch.group_size or batch.minibatches"
+        )
+    if batch.group_size < 2:
+        raise ConfigError("backend 'trl' cannot honour batch.group_size = 1: GRPO compares responses to one prompt")
+    room = batch.micro_batch_tokens // (config.sampling.max_tokens + (batch.max_prompt_tokens or 0))
+    each = max(size for size in range(1, sequences + 1) if sequences % size == 0 and (size <= room or size == 1))
+    return {
+        "max_steps": config.steps * batch.updates,
+        "per_device_train_batch_size": each,
+        "gradient_accumulation_steps": sequences // each,
+        "steps_per_generation": sequences // each * batch.minibatches,
+        "num_iterations": batch.epochs,
+        "num_generations": batch.group_size,
+        "per_device_eval_batch_size": each,
+        "num_generations_eval": 1,
+    }
+
+
+def _optimizer(config: RunConfig) -> dict[str, Any]:
+    settings = config.optimizer
+    return {
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": settings.warmup_steps,
+        "adam_beta1": settings.beta1,
+        "adam_beta2": settings.beta2,
+        "adam_epsilon": settings.epsilon,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+    }
+
+
+def _bookkeeping(config: RunConfig) -> dict[str, Any]:
+    updates, every, keep = config.batch.updates, config.evaluation.every, config.checkpoint
+    settings: dict[str, Any] = {
+        "logging_steps": 1,
+        "report_to": list(config.log.trackers) or "none",
+        "project": config.log.project,
+        "eval_on_start": True,
+        "eval_strategy": "steps" if every else "no",
+        "save_strategy": "steps" if keep.every else "no",
+        "save_total_limit": keep.keep,
+    }
+    settings |= {"eval_steps": every * updates} if every else {}
+    return settings | ({"save_steps": keep.every * updates} if keep.every else {})
+
+
+def _grpo_config(settings: Mapping[str, Any]) -> Any:
+    from trl import GRPOConfig
+
+    known = {field.name for field in dataclasses.fields(GRPOConfig)}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"[trl] {name}: GRPOConfig has no such field; {nearest(name, known)}")
+    if "wandb" in settings["report_to"]:
+        os.environ.setdefault("WANDB_PROJECT", settings["project"])
+    try:
+        return GRPOConfig(**settings)
+    except ValueError as error:
+        raise ConfigError(f"TRL refuses these settings: {error}") from None
+
+
+def _dataset(problems: Sequence[Problem], first: int, chat: bool) -> Any:
+    from datasets import Dataset
+
+    def prompt(text: str) -> Any:
+        return [{"role": "user", "content": text}] if chat else text
+
+    rows = [{"prompt": prompt(problem.prompt), "number": first + index} for index, problem in enumerate(problems)]
+    return Dataset.from_list(rows)
+
+
+def _longest_prompt(config: RunConfig, model: Any) -> int:
+    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    room = context - config.sampling.max_tokens
+    return room if config.batch.max_prompt_tokens is None else min(room, config.batch.max_prompt_tokens)
+
+
+def _with_float32(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
