@@ -114,15 +114,6 @@ class Sizes:
         edges = (np.array([place, place + 1], np.uint32) << np.uint32(self._SHIFT)).view(np.float32)
         return float(edges.astype(np.float64).mean())
 
-    def sum_of_largest(self, count: int) -> float:
-        """Sum of the `count` largest values (or of all, if there are fewer), each taken as the middle of its bin."""
-        edges = (np.arange(len(self.counts) + 1, dtype=np.uint32) << np.uint32(self._SHIFT)).view(np.float32)
-        larger = self.counts[::-1]
-        taken = np.diff(np.minimum(np.cumsum(larger), count), prepend=0)
-        places = np.flatnonzero(taken)
-        middles = (edges[:-1].astype(np.float64) + edges[1:]) / 2
-        return float(taken[places] @ middles[::-1][places])
-
     def share_above(self, limit: float) -> float:
         """Share of values above a limit, to the resolution."""
         total = int(self.counts.sum())

@@ -6,12 +6,15 @@ from functools import cached_property
 
 import numpy as np
 
+from holdfast.audit.alignment import calibration_sums, find_shifts
 from holdfast.audit.columns import Chunk, Column
 
 FOLDS = 64
 """Groups of sequences that are resampled together; all rollouts of a prompt fall into one."""
 LOG_RATIO_LIMIT = 20.0
 """|log ratio| above this enters k3 as if it were this: exp(20) = 4.9e8."""
+FAR = float(np.log(2))
+"""|log ratio| from which two probabilities are called far apart."""
 
 
 class View:
@@ -110,9 +113,24 @@ class View:
         return self.k3 + np.clip(self.log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
     @cached_property
+    def shifted(self) -> Column:
+        """[N] by how many tokens the engine's log-probabilities stand late: -1, 0 or 1."""
+        return find_shifts(self)
+
+    @cached_property
     def far_below(self) -> Column:
-        """Indices of measured tokens to which the trainer gives less than half the engine's probability."""
-        return np.flatnonzero(self.log_ratio < -np.log(2))
+        """Indices of measured tokens to which the trainer gives less than half the engine's probability.
+
+        Here and in what follows from it, sequences with shifted log-probabilities are left out.
+        """
+        found = np.flatnonzero(self.log_ratio < -FAR)
+        return found[self.shifted[self.sequence[found]] == 0] if self.shifted.any() else found
+
+    @cached_property
+    def far_above(self) -> Column:
+        """Indices of measured tokens to which the trainer gives more than double the engine's probability."""
+        found = np.flatnonzero(self.log_ratio > FAR)
+        return found[self.shifted[self.sequence[found]] == 0] if self.shifted.any() else found
 
     @cached_property
     def blank(self) -> Column:
@@ -122,14 +140,9 @@ class View:
         return self.far_below[self.tokens("rollout_logprobs")[self.far_below] == 0]
 
     @cached_property
-    def weight_moments(self) -> Column:
-        """[N, 3] sums of exp(r) - 1, of its absolute value, and of the weight lost at `far_below`; no blank tokens."""
-        change = self.weight_change
-        if len(self.blank):
-            change = change.copy()
-            change[self.blank] = 0
-        lost = np.bincount(self.sequence[self.far_below], -change[self.far_below], len(self.chunk))
-        return np.stack([self.sum(change), self.sum(np.abs(change)), lost], 1)
+    def calibration(self) -> Column:
+        """[N, 10] sums that show whether both log-probabilities are of one distribution: see `Calibration`."""
+        return calibration_sums(self)
 
     @cached_property
     def sequence_size(self) -> Column:

@@ -51,7 +51,7 @@ class NoiseFloor:
         size, k3 = (_per_token(freshest, k) for k in (1, 2))
         if freshest.sums[:, 0].sum() < 1000:
             return
-        total = sum(b.sums.sum(0) for b in self.by_age.values())
+        total = np.sum([b.sums.sum(0) for b in self.by_age.values()], 0)
         above = 1 - k3.value / max(float(total[2] / total[0]), 1e-30)
         high = k3.low > TOO_HIGH
         stale = f"; staleness adds {above:.0%} of all that is measured" if above > 0.05 and len(self.by_age) > 1 else ""

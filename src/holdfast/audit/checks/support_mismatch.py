@@ -8,12 +8,22 @@ from collections.abc import Iterable
 import numpy as np
 
 from holdfast.audit.binned import Sizes
+from holdfast.audit.checks.calibration import (
+    BACKWARD,
+    FEWEST_TOKENS,
+    FORWARD,
+    Calibration,
+    deficit,
+    far_deficit,
+    imbalance,
+    truncated_side,
+)
 from holdfast.audit.checks.check import Facts
-from holdfast.audit.checks.weight_balance import LEVEL, WeightBalance
 from holdfast.audit.finding import Finding
 from holdfast.audit.view import View
 
-FORWARD, BACKWARD = 0.25, -0.85
+MOST_BLANK = 0.002
+"""Share of exact zeros (`zero_filled`) above which the loss of weight is theirs."""
 SMALLEST = 0.002
 """Mean weight missing per token from which it matters."""
 
@@ -21,9 +31,8 @@ SMALLEST = 0.002
 class SupportMismatch:
     """Looks for weights that err to one side by little: r = log(kept mass) at every truncated context.
 
-    With the same support on both sides lost and gained weights balance (`WeightBalance`). An engine that renormalises
-    after truncation against a trainer that does not loses the mass outside; the other way round it is gained, and as
-    a wrong temperature gains weight too, nearly all of it must be on one side.
+    With the same support on both sides lost and gained weights balance (`Calibration`). An engine that renormalises
+    after truncation against a trainer that does not loses the mass outside; the other way round it is gained.
     """
 
     name = "support_mismatch"
@@ -31,13 +40,15 @@ class SupportMismatch:
     needs = frozenset({"rollout_logprobs", "trainer_logprobs"})
 
     def __init__(self) -> None:
-        self.balance = WeightBalance()
+        self.calibration = Calibration()
+        self.blank = 0
         self.missing = Sizes()
         self.settings: dict[str, set[float]] = {"top_p": set(), "top_k": set(), "min_p": set()}
 
     def update(self, view: View) -> None:
         """Add weights, and the size of the ratios that matter."""
-        self.balance.update(view)
+        self.calibration.update(view)
+        self.blank += len(view.blank)
         self.missing.add(view.size[view.size > 0.01])
         for name, seen in self.settings.items():
             if view.has(name) and len(seen) < 10:
@@ -45,33 +56,34 @@ class SupportMismatch:
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where weights are out of balance by small ratios."""
-        if facts.measured_tokens < 1000:
+        c = self.calibration
+        if c.tokens < FEWEST_TOKENS or self.blank > MOST_BLANK * facts.measured_tokens:
             return
-        means = self.balance.sums.mean()
-        imbalance = self.balance.sums.estimate(self.balance.imbalance, LEVEL)
-        deficit = self.balance.sums.estimate(self.balance.deficit)
-        forward = imbalance.low > FORWARD and self.balance.far_share(means) < 0.5
-        if abs(deficit.value) < SMALLEST or not (forward or imbalance.high < BACKWARD):
+        missing, balance, kept = c.estimate(deficit, 0.95), c.estimate(imbalance), truncated_side(c)
+        sure = balance.low > FORWARD / 2 if kept == "engine" else balance.high < BACKWARD
+        if not kept or not sure or abs(missing.value) < SMALLEST:
             return
-        full, kept = ("trainer", "engine") if forward else ("engine", "trainer")
+        if abs(c.value(far_deficit)) > 0.5 * abs(missing.value):
+            return
+        full = "trainer" if kept == "engine" else "engine"
         least = math.exp(-self.missing.quantile(0.99))
         recorded = {name: min(seen) for name, seen in self.settings.items() if seen}
         yield Finding(
             name=self.name,
             kind="data",
-            severity="critical" if abs(deficit.value) > 0.01 else "warning",
+            severity="critical" if abs(missing.value) > 0.01 else "warning",
             headline=f"the {full} spreads its probability over the whole vocabulary and the {kept} over a part of "
-            f"it: sampled tokens get {abs(deficit.value):.1%} less on average, down to a factor {least:.2f}",
+            f"it: sampled tokens get {abs(missing.value):.1%} less on average, down to a factor {least:.2f}",
             meaning="Top-p, top-k or min-p removed tokens on one side only. Ratios are then off by the kept mass at "
             "every uncertain token, always to the same side: drift is read where there is none, and chi-square is "
             "infinite.",
             fix=f"Renormalise both policies on the same kept set (log the kept set's mass, or let the {kept} "
             "compute over all tokens), or sample with top_p = 1, top_k off and min_p = 0 in training.",
             evidence={
-                "imbalance of weights": imbalance,
-                "mean weight missing": deficit,
+                "imbalance of weights": balance,
+                "mean weight missing": missing,
                 "smallest kept mass (1 % of the affected tokens)": least,
                 **{f"recorded {name}": value for name, value in recorded.items()},
             },
-            invalidates=abs(deficit.value) > 0.01,
+            invalidates=abs(missing.value) > 0.01,
         )

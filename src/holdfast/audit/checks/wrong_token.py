@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from holdfast.audit.checks.calibration import FEWEST_TOKENS, Calibration, deficit, far_deficit, far_imbalance
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.checks.places import Places
-from holdfast.audit.checks.weight_balance import LEVEL, WeightBalance
 from holdfast.audit.finding import Finding
 from holdfast.audit.view import View
 
-IMBALANCE = 0.25
+IMBALANCE = 0.4
 FEWEST = 20
 
 
 class WrongToken:
     """Looks for weight that is lost at ratios below ½ and gained nowhere.
 
-    Drift makes such ratios too, but then others gain what these lose (`WeightBalance`). A recorded likeliest token in
+    Drift makes such ratios too, but then others gain what these lose (`Calibration`). A recorded likeliest token in
     place of the sampled one only ever loses. Exact zeros are `zero_filled`'s.
     """
 
@@ -26,27 +26,27 @@ class WrongToken:
     needs = frozenset({"rollout_logprobs", "trainer_logprobs"})
 
     def __init__(self) -> None:
-        self.balance = WeightBalance()
+        self.calibration = Calibration()
         self.count = 0
         self.places = Places()
 
     def update(self, view: View) -> None:
         """Add weights, and remember the largest ratios."""
-        self.balance.update(view)
+        self.calibration.update(view)
         self.count += len(view.far_below) - len(view.blank)
         below = view.far_below[view.tokens("rollout_logprobs")[view.far_below] < 0]
         self.places.add(view, below, -view.log_ratio[below])
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where most of the lost weight is lost at once and not gained elsewhere."""
-        if self.count < max(FEWEST, 0.001 * facts.measured_tokens):
+        c = self.calibration
+        if self.count < max(FEWEST, 0.001 * c.tokens) or c.tokens < FEWEST_TOKENS:
             return
-        means = self.balance.sums.mean()
-        imbalance = self.balance.sums.estimate(self.balance.imbalance, LEVEL)
-        if imbalance.low < IMBALANCE or self.balance.far_share(means) < 0.5:
+        missing = c.estimate(deficit, 0.95)
+        imbalance = c.estimate(far_imbalance)
+        if imbalance.low < IMBALANCE or missing.low <= 0 or c.value(far_deficit) < 0.5 * missing.value:
             return
-        deficit = self.balance.sums.estimate(self.balance.deficit)
-        share = self.count / facts.measured_tokens
+        share = self.count / c.tokens
         yield Finding(
             name=self.name,
             kind="data",
@@ -61,7 +61,7 @@ class WrongToken:
                 "tokens": self.count,
                 "share of tokens": share,
                 "imbalance of weights": imbalance,
-                "mean weight missing": deficit,
+                "mean weight missing": missing,
             },
             where=self.places.where(),
             invalidates=True,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.checks.exact_zeros import ExactZeros
 from holdfast.audit.checks.places import Places
@@ -20,8 +18,9 @@ class ZeroFilled:
     """Counts own tokens with an exact 0 from one policy to which the other gives less than half.
 
     A certain token rounds to 0 as well (float32 does so from p = 1 - 6e-8 on), so zeros alone prove nothing; but no
-    rounding makes 0 of log ½. Without trainer log-probabilities, whole sequences of zeros are counted. Zeros that all
-    fall on one token id are left to `forced_tokens`.
+    rounding makes 0 of log ½. Top-p does: where a truncation is recorded, zeros count only if the trainer contradicts
+    them twice as often as it does other tokens. Without trainer log-probabilities, whole sequences of zeros are
+    counted. Zeros that all fall on one token id are left to `forced_tokens`.
     """
 
     name = "zero_filled"
@@ -32,6 +31,8 @@ class ZeroFilled:
         self.engine = ExactZeros()
         self.trainer = 0
         self.sequences = 0
+        self.certain = self.uncertain = self.far = 0
+        self.truncated = False
         self.places = Places()
 
     def update(self, view: View) -> None:
@@ -40,11 +41,26 @@ class ZeroFilled:
         if not view.has("trainer_logprobs"):
             self.sequences += self._empty_sequences(view)
             return
+        if self._truncates(view):
+            self.truncated = True
+            certain = view.measured & (view.tokens("rollout_logprobs") == 0)
+            self.certain += int(certain.sum())
+            self.uncertain += int(view.measured.sum() - certain.sum())
+            self.far += len(view.far_below) - len(view.blank)
         self.places.add(view, view.blank, -view.log_ratio[view.blank])
-        far_above = np.flatnonzero(view.log_ratio > np.log(2))
-        zeros = far_above[view.tokens("trainer_logprobs")[far_above] == 0]
+        zeros = view.far_above[view.tokens("trainer_logprobs")[view.far_above] == 0]
         self.trainer += len(zeros)
         self.places.add(view, zeros, view.log_ratio[zeros])
+
+    @staticmethod
+    def _truncates(view: View) -> bool:
+        limits = (("top_p", lambda v: (v > 0) & (v < 1)), ("top_k", lambda v: v > 0), ("min_p", lambda v: v > 0))
+        return any(view.has(name) and bool(limit(view.numbers(name)).any()) for name, limit in limits)
+
+    def _natural(self) -> bool:
+        """Whether truncation explains the zeros: a kept set of one token has log-probability 0, and drift is drift."""
+        rate = self.far / max(1, self.uncertain)
+        return self.truncated and self.engine.count < 10 + 2 * rate * self.certain
 
     @staticmethod
     def _empty_sequences(view: View) -> int:
@@ -54,7 +70,7 @@ class ZeroFilled:
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """One finding for both policies."""
-        engine = 0 if self.engine.one_token() is not None else self.engine.count
+        engine = 0 if self.engine.one_token() or self._natural() else self.engine.count
         seen = {"engine": engine, "trainer": self.trainer, "whole sequences": self.sequences}
         if not any(seen.values()):
             return

@@ -1,0 +1,115 @@
+"""Whether engine and trainer speak of one distribution: slope, and balance of weights, over a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from holdfast.audit.alignment import CALIBRATION
+from holdfast.audit.binned import Binned
+from holdfast.audit.columns import Column
+from holdfast.audit.finding import Estimate
+from holdfast.audit.view import View
+
+LEVEL = 0.998
+FEWEST_TOKENS = 1000
+FORWARD, BACKWARD = 0.3, -0.5
+"""Imbalance of weights beyond which one side's support is truncated."""
+
+
+class Calibration:
+    """Sums over sampled tokens of the moments of both log-probabilities e, t and of weights w = exp(t - e) - 1.
+
+    If e is the log-probability that was sampled with and both policies share a support, E[w] = 0 at every context,
+    whatever the drift: what some tokens lose, others gain. So (lost - gained) / (lost + gained) is 0 in a true log,
+    has no scale, and is ±1 where all ratios err to one side. It is told apart for ratios within a factor of 2
+    (`near`) and beyond (`far`). All methods take means of shape [..., 10].
+    """
+
+    def __init__(self) -> None:
+        self.sums = Binned(len(CALIBRATION))
+
+    def update(self, view: View) -> None:
+        """Add one chunk."""
+        self.sums.add_quantities(view, view.calibration)
+
+    @property
+    def tokens(self) -> float:
+        """How many tokens entered."""
+        return float(self.sums.sums[:, 0].sum())
+
+    def value(self, statistic: Callable[[Column], Column]) -> float:
+        """A statistic of the run."""
+        return float(statistic(self.sums.mean()))
+
+    def estimate(self, statistic: Callable[[Column], Column], level: float = LEVEL) -> Estimate:
+        """The same with its bootstrap interval over prompts."""
+        return self.sums.estimate(statistic, level)
+
+
+def imbalance(m: Column) -> Column:
+    """(lost - gained) / (lost + gained) over all ratios."""
+    return -m[..., 6] / (m[..., 7] + 1e-12 * m[..., 0])
+
+
+def deficit(m: Column) -> Column:
+    """Mean weight missing per token, 1 - E[exp(r)]."""
+    return -m[..., 6] / m[..., 0]
+
+
+def far_deficit(m: Column) -> Column:
+    """The part of the deficit from ratios beyond a factor of 2."""
+    return (m[..., 8] - m[..., 9]) / m[..., 0]
+
+
+def near_imbalance(m: Column) -> Column:
+    """(lost - gained) / (lost + gained) over ratios within a factor of 2."""
+    return (-m[..., 6] - m[..., 8] + m[..., 9]) / (m[..., 7] - m[..., 8] - m[..., 9] + 1e-12 * m[..., 0])
+
+
+def far_imbalance(m: Column) -> Column:
+    """(lost - gained) / (lost + gained) over ratios beyond a factor of 2."""
+    return (m[..., 8] - m[..., 9]) / (m[..., 8] + m[..., 9] + 1e-12 * m[..., 0])
+
+
+def covariance(m: Column) -> tuple[Column, Column, Column]:
+    """Var(e), Cov(e, t), Var(t)."""
+    e, t, ee, et, tt = (m[..., k] / m[..., 0] for k in range(1, 6))
+    return np.maximum(ee - e * e, 1e-12), et - e * t, np.maximum(tt - t * t, 1e-12)
+
+
+def slope(m: Column) -> Column:
+    """Of t on e: β times the reliability of e."""
+    engine, both, _ = covariance(m)
+    return both / engine
+
+
+def inverse_slope(m: Column) -> Column:
+    """One over the slope of e on t: β over the reliability of t."""
+    _, both, trainer = covariance(m)
+    return trainer / np.where(both > 0, both, np.nan)
+
+
+def explained(m: Column) -> Column:
+    """Share of the variance of t - e that is linear in e."""
+    engine, both, trainer = covariance(m)
+    return (both - engine) ** 2 / (np.maximum(engine + trainer - 2 * both, 1e-12) * engine)
+
+
+def exponent(m: Column) -> Column:
+    """β of trainer ∝ engine^β to first order: 1 - Var(t - e) / Cov(t - e, -e)."""
+    engine, both, trainer = covariance(m)
+    return 1 - (engine + trainer - 2 * both) / (engine - both)
+
+
+def truncated_side(calibration: Calibration) -> str | None:
+    """The policy ("engine" or "trainer") that alone is renormalised on a truncated support; None for neither.
+
+    An engine renormalised against a whole trainer only loses weight. The other way round it is gained; so it is when
+    the engine logs before a temperature below 1, but that raises the slope above 1, and one above 1 explains more.
+    """
+    balance, bend = calibration.value(imbalance), calibration.value(inverse_slope)
+    if balance > FORWARD and calibration.value(near_imbalance) > FORWARD:
+        return "engine"
+    return "trainer" if balance < BACKWARD and bend < 1 and calibration.value(explained) < 0.5 else None
