@@ -1,0 +1,96 @@
+"""The audit in a terminal: the verdict, what was found and how to mend it, the numbers, and what could not be known."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from holdfast.audit.auditor import Audit
+from holdfast.audit.finding import Finding
+from holdfast.audit.jsonout import QUANTILES
+from holdfast.audit.statistics.running import ESTIMATORS
+from holdfast.audit.verdict import Verdict, interval, verdict_of
+from holdfast.report.scales import number
+from holdfast.report.svg import visible
+
+_STYLES = {"critical": "bold red", "warning": "bold yellow", "info": "cyan", "clean": "bold green"}
+_NAMES = {
+    "k1": "k1 = −r",
+    "k2": "k2 = r²/2",
+    "k3": "k3 = e^r − 1 − r",
+    "abs_log": "|r|, log-ratio",
+    "kl_exact": "exact KL",
+}
+
+
+def print_audit(console: Console, audit: Audit, missing: tuple[str, ...] = ()) -> None:
+    """Print all of it; `missing` are the sentences of the sample's advice on what could not be computed."""
+    console.print(summary(audit, missing))
+
+
+def summary(audit: Audit, missing: tuple[str, ...] = ()) -> RenderableType:
+    """What `print_audit` prints, for a live display too."""
+    parts: list[RenderableType] = [_verdict(verdict_of(audit)), Text()]
+    if audit.findings:
+        parts += [_findings(audit.findings), Text()]
+    if (numbers := _numbers(audit)) is not None:
+        parts += [numbers, Text()]
+    parts += _unknown(audit, missing)
+    return Group(*parts)
+
+
+def line(text: str, style: str = "") -> Text:
+    """Text from anywhere: no markup in it acts, no control character reaches the terminal."""
+    return Text(visible(text), style=style)
+
+
+def _verdict(verdict: Verdict) -> Text:
+    return Text.assemble(line(verdict.headline, _STYLES[verdict.tone]), "\n", line(" ".join(verdict.details)))
+
+
+def _findings(findings: tuple[Finding, ...]) -> RenderableType:
+    table = Table(box=None, show_header=False, padding=(0, 2, 1, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    for finding in findings:
+        said: list[RenderableType] = [Text.assemble(line(finding.name, "bold"), ": ", line(finding.headline))]
+        if finding.severity != "info":
+            said.append(Text.assemble(("fix ", "dim"), line(finding.fix)))
+        said += [Text.assemble((f"{name}  ", "dim"), line(text)) for name, text in finding.settings.items()]
+        table.add_row(Text(finding.severity, _STYLES[finding.severity]), Group(*said))
+    return table
+
+
+def _numbers(audit: Audit) -> Table | None:
+    means = {name: audit.statistics.mean(name) for name in ESTIMATORS}
+    if not any(means.values()):
+        return None
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, title="Drift, nats per token", title_justify="left")
+    table.add_column("")
+    table.add_column("estimate (95 % interval over prompts)", justify="left")
+    for name, mean in means.items():
+        if mean is not None:
+            table.add_row(_NAMES[name], interval(mean))
+    for share in QUANTILES:
+        table.add_row(f"|r|, {100 * share:g} % of tokens below", interval(audit.statistics.sizes.quantile(share)))
+    table.add_row("|r|, largest", number(audit.statistics.sizes.largest, 3))
+    return table
+
+
+def _unknown(audit: Audit, missing: tuple[str, ...]) -> list[RenderableType]:
+    lines = [f"check {name}: the log has no {', '.join(lacking)}" for name, lacking in audit.skipped.items()]
+    lines += [f"finding {f.name}: withheld, it rests on log-probabilities that are wrong" for f in audit.withheld]
+    lines += [*missing, *audit.reading.notes]
+    bad = [f"{count:,} × {kind}" for kind, count in audit.reading.rejected.most_common(8)]
+    bad += [
+        f"for example {record.path}, record {record.record}: {record.reason}" for record in audit.reading.examples[:3]
+    ]
+    parts: list[RenderableType] = []
+    for title, said in (("Could not be known", lines), ("Bad records, left out", bad)):
+        if said:
+            parts.append(Text(title, "bold"))
+            parts += [Padding(line(text), (0, 0, 0, 2)) for text in said]
+            parts.append(Text())
+    return parts
