@@ -3,7 +3,7 @@
     .venv-vllm/bin/python benchmarks/detectors.py [--folder MODEL] [--updates 4] [--rows 256] [--entries 12]
 
 The engine runs in bfloat16, the trainer in float32 and `--updates` AdamW updates ahead of it (policy gradient of random
-advantages, learning rate 1e-4). Without a folder: a random Qwen3 (8.8 M parameters, vocabulary 8192) with a sharp head.
+advantages, learning rate 1e-4). Without a folder: a random Qwen3 (7.2 M parameters, vocabulary 2048) with a sharp head.
 A folder must know the ledger, and its heads must be of a size that vLLM's attention has (32, 64, ...).
 """
 
@@ -66,7 +66,7 @@ def random_model() -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
-        vocab_size=8192, hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=8,
+        vocab_size=2048, hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=8,
         num_key_value_heads=4, head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=2,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config)
@@ -81,7 +81,7 @@ def load(folder: str, options: argparse.Namespace) -> tuple[Any, list[list[int]]
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return model.eval(), torch.randint(3, 8192, (options.rows, 16)).tolist(), 2
+        return model.eval(), torch.randint(3, 2048, (options.rows, 16)).tolist(), 2
     model, tokenizer = load_model(folder, torch.float32)
     problems = get_task("ledger", entries=options.entries).problems(1, options.rows, "eval")
     return model.eval(), [tokenizer.encode(problem.prompt) for problem in problems], tokenizer.eos_token_id

@@ -7,9 +7,13 @@ import torch
 
 from holdfast.core.divergences import exact_from_logits, top_k
 from holdfast.errors import ConfigError, EngineError
+from holdfast.objectives.masks import TrmMax
+from holdfast.objectives.terms import Terms
 from holdfast.rollout.engine import Engine, Sampling, sampling_logprobs
+from holdfast.types import Batch, TokenStats
 
 pytest.importorskip("vllm")
+from holdfast.rollout import vllm as vllm_engine
 from holdfast.rollout.vllm import VllmEngine
 
 EOS, VOCABULARY = 2, 68
@@ -82,6 +86,19 @@ def test_the_likeliest_tokens_alone_are_the_same_ones(engine):
         assert torch.allclose(few.top_logprobs, full.top_logprobs, atol=1e-5)
         assert torch.allclose(few.logprobs, full.logprobs, atol=1e-5)
     assert draw(engine)[0].top_ids is None
+
+
+def test_distributions_that_are_too_many_at_once_come_in_parts(engine, monkeypatch):
+    together = draw(engine, distributions=True)
+    monkeypatch.setattr(vllm_engine, "ENTRIES", 2 * 12 * VOCABULARY)
+    sampled = []
+    monkeypatch.setattr(
+        engine, "_sample", lambda *parts: sampled.append(len(parts[1])) or type(engine)._sample(engine, *parts)
+    )
+    for part, whole in zip(draw(engine, distributions=True), together, strict=True):
+        assert part.token_ids == whole.token_ids
+        assert torch.allclose(part.distributions, whole.distributions, atol=1e-4)
+    assert sampled == [2, 2]
 
 
 def test_after_a_sync_the_engine_agrees_with_the_new_weights(engine, make_model, whole_forward):
@@ -169,6 +186,37 @@ def test_exact_kl_and_a_tv_interval_that_contains_the_exact_one(engine, make_mod
         assert torch.all(bounds.tv_upper.value < 1)
         kl.append(exact.kl.value)
     assert 1e-6 < float(torch.cat(kl).mean()) < 0.05
+
+
+def test_top_k_detectors_never_reject_what_the_exact_one_keeps(engine, make_model, whole_forward):
+    trainer = copy.deepcopy(make_model(0)).bfloat16()
+    found = []
+    for prompt, completion in zip(
+        PROMPTS * 8, draw(engine, prompts=PROMPTS * 8, distributions=True, top=20), strict=True
+    ):
+        logits = whole_forward(trainer, prompt, completion)
+        logprobs = logits.log_softmax(-1)
+        sampled = logprobs.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        lower = top_k(logprobs.gather(1, completion.top_ids), completion.top_logprobs).kl_lower.value
+        exact = exact_from_logits(logits, completion.distributions).kl.value
+        found.append((sampled, completion.logprobs, exact, lower))
+    logprobs, rollout, exact, lower = (
+        torch.nn.utils.rnn.pad_sequence(c, batch_first=True) for c in zip(*found, strict=True)
+    )
+    lengths = torch.tensor([len(row[0]) for row in found])
+    batch = Batch(
+        advantages=torch.ones(len(found)),
+        response_mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        rollout_logprobs=rollout,
+    )
+    terms = Terms.of(batch, TokenStats(logprobs=logprobs, kl_rollout=exact, kl_rollout_lower=lower))
+    delta = float(exact.amax(dim=1).median())
+    keeps = {name: TrmMax(delta, name).keep(terms, None).flatten() for name in ("kl_exact", "kl_lower", "k2", "k3")}
+    assert 0 < int(keeps["kl_exact"].sum()) < len(found)
+    assert bool((keeps["kl_lower"] | ~keeps["kl_exact"]).all())
+    # a sampled detector gives no such promise: it is wrong in at least one direction on these rollouts
+    assert bool((keeps["k2"] != keeps["kl_exact"]).any())
+    assert bool((keeps["k3"] != keeps["kl_exact"]).any())
 
 
 def test_the_trainer_keeps_its_random_numbers_and_threads(engine, make_model):

@@ -20,6 +20,8 @@ from holdfast.rollout.external import check_requests, checked, request_seed, spl
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 GIB = 1 << 30
+ENTRIES = 1 << 23
+"""Log-probabilities that vLLM may hold at a time when whole distributions are asked for: about 100 bytes each."""
 
 
 class VllmEngine:
@@ -110,21 +112,18 @@ class VllmEngine:
         check_requests(prompts, sequence_ids, sampling, context=self.context, vocabulary=self.vocabulary)
         if not prompts:
             return []
-        width = -1 if return_distributions else return_top
-        seeds = [request_seed(seed, i, len(prompt)) for i, prompt in zip(sequence_ids, prompts, strict=True)]
-        with self._guarded("sampling"):
-            outputs = llm.generate(
-                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                [self._parameters(sampling, width, seed) for seed in seeds],
-                use_tqdm=False,
-            )
-            if [output.prompt_token_ids for output in outputs] != [list(prompt) for prompt in prompts]:
-                raise EngineError("vLLM returned responses to other prompts")
         vocabulary = self.vocabulary if return_distributions else None
-        return [
-            checked(self._completion(output.outputs[0], return_top, vocabulary), sampling, f"sequence {sequence_id}")
-            for output, sequence_id in zip(outputs, sequence_ids, strict=True)
-        ]
+        width = return_top if vocabulary is None else -1
+        rows = len(prompts) if vocabulary is None else max(1, ENTRIES // (sampling.max_tokens * vocabulary))
+        seeds = [request_seed(seed, i, len(prompt)) for i, prompt in zip(sequence_ids, prompts, strict=True)]
+        found: list[Completion] = []
+        for start in range(0, len(prompts), rows):
+            some = slice(start, start + rows)
+            parameters = [self._parameters(sampling, width, request) for request in seeds[some]]
+            for output in self._sample(llm, prompts[some], parameters):
+                completion = self._completion(output, return_top, vocabulary)
+                found.append(checked(completion, sampling, f"sequence {sequence_ids[len(found)]}"))
+        return found
 
     def close(self) -> None:
         """Shut vLLM down and free its memory."""
@@ -143,6 +142,16 @@ class VllmEngine:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Wait for the weights of this version."""
         self._version, self._due = int(state["policy_version"]), True
+
+    def _sample(self, llm: Any, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
+        """One vLLM output per prompt."""
+        with self._guarded("sampling"):
+            outputs = llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts], list(parameters), use_tqdm=False
+            )
+            if [output.prompt_token_ids for output in outputs] != [list(prompt) for prompt in prompts]:
+                raise EngineError("vLLM returned responses to other prompts")
+        return [output.outputs[0] for output in outputs]
 
     def _parameters(self, sampling: Sampling, width: int, seed: int) -> Any:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
