@@ -65,6 +65,8 @@ def test_an_estimator_that_verl_lacks_is_refused():
         (None, "null"),
         ("cosine", "cosine"),
         ("true", "'true'"),
+        ("/shared/run-1", "/shared/run-1"),
+        ("1", "'1'"),
         ("it's", r"'it\'s'"),
         ({"shape": "cosine", "steps": 50.0}, "{shape:cosine,steps:50.0}"),
         ([{"kind": "kl"}, 1], "[{kind:kl},1]"),

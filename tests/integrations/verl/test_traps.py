@@ -100,6 +100,12 @@ def test_one_threshold_serves_every_mode_and_several_their_own():
     assert len(found(modes, f"{THRESHOLD}='0.05,0.3'", GAE)) == 1
 
 
+@pytest.mark.parametrize("value", ["a b", "it's", "back\\slash", "end\\", "q\\'q", "true", "1", "/shared/run-1", ""])
+def test_strings_survive_hydras_grammar(value):
+    loss = composed([*BASE, *loss_overrides("grpo", records=value)]).actor_rollout_ref.actor.policy_loss
+    assert loss.records == value
+
+
 def refusal(*overrides):
     with pytest.raises(ConfigError) as caught:
         list(report(composed([*LEVEL_2, *overrides])))

@@ -71,8 +71,8 @@ def loss_overrides(objective: str, settings: Mapping[str, Any] | None = None, **
         f"{POLICY_LOSS}._target_={CONFIG_CLASS}",
         f"{POLICY_LOSS}.loss_mode={PREFIX}",
         f"+{POLICY_LOSS}.objective={objective}",
-        *(f"+{POLICY_LOSS}.settings.{name}={_hydra(value)}" for name, value in (settings or {}).items()),
-        *(f"+{POLICY_LOSS}.{name}={_hydra(value)}" for name, value in options.items()),
+        *(f"+{POLICY_LOSS}.settings.{name}={hydra_value(value)}" for name, value in (settings or {}).items()),
+        *(f"+{POLICY_LOSS}.{name}={hydra_value(value)}" for name, value in options.items()),
     ]
 
 
@@ -107,15 +107,17 @@ def with_settings(name: str, settings: Mapping[str, Any]) -> Objective:
     return preset(name, **flat)
 
 
-def _hydra(value: Any) -> str:
-    """A value in Hydra's override grammar."""
+def hydra_value(value: Any) -> str:
+    """A value in Hydra's override grammar, where a string that could be read as anything else is quoted."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{hydra_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_hydra(item) for item in value) + "]"
+        return "[" + ",".join(hydra_value(item) for item in value) + "]"
     if not isinstance(value, str):
         return str(value)
-    plain = re.fullmatch(r"[A-Za-z_][\w./+-]*", value) and value.lower() not in ("true", "false", "null", "nan", "inf")
-    return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if re.fullmatch(r"[A-Za-z_/][\w./+-]*", value) and value.lower() not in ("true", "false", "null", "nan", "inf"):
+        return value
+    # Hydra reads a backslash as one unless it stands before a quote, where it must be doubled.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value) + "'"
