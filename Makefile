@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-trl test-verl lint format typecheck docs clean
+.PHONY: demo test test-trl test-verl test-vllm lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -27,6 +27,10 @@ test-verl: .venv-verl/.installed
 
 test-trl: .venv-trl/.installed
 	.venv-trl/bin/python -m pytest tests/oracles/test_trl.py tests/integrations/trl
+
+# A real engine on the CPU, in process and as a server.
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest tests/vllm
 
 .venv-%/.installed: requirements/test-%.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
