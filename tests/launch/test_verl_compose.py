@@ -78,12 +78,12 @@ def test_key_that_verl_does_not_have(folder):
 
 
 def test_odd_characters_survive_hydra(folder):
-    values = ["it's 1=2, {x}: [y]", "a\\b", "a\\", "\\'", "käse", "", "true"]
+    values = ["it's 1=2, {x}: [y]", "a\\b", "a\\", "\\'", "käse", "", "true", "Null", "1e5", "-x"]
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
     for value in values:
-        assert parser.parse_override(f"key={verl.hydra_value(value)}").value() == (True if value == "true" else value)
+        assert parser.parse_override(f"key={verl.hydra_value(value)}").value() == value
     nested = {"a": [1, 2.5, None, False], "b": {"c": "x y"}}
     assert parser.parse_override(f"key={verl.hydra_value(nested)}").value() == nested
 

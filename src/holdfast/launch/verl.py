@@ -52,6 +52,7 @@ REASONS = {
     "log.rollouts_every": "every update is written, or none",
 }
 
+_KEYWORDS = ("true", "false", "null", "nan", "inf")
 _ACTOR = "actor_rollout_ref.actor"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -162,7 +163,7 @@ def hydra_value(value: Any) -> str:
     ['true', '1e-06', 'a/b-c.d', "'it\\'s'", "[1,'x y']"]
     """
     if isinstance(value, str):
-        if re.fullmatch(r"[\w./-]+", value):
+        if re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value) and value.lower() not in _KEYWORDS:
             return value
         # Backslashes are escaped where a quote follows, and only there.
         return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value) + "'"

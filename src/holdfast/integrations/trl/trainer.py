@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, nearest
 from holdfast.integrations.trl import whole_step
+from holdfast.integrations.trl.head import install
 from holdfast.integrations.trl.records import Trained, rollouts_of
 from holdfast.integrations.trl.settings import resolve, warn_of_truncated_support
 from holdfast.objectives.metrics import merge_metrics
@@ -47,7 +48,8 @@ class HoldfastGRPOTrainer(GRPOTrainer):
     Counts and whole-batch statistics are those of the whole optimiser step over all micro-batches and ranks. Metrics
     go to TRL's log as "holdfast/…"; every `rollouts_every` optimiser steps (0: never) the step's sequences are
     written, token by token, to OUTPUT_DIR/rollouts for `holdfast audit`. Weights are taken to have sampled what was
-    generated under them, unless `rollout_func` has a `policy_version` that says otherwise.
+    generated under them, unless `rollout_func` has a `policy_version` that says otherwise. `lm_head` names who turns
+    hidden states into log-probabilities: "trl", or "holdfast" for our kernels.
 
     Raises:
         ConfigError: GRPOConfig sets what the objective decides, or TRL cannot give what the objective needs.
@@ -63,17 +65,22 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         *,
         objective: str | Objective,
         rollouts_every: int = 1,
+        lm_head: str = "trl",
         **options: Any,
     ) -> None:
         self.objective, args = resolve(objective, args or GRPOConfig())
         self._refuse_silent_engine(args, options)
         if rollouts_every < 0:
             raise ConfigError(f"rollouts_every = {rollouts_every}: must be at least 0 (0 writes none)")
+        if lm_head not in ("trl", "holdfast"):
+            raise ConfigError(f"lm_head = {lm_head!r}: {nearest(str(lm_head), ('trl', 'holdfast'))}")
         warn_of_truncated_support(self.objective, args)
         self.rollouts_every = rollouts_every
         self._step_in_progress: _Step | None = None
         self._rewards = torch.zeros(0)
         super().__init__(model, reward_funcs, args, train_dataset, **options)
+        if lm_head == "holdfast":
+            install(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model, self.temperature)
 
     def _refuse_silent_engine(self, args: GRPOConfig, options: dict[str, Any]) -> None:
         records = args.use_vllm or options.get("rollout_func") is not None
