@@ -20,7 +20,7 @@ import torch
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from audit.loaders import dumps
+import dumps
 from holdfast.audit.loaders import LOADERS, Loader, nemo_rl, open_instruct, prime_rl_tokens, responses, slime
 from holdfast.audit.loaders import miles as miles_loader
 from holdfast.audit.loaders import traces as traces_loader

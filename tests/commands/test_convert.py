@@ -2,7 +2,7 @@
 
 import pytest
 
-from audit.loaders import dumps
+import dumps
 from holdfast.cli import dispatch
 from holdfast.rollout.store import read_rollouts, write_rollouts
 

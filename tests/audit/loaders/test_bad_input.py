@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 
-from audit.loaders import dumps
-from audit.loaders.test_roundtrip import load
+import dumps
+from dumps import load
 from holdfast.audit.loaders import formats_table, jsonl
 from holdfast.audit.reading import Reading
 from holdfast.audit.source import detect, find_files

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from audit.loaders import dumps
+import dumps
+from dumps import load
 from holdfast.audit.columns import missing_value
 from holdfast.audit.reading import Reading
 from holdfast.audit.source import detect, find_files, read_files
@@ -21,12 +22,6 @@ CARRIES = {
     "chat": ("prompt_ids", "response_ids", "finish_reason"),
 }
 GIVEN_ON_OWN_TOKENS = ("rollout_logprobs", "trainer_logprobs", "advantages", "entropy", "trust_mask")
-
-
-def load(path, **options):
-    reading = Reading(**options)
-    rollouts = [chunk.rollout(i) for _, chunk in read_files(find_files(path), reading) for i in range(len(chunk))]
-    return rollouts, reading
 
 
 @pytest.mark.parametrize("write", dumps.WRITERS, ids=lambda write: write.__name__)

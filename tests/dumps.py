@@ -10,6 +10,8 @@ from pathlib import Path
 import orjson
 import torch
 
+from holdfast.audit.reading import Reading
+from holdfast.audit.source import find_files, read_files
 from holdfast.types import Rollout
 
 CONTEXT_PARALLEL = 2
@@ -57,6 +59,13 @@ def _floats(values) -> tuple[float, ...]:
 def whole(rollout, name, prompt=0.0):
     """A field over prompt and response."""
     return [prompt] * len(rollout.prompt_ids) + list(getattr(rollout, name))
+
+
+def load(path: Path, **options) -> tuple[list[Rollout], Reading]:
+    """All rollouts under a path, and what was said of the reading."""
+    reading = Reading(**options)
+    rollouts = [chunk.rollout(i) for _, chunk in read_files(find_files(path), reading) for i in range(len(chunk))]
+    return rollouts, reading
 
 
 def nemo_rl(folder: Path, rollouts) -> Path:
