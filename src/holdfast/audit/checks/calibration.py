@@ -14,6 +14,7 @@ from holdfast.audit.view import View
 
 LEVEL = 0.998
 FEWEST_TOKENS = 1000
+ENOUGH, SPARE = 4_000_000, 8
 FORWARD, BACKWARD = 0.3, -0.5
 """Imbalance of weights beyond which one side's support is truncated."""
 
@@ -29,15 +30,18 @@ class Calibration:
 
     def __init__(self) -> None:
         self.sums = Binned(len(CALIBRATION))
+        self.tokens = 0.0
+        self.chunks = 0
 
-    def update(self, view: View) -> None:
-        """Add one chunk."""
-        self.sums.add_quantities(view, view.calibration)
-
-    @property
-    def tokens(self) -> float:
-        """How many tokens entered."""
-        return float(self.sums.sums[:, 0].sum())
+    def update(self, view: View) -> bool:
+        """Add one chunk, and say whether it was used: after ENOUGH tokens only one chunk in SPARE is."""
+        self.chunks += 1
+        if self.tokens > ENOUGH and self.chunks % SPARE:
+            return False
+        sums = view.calibration
+        self.sums.add_quantities(view, sums)
+        self.tokens += float(sums[:, 0].sum())
+        return True
 
     def value(self, statistic: Callable[[Column], Column]) -> float:
         """A statistic of the run."""

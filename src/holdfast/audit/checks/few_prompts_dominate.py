@@ -1,4 +1,4 @@
-"""One prompt in a hundred makes a quarter of the drift, or of the gradient."""
+"""One prompt in a hundred makes a good part of the drift, or of the gradient."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from holdfast.audit.view import View
 
 BUCKETS = 1 << 16
 FEWEST_PROMPTS = 32
-SHARE = 0.25
-EXCESS = 8.0
+SHARE = 0.15
+EXCESS = 6.0
 """The share must also be this multiple of the same prompts' share of tokens: long prompts may carry more."""
 
 
@@ -40,7 +40,7 @@ class FewPromptsDominate:
         self.tokens += np.bincount(bucket, view.sequence_measured, BUCKETS)
         self.sums["drift"] += np.bincount(bucket, view.sequence_size, BUCKETS)
         if view.has("advantages"):
-            pull = view.sum(np.where(view.own & view.given("advantages"), np.abs(view.tokens("advantages")), 0))
+            pull = view.sum(np.abs(view.tokens("advantages")) * view.own)
             self.sums["gradient"] += np.bincount(bucket, np.nan_to_num(pull), BUCKETS)
         self.example[bucket] = view.first_sequence + np.arange(len(bucket))
 

@@ -33,10 +33,11 @@ class NoiseFloor:
 
     def update(self, view: View) -> None:
         """Sum |log-ratio| and k3 by the sequence's age."""
-        versions = view.tokens("weight_versions").astype(np.int64)
-        newest, oldest = view.max(versions), -view.max(-versions)
-        known = view.chunk.present["weight_versions"] & view.chunk.present["step"] & (newest == oldest)
-        age = np.where(known & (view.sequence_measured > 0), newest - view.step, np.iinfo(np.int64).min)
+        versions, starts = view.tokens("weight_versions"), view.chunk.offsets
+        first, last = (np.zeros(len(view.chunk), np.int64) for _ in range(2))
+        first[view.filled], last[view.filled] = versions[starts[view.filled]], versions[starts[view.filled + 1] - 1]
+        known = view.chunk.present["weight_versions"] & view.chunk.present["step"] & (first == last)
+        age = np.where(known & (view.sequence_measured > 0), last - view.step, np.iinfo(np.int64).min)
         sums = np.column_stack([view.sequence_measured, view.sequence_size, view.sum(view.k3)])
         for a in np.unique(age).tolist():
             if a != np.iinfo(np.int64).min and (a in self.by_age or len(self.by_age) < MOST_AGES):

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from holdfast.audit.checks.check import Facts
-from holdfast.audit.columns import Column, hash_prompts
+from holdfast.audit.columns import Column
 from holdfast.audit.finding import Finding, Where
 from holdfast.audit.view import View
 
-HEAD, TAIL = 192, 32
+HEAD, TAIL = 128, 32
 SURPRISE = 30.0
 """Nats: two independent samples agree on tokens of this surprise with probability e^-30 = 9e-14."""
 LONG = 128
@@ -138,19 +138,33 @@ class RepeatedData:
         )
 
 
+_WEIGHTS = np.random.default_rng(0).integers(1, 1 << 63, HEAD + TAIL, np.uint64) * np.uint64(2) + np.uint64(1)
+
+
 def _fingerprint(view: View) -> tuple[Column, Column]:
-    """[N] hash of the compared tokens of each response, and their surprise in nats."""
-    head = np.minimum(view.lengths, HEAD)
-    tail = np.minimum(view.lengths - head, TAIL)
-    count = head + tail
-    starts = np.cumsum(count) - count
-    place = np.arange(int(count.sum())) - np.repeat(starts, count)
-    skip = np.where(place >= np.repeat(head, count), np.repeat(view.lengths - count, count), 0)
-    tokens = np.repeat(view.chunk.offsets[:-1], count) + place + skip
-    hashes = hash_prompts(view.tokens("response_ids")[tokens], count) ^ (view.lengths * 0x9E3779B97F4A7C1)
+    """[N] hash of the compared tokens of each response, and their surprise in nats.
+
+    The hash is multilinear, Σ weight_k · (id_k + 1) mod 2^64 with random odd weights.
+    """
+    starts, lengths = view.chunk.offsets[:-1].tolist(), view.lengths.tolist()
+    heads = [min(n, HEAD) for n in lengths]
+    tails = [min(n - h, TAIL) for n, h in zip(lengths, heads, strict=True)]
+    count = np.add(heads, tails)
+
+    def ends(values: Column) -> Column:
+        parts = []
+        for start, n, head, tail in zip(starts, lengths, heads, tails, strict=True):
+            parts += [values[start : start + head], values[start + n - tail : start + n]]
+        return np.concatenate(parts)
+
+    def sums(values: Column, dtype: type) -> Column:
+        total = np.concatenate([np.zeros(1, dtype), np.cumsum(values, dtype=dtype)])
+        return total[np.cumsum(count)] - total[np.cumsum(count) - count]
+
+    weights = np.concatenate([_WEIGHTS[:n] for n in count.tolist()])
+    hashes = sums((ends(view.tokens("response_ids")).astype(np.uint64) + np.uint64(1)) * weights, np.uint64)
+    hashes ^= view.lengths.astype(np.uint64)
     if not view.has("rollout_logprobs"):
         return hashes, np.where(view.lengths >= LONG, np.inf, 0.0)
-    engine = view.tokens("rollout_logprobs")[tokens]
-    known = view.own[tokens] & np.isfinite(engine)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, -engine, 0), dtype=np.float64)])
-    return hashes, sums[np.cumsum(count)] - sums[starts]
+    engine = ends(view.tokens("rollout_logprobs"))
+    return hashes, sums(np.where(ends(view.own) & np.isfinite(engine), -engine, 0), np.float64)

@@ -47,9 +47,9 @@ class SupportMismatch:
 
     def update(self, view: View) -> None:
         """Add weights, and the size of the ratios that matter."""
-        self.calibration.update(view)
         self.blank += len(view.blank)
-        self.missing.add(view.size[view.size > 0.01])
+        if self.calibration.update(view):
+            self.missing.add(view.size[view.size > 0.01])
         for name, seen in self.settings.items():
             if view.has(name) and len(seen) < 10:
                 seen |= set(np.unique(view.numbers(name)[view.chunk.present[name]]).tolist())
