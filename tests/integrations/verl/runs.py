@@ -37,6 +37,6 @@ def start(base: Path, name: str, steps: int, *overrides: str, ranks: int = 1, mi
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
     with (folder / "log").open("w") as log:
         done = subprocess.run(
-            command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, timeout=400, check=False
+            command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, timeout=900, check=False
         )
     return Run(folder, done.returncode)
