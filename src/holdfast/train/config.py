@@ -107,12 +107,30 @@ class WarmStartConfig(Section):
 
 
 class EngineConfig(Section):
-    """The rollout engine: another program state than the trainer."""
+    """The rollout engine: another program state than the trainer (docs/engines.md)."""
 
-    precision: str = Field(default="int8", description="numerics of the engine's copy of the weights")
-    lag: int = Field(default=0, ge=0, le=1024, description="updates that the engine's weights are behind")
+    kind: Literal["embedded", "vllm", "server"] = Field(
+        default="embedded", description="ours, vLLM in process, or a server with the OpenAI completions protocol"
+    )
+    precision: str = Field(default="int8", description="numerics of the engine's copy of the weights [embedded, vllm]")
+    lag: int = Field(default=0, ge=0, le=1024, description="updates that the engine's weights are behind [embedded]")
     exact_kl: bool = Field(
         default=True, description="measure exact KL from full distributions even if no mask needs it"
+    )
+    context: int | None = Field(
+        default=None, ge=2, description="longest prompt and response; absent: the model's [vllm]"
+    )
+    cache_gib: float = Field(default=4.0, gt=0.0, description="room for keys and values [vllm]")
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of vllm.LLM [vllm]")
+    url: str = Field(default="http://127.0.0.1:8000", description="where the server listens [server]")
+    timeout: float = Field(default=600.0, gt=0.0, description="seconds a request may take [server]")
+    retries: int = Field(default=3, ge=0, description="further attempts of a failed request [server]")
+    concurrency: int = Field(default=64, ge=1, description="requests at a time [server]")
+    sync: Literal["reload", "restart"] = Field(
+        default="reload", description="how the server gets new weights: by its reload, or started anew [server]"
+    )
+    command: list[str] = Field(
+        default_factory=list, description='words that start the server, "{folder}" for the model; for restart [server]'
     )
 
 

@@ -1,30 +1,43 @@
-"""The engine that a configuration asks for."""
+"""The engine that a configuration asks for, and whether its first responses come from the policy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.rollout.embedded import EmbeddedEngine
-from holdfast.rollout.engine import Engine
+from holdfast.rollout.engine import Completion, Engine, Sampling
+from holdfast.rollout.engines import EngineSettings, make_engine
+from holdfast.rollout.rescore import check_engine
 from holdfast.train.config import RunConfig
+from holdfast.train.episodes import Episode
 
 
 def build_engine(config: RunConfig, model: Any, tokenizer: Any, folder: Path) -> Engine:
-    """An engine with the weights of `model`, which are also in `folder`.
+    """An engine with the weights of `model`; `folder` is for files that an engine outside needs.
 
     Raises:
-        ConfigError: unknown precision.
+        ConfigError: settings that cannot be honoured.
+        EngineError: the engine cannot be started.
     """
-    return embedded(model, tokenizer, precision=config.engine.precision, lag=config.engine.lag)
+    settings = config.engine.model_dump(exclude={"exact_kl", "command"})
+    return make_engine(EngineSettings(**settings, command=tuple(config.engine.command)), model, tokenizer, folder)
 
 
-def embedded(model: Any, tokenizer: Any, *, precision: str, lag: int = 0) -> EmbeddedEngine:
-    """An engine in this process."""
-    return EmbeddedEngine(
-        model,
-        precision=precision,
-        lag=lag,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+def embedded(model: Any, tokenizer: Any, *, precision: str, lag: int = 0) -> Engine:
+    """An engine of ours in this process."""
+    return make_engine(EngineSettings(precision=precision, lag=lag), model, tokenizer, Path())
+
+
+def check_first_batch(model: Any, episodes: Sequence[Episode], sampling: Sampling) -> None:
+    """Score the first turns again with the trainer's model.
+
+    Raises:
+        EngineError: their log-probabilities are another model's, or do not belong to the tokens.
+    """
+    completions = []
+    for episode in episodes:
+        assert episode.logprobs is not None
+        count = sum(own and turn == 0 for own, turn in zip(episode.sampled, episode.turn_ids, strict=True))
+        completions.append(Completion(episode.token_ids[:count], episode.logprobs[:count], "stop", episode.versions[0]))
+    check_engine(model, [episode.prompt_ids for episode in episodes], completions, sampling)

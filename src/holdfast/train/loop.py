@@ -69,6 +69,7 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
         set_learning_rate(run, step)
         with clock.measure("generate"):
             episodes = run.sampler.episodes(step)
+        run.check_engine(episodes)
         with clock.measure("reward"):
             rollouts, judged = score(run, episodes)
         routed = run.router_drift(rollouts)

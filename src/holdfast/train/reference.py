@@ -46,6 +46,8 @@ def _limits(field: FieldInfo) -> str:
 def _type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(f"`{option}`" for option in get_args(kind))
+    if get_origin(kind) is dict:
+        return "table"
     if get_origin(kind) is list:
         return f"list of {_type(get_args(kind)[0])}"
     options = [option for option in get_args(kind) if option is not type(None)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from holdfast.tasks.verify import Scorer, make_scorer
 from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weights, save_model
 from holdfast.train.config import RunConfig
 from holdfast.train.data import PromptSource, Rollouts
-from holdfast.train.engines import build_engine, embedded
-from holdfast.train.episodes import Writing
+from holdfast.train.engines import build_engine, check_first_batch, embedded
+from holdfast.train.episodes import Episode, Writing
 from holdfast.train.folder import RunFolder, replace_folder
 from holdfast.train.forward import Looks, Policy
 from holdfast.train.head import find_head
@@ -57,12 +58,24 @@ class Run:
     judge: Engine
     engine_view: torch.nn.Module
     saved: Any
+    engine_checked: bool
     notes: tuple[str, ...] = ()
     step: int = 0
 
     def publish(self, version: int) -> None:
         """Hand the policy's weights to the engine."""
         self.sampler.publish(self.engine_view, version)
+
+    def check_engine(self, episodes: Sequence[Episode]) -> None:
+        """Once for an engine outside, on the first responses under the trainer's own weights.
+
+        Raises:
+            EngineError: it does not sample from the policy that it claims.
+        """
+        same = all(version == self.step for episode in episodes for version in episode.versions)
+        if not self.engine_checked and same:
+            check_first_batch(self.policy.model, episodes, self.writing.sampling)
+            self.engine_checked = True
 
     def router_drift(self, rollouts: Rollouts) -> dict[str, float]:
         """For a mixture of experts whose engine is at hand: how often it chose other experts (before the update)."""
@@ -164,6 +177,7 @@ def _assemble(
         judge=judge,
         engine_view=model if adapted is None else Merged(model),
         saved=adapted or model,
+        engine_checked=config.engine.kind == "embedded",
         notes=notes,
     )
 
@@ -211,7 +225,7 @@ def _sampler(config: RunConfig, folder: RunFolder, source: PromptSource, objecti
     writing = writing_of(config, source, objective)
     home = folder.engine
     if config.asynchronous.staleness == 0:
-        return Synchronous(config, source, writing, build_engine(config, model, source.tokenizer, home / "model"))
+        return Synchronous(config, source, writing, build_engine(config, model, source.tokenizer, home))
     shutil.rmtree(home, ignore_errors=True)
     save_model(home / "model", model, source.tokenizer)
     sampler = Pipelined(config, source, home, Ledger(folder.ledger))
@@ -233,4 +247,6 @@ def _restore(run: Run) -> None:
     run.sampler.load_state_dict(state["engine"])
     run.updater.objective = Objective.from_dict(state["objective"])
     run.step = state["step"]
+    if run.config.engine.kind != "embedded" and run.config.asynchronous.staleness == 0:
+        run.publish(run.step)  # an engine outside keeps no weights for us
     run.folder.truncate_metrics(run.step)

@@ -45,7 +45,9 @@ def summarize(run: Run) -> dict[str, Any]:
 def describe_engine(run: Run) -> str:
     """The engine in words: how it differs from the trainer."""
     config = run.config
-    parts = [f"{config.engine.precision} copy of the {config.model.dtype} trainer"]
+    copies = {"embedded": "copy", "vllm": "vLLM copy", "server": "server"}
+    own = "" if config.engine.kind == "server" else f"{config.engine.precision} "
+    parts = [f"{own}{copies[config.engine.kind]} of the {config.model.dtype} trainer"]
     behind = config.engine.lag or config.asynchronous.staleness
     parts.append("up to date" if behind == 0 else f"{behind} updates behind")
     if config.asynchronous.staleness:

@@ -69,7 +69,7 @@ class Scribe:
         source = PromptSource(task, tokenizer, max_tokens=1 << 30, chat=config.model.chat)
         objective = preset(config.objective.preset, **config.objective.options)
         self.writing = writing_of(config, source, objective)
-        self.engine: Engine = build_engine(config, self.model.eval(), tokenizer, folder)
+        self.engine: Engine = build_engine(config, self.model.eval(), tokenizer, folder.parent)
         self.version = -1
         self.running = list(running)
 
