@@ -3,7 +3,7 @@
     .venv-vllm/bin/python benchmarks/detectors.py [--folder MODEL] [--updates 4] [--rows 256] [--entries 12]
 
 The engine runs in bfloat16, the trainer in float32 and `--updates` AdamW updates ahead of it (policy gradient of random
-advantages, learning rate 1e-4). Without a folder: a random Qwen3 (7.2 M parameters, vocabulary 2048) with a sharp head.
+advantages). Without a folder: a random Qwen3 (7.2 M parameters, vocabulary 2048) with a sharp head.
 A folder must know the ledger, and its heads must be of a size that vLLM's attention has (32, 64, ...).
 """
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder")
     parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--entries", type=int, default=12)
     parser.add_argument("--max-tokens", type=int, default=96)
@@ -51,7 +52,7 @@ def main() -> None:
         prompts, sampling, seed=0, sequence_ids=ids, return_distributions=True, return_top=TOP
     )
     engine.close()
-    update(model, prompts, completions, options.updates)
+    update(model, prompts, completions, options)
     batch, stats = measure(model, prompts, completions)
     describe(batch, stats)
     print("| mask | δ | detector | keeps | rejects what exact keeps | keeps what exact rejects |\n|-|-|-|-|-|-|")
@@ -92,10 +93,10 @@ def logits_of(model: Any, prompt: list[int], completion: Completion) -> Tensor:
     return model(torch.tensor([[*prompt, *completion.token_ids]])).logits[0, len(prompt) - 1 : -1].float()
 
 
-def update(model: Any, prompts: list[list[int]], completions: list[Completion], updates: int) -> None:
+def update(model: Any, prompts: list[list[int]], completions: list[Completion], options: argparse.Namespace) -> None:
     """Move the trainer ahead: each update is a policy gradient over 16 of the responses."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    for step in range(updates):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
+    for step in range(options.updates):
         optimizer.zero_grad()
         for row in range(16 * step, 16 * step + 16):
             prompt, completion = prompts[row % len(prompts)], completions[row % len(prompts)]

@@ -141,6 +141,12 @@ def test_a_continued_response_does_not_repeat_its_random_numbers(engine, make_mo
     assert rest[:4] != first[:4]
 
 
+def test_more_prompts_than_are_read_in_one_step(engine):
+    prompts = [[1, 4 + row % 60, *range(10, 40)] for row in range(240)]
+    together = draw(engine, prompts=prompts, max_tokens=2)
+    assert [c.token_ids for c in draw(engine, prompts=prompts[:3], max_tokens=2)] == [c.token_ids for c in together[:3]]
+
+
 def test_tokens_are_drawn_as_often_as_their_probability_says(engine):
     completions = draw(engine, prompts=[[1, 10]] * 2000, max_tokens=1, top=20)
     expected = completions[0].top_logprobs[0].exp()

@@ -56,6 +56,7 @@ class VllmEngine:
             )
         self.eos_token_id = eos_token_id
         self._version, self._broken, self._due = 0, "", False
+        gpu = torch.cuda.is_available()
         self._llm: Any = _load(
             {
                 "model": str(model_folder),
@@ -65,7 +66,9 @@ class VllmEngine:
                 "logprobs_mode": "processed_logprobs",
                 "max_logprobs": -1,
                 "skip_tokenizer_init": True,
-                "enforce_eager": not torch.cuda.is_available(),
+                "enforce_eager": not gpu,
+                # Rewinds the generator of a request whose prompt is read in parts, which a CPU generator cannot do.
+                "enable_chunked_prefill": gpu,
                 "disable_log_stats": True,
             }
             | dict(options or {})
