@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,8 @@ class Fault:
     """Something that goes wrong in real logs, planted in a healthy run at a chosen strength.
 
     `check` is the name of the check that must find it; `describe` says what was done, with `{strength}` in it.
-    `apply(rollouts, strength, rng)` returns the faulty run. `strengths` go from hard to find to plain.
+    `apply(rollouts, strength, rng)` returns the faulty run. `strengths` go from hard to find to plain. `run` are
+    arguments of `clean_run` without which the fault makes no sense (several turns, some age).
     """
 
     name: str
@@ -23,3 +25,4 @@ class Fault:
     describe: str
     strengths: tuple[float, ...]
     apply: Callable[[Sequence[Rollout], float, np.random.Generator], list[Rollout]]
+    run: Mapping[str, Any] = field(default_factory=dict)
