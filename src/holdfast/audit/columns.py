@@ -52,7 +52,8 @@ class Chunk:
 
     `tokens[name]` is [M], `numbers[name]` [N], `words[name]` [N] of str or None; a column that no sequence has is
     absent. `present[name]` is [N], True where the source gave the field. `prompt_hashes` [N] tell equal prompts apart
-    from different ones. `rollout(i)` gives one of them whole; `keep(i)` a promise of it that holds on to no other.
+    from different ones. `rollout(i)` gives one of them whole; `keep(i)` a promise of it that holds on to no
+    other; a promise may have `whole()`, which also reads the texts that a loader leaves in the file.
     """
 
     offsets: Column

@@ -49,8 +49,9 @@ class Sample:
         return [(number, promise()) for _, number, _, promise in sorted(self._kept, key=lambda item: item[1])]
 
     def worst(self) -> list[tuple[int, Rollout]]:
-        """(number, rollout) with the largest |log-ratio| on one token, worst first."""
-        return [(n, promise()) for _, n, promise in sorted(self._worst, key=lambda item: (-item[0], item[1]))]
+        """(number, rollout) with the largest |log-ratio| on one token, worst first, with the texts of their source."""
+        ordered = sorted(self._worst, key=lambda item: (-item[0], item[1]))
+        return [(number, getattr(promise, "whole", promise)()) for _, number, promise in ordered]
 
     def _update_worst(self, view: View, numbers: np.ndarray) -> None:
         largest = view.max(view.size)

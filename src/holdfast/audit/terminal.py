@@ -15,7 +15,7 @@ from holdfast.audit.verdict import Verdict, interval, verdict_of
 from holdfast.report.scales import number
 from holdfast.report.svg import visible
 
-_STYLES = {"critical": "bold red", "warning": "bold yellow", "info": "cyan", "clean": "bold green"}
+STYLES = {"critical": "bold red", "warning": "bold yellow", "info": "cyan", "clean": "bold green"}
 _NAMES = {
     "k1": "k1 = −r",
     "k2": "k2 = r²/2",
@@ -47,7 +47,7 @@ def line(text: str, style: str = "") -> Text:
 
 
 def _verdict(verdict: Verdict) -> Text:
-    return Text.assemble(line(verdict.headline, _STYLES[verdict.tone]), "\n", line(" ".join(verdict.details)))
+    return Text.assemble(line(verdict.headline, STYLES[verdict.tone]), "\n", line(" ".join(verdict.details)))
 
 
 def _findings(findings: tuple[Finding, ...]) -> RenderableType:
@@ -58,8 +58,9 @@ def _findings(findings: tuple[Finding, ...]) -> RenderableType:
         said: list[RenderableType] = [Text.assemble(line(finding.name, "bold"), ": ", line(finding.headline))]
         if finding.severity != "info":
             said.append(Text.assemble(("fix ", "dim"), line(finding.fix)))
-        said += [Text.assemble((f"{name}  ", "dim"), line(text)) for name, text in finding.settings.items()]
-        table.add_row(Text(finding.severity, _STYLES[finding.severity]), Group(*said))
+        if finding.settings:
+            said.append(line(f"settings for {', '.join(finding.settings)}: in the report", "dim"))
+        table.add_row(Text(finding.severity, STYLES[finding.severity]), Group(*said))
     return table
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,25 @@ def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> C
     prompts = batch.column("prompt_ids")
     hashes = hash_prompts(prompts.flatten().to_numpy(zero_copy_only=False), _lengths(prompts))
 
-    def keep(index: int) -> Callable[[], Rollout]:
-        row = batch.take(pa.array(np.array([index])))
-        return lambda: rollout_of(row.to_pylist()[0])
+    def keep(index: int) -> _Kept:
+        return _Kept(batch.take(pa.array(np.array([index]))), path, first + int(rows[index]))
 
     return Chunk(offsets, tokens, numbers, words, present, hashes, lambda index: keep(index)(), keep)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """One row on its own; `whole` reads its texts from the file too."""
+
+    row: pa.RecordBatch
+    path: Path
+    number: int
+
+    def __call__(self) -> Rollout:
+        return rollout_of(self.row.to_pylist()[0])
+
+    def whole(self) -> Rollout:
+        return rollout_of(self.row.to_pylist()[0] | texts_of(self.path, self.number))
 
 
 def texts_of(path: Path, row: int) -> dict[str, Any]:

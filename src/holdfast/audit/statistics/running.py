@@ -95,7 +95,7 @@ def per(estimator: str) -> str:
 def _columns(view: View) -> dict[str, Column]:
     """[N] of every quantity of COLUMNS, and `own`, the policy's own tokens."""
     count = len(view.chunk)
-    out = dict.fromkeys(COLUMNS, np.zeros(count))
+    out: dict[str, Column] = {name: np.zeros(count) for name in COLUMNS}
     out["own"], out["sequences"] = view.sum(view.own), np.ones(count)
     peak = None
     if view.has("rollout_logprobs", "trainer_logprobs"):

@@ -1,0 +1,154 @@
+"""`holdfast watch RUN`: the audit's checks while a run writes, in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+
+from holdfast.audit.auditor import Audit, Auditor
+from holdfast.audit.finding import SEVERITIES
+from holdfast.audit.loaders.loader import SourceFile
+from holdfast.audit.reading import Reading
+from holdfast.audit.source import find_files, read_files
+from holdfast.audit.terminal import line, summary
+from holdfast.audit.verdict import verdict_of
+from holdfast.commands.audit import exit_code
+from holdfast.errors import DataError
+
+_PARQUET = b"PAR1"
+
+
+@dataclass
+class Watcher:
+    """Feeds the complete new files of a folder to one audit.
+
+    A file is complete once its size and time did not change between two looks; parquet also has to end as parquet
+    does. A file that changes after it was read is read no second time; a note says so.
+    """
+
+    path: Path
+    auditor: Auditor
+    seen: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    done: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+    def look(self, *, settled: bool = False) -> list[Path]:
+        """Read what is complete and new; `settled` takes files at the first look. Returns what was read."""
+        reading = self.auditor.reading
+        ready: list[SourceFile] = []
+        for file in self._files():
+            mark = _mark(file.path)
+            if mark is None:
+                continue
+            if file.path in self.done:
+                if self.done[file.path] != mark:
+                    reading.note(f"{file.path} changed after it was read: audit the run again when it is finished")
+                continue
+            if _finished(file.path) and (settled or self.seen.get(file.path) == mark):
+                ready.append(file)
+                self.done[file.path] = mark
+            self.seen[file.path] = mark
+        for file, chunk in read_files(ready, reading):
+            self.auditor.feed(chunk, str(file.path))
+        return [file.path for file in ready]
+
+    def _files(self) -> list[SourceFile]:
+        try:
+            return find_files(self.path, note=self.auditor.reading.note)
+        except DataError:  # nothing there yet
+            return []
+
+
+def run(argv: Sequence[str]) -> int:
+    """Watch until interrupted (the command line then exits with 130); with --once, look once and judge."""
+    options = _parser().parse_args(argv)
+    watcher = Watcher(options.path, Auditor(Reading(allow_pickle=options.allow_pickle)))
+    console = Console()
+    if options.once:
+        return _once(watcher, console, options.fail_on)
+    if console.is_terminal:
+        _live(watcher, console, options.every)
+    _lines(watcher, console, options.every)
+    return 0
+
+
+def _once(watcher: Watcher, console: Console, fail_on: str) -> int:
+    watcher.look(settled=True)
+    audit = watcher.auditor.result()
+    if audit.facts.sequences == 0:
+        find_files(watcher.path)  # says what is wrong with the path
+        raise DataError(f"{watcher.path}: no complete file with a usable rollout yet")
+    console.print(summary(audit))
+    return exit_code(audit, fail_on)
+
+
+def _live(watcher: Watcher, console: Console, every: float) -> None:
+    with Live(line(f"waiting for rollouts in {watcher.path}"), console=console, auto_refresh=False) as live:
+        while True:
+            watcher.look()
+            audit = watcher.auditor.result()
+            head = f"{watcher.path}: {len(watcher.done)} files, looked at {time.strftime('%H:%M:%S')}; Ctrl-C stops"
+            body = summary(audit) if audit.facts.sequences else line("waiting for the first complete file")
+            live.update(Group(line(head, "dim"), line(""), body), refresh=True)
+            time.sleep(every)
+
+
+def _lines(watcher: Watcher, console: Console, every: float) -> None:
+    """One line per look that read something, and one per finding that is new or worse."""
+    told: dict[str, str] = {}
+    say(console, f"watching {watcher.path}")
+    while True:
+        if read := watcher.look():
+            audit = watcher.auditor.result()
+            say(console, f"{read[-1].name}: {verdict_of(audit)}")
+            for text in news(audit, told):
+                say(console, text)
+        time.sleep(every)
+
+
+def news(audit: Audit, told: dict[str, str]) -> list[str]:
+    """Findings whose severity was not told yet; `told` remembers."""
+    fresh = [f for f in audit.findings if told.get(f.name) != f.severity]
+    told |= {f.name: f.severity for f in fresh}
+    return [f"[{f.severity}] {f.name}: {f.headline}. {f.fix}" for f in fresh]
+
+
+def say(console: Console, text: str) -> None:
+    """One line, flushed: a log file shows it at once."""
+    console.print(line(text), soft_wrap=True)
+    console.file.flush()
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _finished(path: Path) -> bool:
+    """False for parquet without its last four bytes; other formats do not tell."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != _PARQUET:
+                return True
+            file.seek(-4, 2)
+            return file.tell() >= 4 and file.read(4) == _PARQUET
+    except OSError:
+        return False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="holdfast watch", description=__doc__, allow_abbrev=False)
+    parser.add_argument("path", type=Path, help="the folder that a run writes its rollouts to")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks (5)")
+    parser.add_argument("--once", action="store_true", help="look once, print the verdict, exit like `holdfast audit`")
+    parser.add_argument("--fail-on", choices=(*SEVERITIES, "never"), default="warning", help="with --once")
+    parser.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
+    return parser
