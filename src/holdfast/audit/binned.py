@@ -82,14 +82,11 @@ class Binned:
         if statistic is None:
             sums, counts = sums.sum(1, keepdims=True), counts.sum(1, keepdims=True)
         reduce = statistic or (lambda means: means[..., 0])
-        value = float(reduce(_ratio(sums.sum(0), counts.sum(0))))
-        filled = np.flatnonzero(counts.sum(1))
-        if len(filled) < 2:
-            return Estimate(value, float("-inf"), float("inf"))
-        draws = np.random.default_rng(0).multinomial(len(filled), np.full(len(filled), 1 / len(filled)), RESAMPLES)
-        resampled = np.asarray(reduce(_ratio(draws @ sums[filled], draws @ counts[filled])))
-        low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-        return Estimate(value, float(low), float(high))
+        return _bootstrap(lambda sums, counts: reduce(_ratio(sums, counts)), sums, counts, level)
+
+    def estimate_totals(self, statistic: Callable[[Column, Column], Column | float], level: float = 0.95) -> Estimate:
+        """A statistic of the bins' sums and counts, both [..., bins]: for means over several bins together."""
+        return _bootstrap(statistic, self.sums, self.counts, level)
 
 
 class Sizes:
@@ -124,6 +121,20 @@ class Sizes:
 def power_bin(values: Column, bins: int) -> Column:
     """Bin 0 holds 0, bin b ≥ 1 holds [2^(b-1), 2^b): lengths and positions at a doubling resolution."""
     return np.minimum(np.frexp(np.maximum(values, 0).astype(np.float64))[1], bins - 1)
+
+
+def _bootstrap(
+    statistic: Callable[[Column, Column], Column | float], sums: Column, counts: Column, level: float
+) -> Estimate:
+    value = float(statistic(sums.sum(0), counts.sum(0)))
+    filled = np.flatnonzero(counts.sum(1))
+    if len(filled) < 2:
+        return Estimate(value, float("-inf"), float("inf"))
+    draws = np.random.default_rng(0).multinomial(len(filled), np.full(len(filled), 1 / len(filled)), RESAMPLES)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = np.asarray(statistic(draws @ sums[filled], draws @ counts[filled]))
+    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high))
 
 
 def _ratio(sums: Column, counts: Column) -> Column:

@@ -8,6 +8,7 @@ import numpy as np
 
 from holdfast.audit.alignment import calibration_sums, find_shifts
 from holdfast.audit.columns import Chunk, Column
+from holdfast.audit.stretches import Stretches, stretches_of
 
 FOLDS = 64
 """Groups of sequences that are resampled together; all rollouts of a prompt fall into one."""
@@ -177,6 +178,11 @@ class View:
     def token_fold(self) -> Column:
         """Flat: the sequence's fold."""
         return np.repeat(self.fold, self.lengths)
+
+    @cached_property
+    def stretches(self) -> Stretches:
+        """Drift by stretch of a response: quarter, turn and weight version, at each class of uncertainty."""
+        return stretches_of(self)
 
     @cached_property
     def filled(self) -> Column:
