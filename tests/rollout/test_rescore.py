@@ -46,7 +46,7 @@ def test_an_honest_engine_agrees_to_rounding(model, sampling):
 @pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4_weight", "fp8_weight"])
 @pytest.mark.parametrize("sampling", SUPPORTS, ids=str)
 def test_numerics_are_not_taken_for_another_model(model, precision, sampling):
-    found = check_engine(model, PROMPTS, draw(model, sampling, precision), sampling)
+    found = check_engine(model, PROMPTS, draw(model, sampling, precision), sampling, precision=precision)
     assert 1e-4 < found.mean_abs < 0.5
     assert found.correlation > 0.8
 
@@ -95,7 +95,14 @@ def test_a_model_that_differs_little_everywhere_is_unrelated(make_model):
     sampling = Sampling(max_tokens=24)
     assert rescore(one, PROMPTS, draw(other), sampling).mean_abs < 0.3
     with pytest.raises(EngineError, match=r"correlation -?0\.[0-4]"):
-        check_engine(one, PROMPTS, draw(other), sampling)
+        check_engine(one, PROMPTS, draw(other), sampling, precision="int8")
+
+
+def test_what_may_be_numerics_depends_on_the_numerics(model):
+    completions = draw(model, precision="fp8_weight")
+    assert 0.02 < rescore(model, PROMPTS, completions, SUPPORTS[0]).mean_abs < 0.5
+    with pytest.raises(EngineError, match=r"up to 0.02 may be the numerics of a float32 engine.*set engine.precision"):
+        check_engine(model, PROMPTS, completions, SUPPORTS[0])
 
 
 @pytest.mark.parametrize(
@@ -128,6 +135,8 @@ def test_unprocessed_numbers_are_named_even_where_they_are_close(model, sampling
         check_engine(model, PROMPTS, raw, sampling)
     if sampling.top_p == 0.8:
         assert rescore(model, PROMPTS, raw, sampling).mean_abs < 0.3
+        with pytest.raises(EngineError, match="before temperature and truncation"):
+            check_engine(model, PROMPTS, raw, sampling, precision="int4_weight")
 
 
 def test_the_likeliest_tokens_instead_of_the_sampled_ones_are_named(model):

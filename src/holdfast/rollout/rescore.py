@@ -15,8 +15,11 @@ from holdfast.core.divergences import k3
 from holdfast.errors import EngineError
 from holdfast.rollout.engine import Completion, Sampling, sampling_logprobs
 
-LIMIT = 0.5
-"""Mean |Δ log p| per token in nats above which nothing is trained on: numerics alone stay below (docs/engines.md)."""
+LIMITS = {"float32": 0.02, "bfloat16": 0.15, "float16": 0.15}
+"""Mean |Δ log p| per token in nats that an engine of these numerics stays below (docs/engines.md has measured ones)."""
+
+QUANTIZED_LIMIT = 0.5
+"""The same for every coarser one."""
 
 EXPLAINED = 0.25
 """A wrong reading of the engine's numbers is named where it brings the mean |Δ log p| down to this share."""
@@ -103,14 +106,17 @@ def check_engine(
     completions: Sequence[Completion],
     sampling: Sampling,
     *,
-    limit: float = LIMIT,
+    precision: str = "float32",
 ) -> Agreement:
     """How well engine and trainer agree, for the first batch under weights that both are meant to have.
 
+    `precision` is what the engine computes in: it says how large a difference may be numerics.
+
     Raises:
-        EngineError: a mean |Δ log p| above `limit`, numbers that only fit when they are read differently, or no
-            relation between the two at all; with the figures.
+        EngineError: a mean |Δ log p| above what such numerics explain, numbers that only fit when they are read
+            differently, or no relation between the two at all; with the figures.
     """
+    limit = LIMITS.get(precision, QUANTIZED_LIMIT)
     found = rescore(model, prompts, completions, sampling)
     unrelated = found.tokens >= 64 and found.mean_abs > 5 * NOISE and found.correlation < 0.5
     if found.mean_abs <= limit and not unrelated and not found.reading(_PROOFS):
@@ -118,13 +124,13 @@ def check_engine(
     reading = found.reading(_SUSPECTS)
     cause = (
         "the engine runs other weights or another vocabulary than the trainer, or scrambles what it reports; start it "
-        "on the trainer's model folder, or sync it before the first batch"
+        "on the trainer's model folder, sync it before the first batch, or set engine.precision to what it computes in"
         if reading is None
         else f"{_SUSPECTS[reading]} (the mean would be {found.suspects[reading]:.2g})"
     )
     raise EngineError(
         f"the engine's log-probabilities are not those of the policy: scored again by the trainer's model, {found} "
-        f"(a mean up to {limit:g} is numerics). {cause[0].upper()}{cause[1:]}"
+        f"(up to {limit:g} may be the numerics of a {precision} engine). {cause[0].upper()}{cause[1:]}"
     )
 
 
