@@ -7,7 +7,7 @@ from tensordict import TensorDict
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
 from holdfast.integrations.verl.config import HoldfastLossConfig
-from holdfast.integrations.verl.step import ROW
+from holdfast.integrations.verl.step import ROW, SEQUENCE, sequence_ids
 
 
 def nested(rows):
@@ -53,7 +53,9 @@ def batch(rows):
         "rm_scores": nested([torch.eye(len(row.mask))[-1] * row.advantage for row in rows]),
         ROW: torch.arange(len(rows)),
     }
-    return TensorDict(fields, batch_size=len(rows))
+    data = TensorDict(fields, batch_size=len(rows))
+    data[SEQUENCE] = sequence_ids(data)
+    return data
 
 
 def outputs(rows):

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 
 from holdfast import Batch, TokenStats, preset
+from holdfast.integrations.verl.levels import whole_step_parts
 from holdfast.integrations.verl.step import ROW, StepLoss, batch_of, plan_of, sequence_ids, stats_of
 from holdfast.objectives.penalties import EntropyBonus, Kl
 from holdfast.objectives.reduce import Normalize
@@ -49,7 +50,12 @@ def in_micro_batches(objective, rows, split, ranks=1, group=None):
     """This rank's share: (loss, gradient per row's packed log-probabilities, merged metrics, StepLoss)."""
     data, output = batches.batch(rows), batches.outputs(rows)
     whole, stats = batch_of(data), stats_of(output, data)
-    loss = StepLoss(objective, plan_of(objective, whole, stats, 0, group), ranks)
+    loss = StepLoss(
+        objective,
+        plan_of(objective, whole, stats if whole_step_parts(objective) else None, 0, group),
+        ranks,
+        recording=True,
+    )
     total, gradients, shares = 0.0, {}, []
     for part in split:
         chosen = [replace_logprobs(rows[number]) for number in part]

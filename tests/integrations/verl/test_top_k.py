@@ -67,7 +67,7 @@ def test_the_mask_decides_by_the_bounds_of_its_own_tokens():
     worst = torch.stack([(t[len(r.prompt) - 1 : -1] * r.mask).max() for t, r in zip(tv, rows, strict=True)])
     delta = float(worst.median()) + 0.02
     objective = preset("trm_max+sspo+kl_cov", detector="tv_upper", delta=delta, share=0.2)
-    loss = StepLoss(objective, plan_of(objective, whole, stats_of(output, data), 0, None), ranks=1)
+    loss = StepLoss(objective, plan_of(objective, whole, stats_of(output, data), 0, None), ranks=1, recording=True)
     bounds = loss(student_logits=student, data=data)
     for name, value in bounds.items():
         output[name] = jagged(value[0], data)

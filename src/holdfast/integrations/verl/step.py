@@ -20,11 +20,15 @@ from holdfast.integrations.verl.levels import TOP_K_FIELDS, stand_in, whole_step
 from holdfast.integrations.verl.loss import VERL_NAMES
 from holdfast.integrations.verl.top_k import top_k_bounds
 from holdfast.objectives import checks
+from holdfast.objectives.metrics import LengthQuartiles
 from holdfast.objectives.objective import Objective, Plan
-from holdfast.types import Batch, LossOutput, TokenStats
+from holdfast.types import Batch, Counts, LossOutput, TokenStats
 
 ROW = "holdfast_row"
 """Where a sequence of a micro-batch stands in this rank's share of the step."""
+
+SEQUENCE = "holdfast_sequence"
+"""Its `sequence_ids`, made once a step."""
 
 _FROM_THE_WHOLE_STEP = ("ess", "effective_tokens")
 """Ratios of sums, made once the sums are whole (`trainer.derived`)."""
@@ -34,12 +38,13 @@ _FROM_THE_WHOLE_STEP = ("ess", "effective_tokens")
 class StepLoss:
     """verl's loss function for one optimiser step: called per micro-batch, first (level 3) with the logits.
 
-    `seen` collects what each micro-batch was, for the token records.
+    `seen` collects what each micro-batch was, without its graph, where the tokens are recorded.
     """
 
     objective: Objective
     plan: Plan
     ranks: int
+    recording: bool = False
     seen: list[tuple[Int[Tensor, " b"], Batch, TokenStats, LossOutput]] = field(default_factory=list)
 
     def __call__(
@@ -56,7 +61,8 @@ class StepLoss:
         batch, stats, rows = batch_of(data), stats_of(model_output, data), data[ROW]
         plan = self.plan.select(rows, batch.response_mask.shape[1])
         out = self.objective(batch, stats, plan=plan)
-        self.seen.append((rows, batch, stats.detach(), out))
+        if self.recording:
+            self.seen.append((rows, batch, stats.detach(), dataclasses.replace(out, loss=out.loss.detach())))
         metrics = dict(out.metrics) | top_k_metrics(batch, stats, self.plan)
         if not whole_step_parts(self.objective):
             del metrics["covariance_share"]  # made without looking at the policy
@@ -73,7 +79,7 @@ def batch_of(data: Any) -> Batch:
         rollout_logprobs=_optional(data, "rollout_log_probs"),
         ref_logprobs=_optional(data, "ref_log_prob"),
         turn_ids=turn_ids(mask),
-        sequence_ids=sequence_ids(data).to(mask.device),
+        sequence_ids=data[SEQUENCE],
     )
 
 
@@ -106,16 +112,30 @@ def plan_of(objective: Objective, batch: Batch, stats: TokenStats | None, step: 
     `stats` is the current policy on this rank's rows; None where no statistic looks at it.
     """
     if stats is None:
-        everything = stand_in(everywhere(batch.response_mask, group))
+        plan = _plan_of_lengths(objective, everywhere(batch.response_mask.sum(dim=-1), group), step)
     else:
         known = _gather(stats, group)
         # Bounds exist only once the loss is called: masks on them are decided there, statistics do not read them.
         bounds = dict.fromkeys(TOP_K_FIELDS & objective.needs, torch.zeros_like(known.logprobs))
         everything = _gather(batch, group), dataclasses.replace(known, **bounds)
-    plan = objective.prepare(*everything, step=step, validate=False)
+        plan = objective.prepare(*everything, step=step, validate=False)
     rows, length = batch.response_mask.shape
     first = rows * (dist.get_rank(group) if _several(group) else 0)
     return plan.select(slice(first, first + rows), length)
+
+
+def _plan_of_lengths(objective: Objective, lengths: Int[Tensor, " B"], step: int) -> Plan:
+    """The plan of an objective that looks at no policy: counts and quartiles, from the lengths of all sequences."""
+    counts = Counts(sequences=(lengths > 0).sum(), tokens=lengths.sum())
+    longest = torch.arange(int(lengths.max()), device=lengths.device)
+    return Plan(
+        counts=counts,
+        accepted=counts,
+        quartiles=LengthQuartiles.of(longest < lengths[:, None]),
+        covariance_share=torch.zeros((), device=lengths.device),
+        prepared=(None,) * len(objective.parts),
+        step=step,
+    )
 
 
 def everywhere(values: Tensor, group: Any) -> Tensor:
@@ -131,6 +151,12 @@ def everywhere(values: Tensor, group: Any) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, values, group=group)
     return torch.cat(parts).to(kind)
+
+
+def on_device(batch: Batch, device: Any) -> Batch:
+    """The batch where the engine's forward passes and collectives run; verl's data wait on the CPU."""
+    values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **{n: v.to(device) for n, v in values.items() if v is not None})
 
 
 def validate(batch: Batch, objective: Objective, where: str) -> None:

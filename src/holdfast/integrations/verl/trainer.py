@@ -63,7 +63,7 @@ class HoldfastTrainerSync(PPOTrainerSync):
         batch.extra_info[STEP] = self.global_steps
         batch = super()._update_actor(batch, metrics)
         metrics.update(derived(metrics))
-        if metrics["actor/holdfast/masked_tokens"] >= 1:
+        if metrics["actor/holdfast/masked_tokens"] > 1 - 1e-6:
             _LOG.warning(
                 "step %d: %s rejects every token; its gradient is zero", self.global_steps, self.objective.name
             )

@@ -9,13 +9,24 @@ import torch
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.device import get_device_id
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from holdfast.integrations.verl.config import HoldfastLossConfig, loss_config
 from holdfast.integrations.verl.levels import whole_step_parts
 from holdfast.integrations.verl.records import rollouts_of
 from holdfast.integrations.verl.settings import step_objective
-from holdfast.integrations.verl.step import ROW, StepLoss, batch_of, plan_of, stats_of, validate
+from holdfast.integrations.verl.step import (
+    ROW,
+    SEQUENCE,
+    StepLoss,
+    batch_of,
+    on_device,
+    plan_of,
+    sequence_ids,
+    stats_of,
+    validate,
+)
 from holdfast.rollout.store import write_rollouts
 from holdfast.types import Batch, TokenStats
 
@@ -45,13 +56,15 @@ class HoldfastTrainingWorker(TrainingWorker):
         group = self.engine.get_data_parallel_group()
         step = int(tu.get(data, key=STEP))
         data[ROW] = torch.arange(data.batch_size[0])
-        batch = batch_of(data)
+        data[SEQUENCE] = sequence_ids(data)
+        batch = on_device(batch_of(data), get_device_id())
         validate(batch, self.objective, f"step {step}, rank {self.engine.get_data_parallel_rank()}")
         stats = self._current(data, batch) if whole_step_parts(self.objective) else None
         loss = StepLoss(
             objective=self.objective,
             plan=plan_of(self.objective, batch, stats, step - 1, group),
             ranks=self.engine.get_data_parallel_size(),
+            recording=self.settings.records is not None and self.engine.is_mp_src_rank_with_outputs(),
         )
         self.set_loss_fn(loss)
         # verl's engine asks for entropies, and hands over logits, where the batch says so.
@@ -59,7 +72,7 @@ class HoldfastTrainingWorker(TrainingWorker):
             tu.assign_non_tensor(data, calculate_entropy=True)
         tu.assign_non_tensor(data, distillation_use_topk=self.settings.top_k)
         output = super().train_batch(data)
-        if self.settings.records and self.engine.is_mp_src_rank_with_outputs():
+        if self.settings.records is not None and loss.recording:
             self._record(Path(self.settings.records), data, loss, step)
         self.updates += 1
         self.fresh = False
