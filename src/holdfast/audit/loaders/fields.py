@@ -62,10 +62,10 @@ def floats(value: Any, name: str) -> Column | None:
     try:
         column = np.array(array("d", values))
     except TypeError:
-        if not all(v is None or isinstance(v, (int, float)) for v in values):
-            raise Unusable("wrong type", f"{name} holds {_strange(values)}, allowed are numbers and null") from None
-        if all(v is None for v in values):
+        if values.count(None) == len(values):
             return None
+        if not set(map(type, values)) <= {int, float, bool, type(None)}:
+            raise Unusable("wrong type", f"{name} holds {_strange(values)}, allowed are numbers and null") from None
         column = np.array([math.nan if v is None else min(max(v, -math.inf), math.inf) for v in values], np.float64)
     except OverflowError:
         raise Unusable("number out of range", f"{name}: an integer too large for a float") from None

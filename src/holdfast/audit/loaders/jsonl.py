@@ -17,15 +17,19 @@ from holdfast.errors import DataError
 
 LONGEST_LINE = 1 << 28
 """Bytes; a longer line is skipped instead of filling the memory."""
+BUFFER = 1 << 20
 LARGEST_FILE = 1 << 29
 """Bytes of a file that is one JSON value."""
 
 Decode = Callable[[Mapping[str, Any]], Iterable[Record]]
 
 
-def read_jsonl(path: Path, reading: Reading, decode: Decode) -> Iterator[Chunk]:
-    """Chunks of a file whose every line is one object; `decode` raises Unusable for one that must be left out."""
-    return pack_records(_records(path, reading, decode))
+def read_jsonl(path: Path, reading: Reading, decode: Decode, unused: Sequence[str] = ()) -> Iterator[Chunk]:
+    """Chunks of a file whose every line is one object; `decode` raises Unusable for one that must be left out.
+
+    `unused` names arrays of numbers in the order in which they are written; they are not parsed.
+    """
+    return pack_records(_records(path, reading, decode, [f'"{name}":['.encode() for name in unused]))
 
 
 def read_objects(path: Path, reading: Reading, decode: Decode) -> Iterator[Chunk]:
@@ -55,19 +59,31 @@ def _decoded(path: Path, reading: Reading, decode: Decode, values: Sequence[Any]
             reading.reject(path, number, problem.kind, f"entry {number + 1}: {problem.detail}")
 
 
-def _records(path: Path, reading: Reading, decode: Decode) -> Iterator[Record]:
+def _records(path: Path, reading: Reading, decode: Decode, unused: Sequence[bytes]) -> Iterator[Record]:
     for number, line in _lines(path, reading):
-        if not line.strip():
+        if line.isspace():
             continue
         try:
-            yield from decode(_object(parse(line)))
+            yield from decode(_object(parse(_without(line, unused))))
         except Unusable as problem:
             reading.reject(path, number, problem.kind, f"line {number + 1}: {problem.detail}")
 
 
+def _without(line: bytes, unused: Sequence[bytes]) -> bytes:
+    """The line with `"name":[…]` as `"name":[]`. Inside a JSON text the quotes are escaped, so no text is touched."""
+    pieces, at = [], 0
+    for name in unused:
+        start = line.find(name, at)
+        end = line.find(b"]", start) if start >= 0 else -1
+        if end >= 0:
+            pieces.append(line[at : start + len(name)])
+            at = end
+    return b"".join([*pieces, line[at:]]) if pieces else line
+
+
 def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=BUFFER) as file:
             number = 0
             while line := file.readline(LONGEST_LINE):
                 size = len(line)

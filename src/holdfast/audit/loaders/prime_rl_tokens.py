@@ -21,6 +21,11 @@ from holdfast.audit.loaders.records import Record, cut, record_of
 from holdfast.audit.reading import Reading
 
 SCHEMA_VERSION = 1
+_UNUSED = (
+    *("position_ids", "mismatch_kl", "log_importance_ratio", "importance_ratio", "prob_delta"),
+    *("is_masked_high", "is_masked_low", "ce_weights"),
+)
+"""Arrays that follow from others."""
 
 
 def matches(path: Path, head: bytes) -> bool:
@@ -30,7 +35,7 @@ def matches(path: Path, head: bytes) -> bool:
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
     """Chunks of a file."""
-    return read_jsonl(path, reading, _records)
+    return read_jsonl(path, reading, _records, _UNUSED)
 
 
 def _records(line: Mapping[str, Any]) -> Iterator[Record]:

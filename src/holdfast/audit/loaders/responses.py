@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 
 from holdfast.audit.columns import Chunk, Column
-from holdfast.audit.loaders.fields import Unusable, floats, ids, listed, mapping, needed, real, word
+from holdfast.audit.loaders.fields import Unusable, floats, ids, listed, mapping, needed, word
 from holdfast.audit.loaders.jsonl import parse, read_jsonl, read_objects
 from holdfast.audit.loaders.loader import ROLLOUT_ONLY, Loader
 from holdfast.audit.loaders.records import Record, record_of
@@ -68,12 +68,12 @@ def _records(line: Mapping[str, Any], reading: Reading) -> Iterator[Record]:
 def _choice(choice: Mapping[str, Any], answer: Mapping[str, Any], reading: Reading) -> Record:
     logprobs = mapping(needed(choice, "logprobs"), "logprobs")
     if logprobs.get("content") is not None:
-        content = [mapping(entry, "logprobs.content") for entry in listed(logprobs["content"], "logprobs.content")]
-        texts = [word(entry.get("token"), "token") or "" for entry in content]
-        values = floats([real(entry.get("logprob"), "logprob") for entry in content], "logprob")
+        content = listed(logprobs["content"], "logprobs.content")
+        texts = _texts(_each(content, "token"), "token")
+        values = floats(_each(content, "logprob"), "logprob")
         text = word(mapping(choice.get("message"), "message").get("content"), "message.content")
     else:
-        texts = [word(token, "tokens") or "" for token in listed(needed(logprobs, "tokens"), "logprobs.tokens")]
+        texts = _texts(listed(needed(logprobs, "tokens"), "logprobs.tokens"), "logprobs.tokens")
         values = floats(needed(logprobs, "token_logprobs"), "logprobs.token_logprobs")
         text = word(choice.get("text"), "text")
     given = choice.get("token_ids")
@@ -107,15 +107,30 @@ def _output(output: Mapping[str, Any], request: Mapping[str, Any]) -> Record:
         ids(listed(request.get("prompt_token_ids"), "prompt_token_ids"), "prompt_token_ids"),
         {
             "response_ids": tokens,
-            "rollout_logprobs": floats([real(e.get("logprob"), "logprob") for e in sampled], "logprob"),
+            "rollout_logprobs": floats(_each(sampled, "logprob"), "logprob"),
         },
         words={"finish_reason": word(output.get("finish_reason"), "finish_reason")},
         texts={
             "response_text": word(output.get("text"), "text"),
             "prompt_text": word(request.get("prompt"), "prompt"),
-            "token_texts": tuple(word(e.get("decoded_token"), "decoded_token") or "" for e in sampled),
+            "token_texts": tuple(_texts([e.get("decoded_token") for e in sampled], "decoded_token")),
         },
     )
+
+
+def _each(entries: list[Any], key: str) -> list[Any]:
+    """One value of every entry."""
+    try:
+        return [entry[key] for entry in entries]
+    except (KeyError, TypeError, IndexError):
+        raise Unusable("missing field", f"an entry of logprobs has no {key}") from None
+
+
+def _texts(values: list[Any], name: str) -> list[str]:
+    strange = set(map(type, values)) - {str, type(None)}
+    if strange:
+        raise Unusable("wrong type", f"{name} holds {strange.pop().__name__}, allowed is text")
+    return [value or "" for value in values]
 
 
 def _ids_of(texts: list[str], reading: Reading) -> Column:
