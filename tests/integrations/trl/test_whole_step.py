@@ -53,23 +53,26 @@ def test_micro_batches_change_no_gradient(objective, tmp_path):
             assert (split - whole).norm() <= 2e-5 * whole.norm()
 
 
-def test_gradient_is_the_objectives_own(tmp_path):
-    """The gradient of the run against one call of the objective on everything that was recorded of the step."""
+@pytest.mark.parametrize("step", [1, 2])
+def test_gradient_is_the_objectives_own(step, tmp_path):
+    """The gradient of a step against one call of the objective on everything that was recorded of it.
+
+    Two steps are trained from one generation, with learning rate 0, so that the weights are known.
+    """
     seen = runs.Gradients()
     base = runs.model()
     with torch.no_grad():
         for parameter in base.parameters():
             parameter.mul_(8 if parameter.ndim == 2 else 1)  # far from linear, so that int8 shows
-    before = {name: value.clone() for name, value in base.state_dict().items()}
-    objective = holdfast.preset("trm+sspo+kl_cov", **{"trm_max.delta": 5e-4, "share": 0.2})
-    settings = {"max_steps": 1, "steps_per_generation": 4}
+    changes = {"trm_max.delta": 5e-4, "clip_share": 0.3, "clip_cov.low": 0.0, "share": 0.2}
+    objective = holdfast.preset("trm+sspo+clip_cov+kl_cov", **changes)
+    settings = {"max_steps": 2, "steps_per_generation": 4, "learning_rate": 0.0}
     runs.mismatched(
         runs.Mismatched, tmp_path, base=base, settings=settings, objective=objective, callbacks=[seen]
     ).train()
-    records = list(read_rollouts(tmp_path / "rollouts" / "step_0001.parquet"))
+    records = list(read_rollouts(tmp_path / "rollouts" / f"step_{step:04d}.parquet"))
     assert len(records) == 8
 
-    base.load_state_dict(before)
     base.zero_grad()
     width = max(len(r.response_ids) for r in records)
 
@@ -90,11 +93,13 @@ def test_gradient_is_the_objectives_own(tmp_path):
         rollout_logprobs=table("rollout_logprobs"),
         sequence_ids=torch.tensor([r.sequence_id for r in records]),
     )
-    out = objective(batch, TokenStats(logprobs=logprobs))
+    stats = TokenStats(logprobs=logprobs)
+    out = objective(batch, stats, plan=objective.prepare(batch, stats.detach(), step=step - 1))
     out.loss.backward()
     expected = torch.cat([p.grad.flatten() for p in base.parameters()])
     assert 0 < out.metrics["masked_sequences"] < 1
-    assert (seen.steps[0] - expected).norm() <= 1e-4 * expected.norm()
+    assert (seen.steps[step - 1] - expected).norm() <= 1e-4 * expected.norm()
+    assert out.reasons["clip_cov"].any()
     assert [any(row) for row in out.trust_mask.tolist()] == [any(r.trust_mask) for r in records]
 
 
@@ -105,6 +110,16 @@ def test_extra_pass_only_where_a_statistic_needs_it():
         assert whole_step.looks_at_whole_step(holdfast.preset(name)), name
     assert whole_step.looks_at_whole_step(holdfast.preset("grpo+tis", batch_normalize=True))
     assert whole_step.looks_at_whole_step(holdfast.preset("trm", **{"normalize.over": "accepted"}))
+
+
+def test_extra_pass_is_saved_while_no_update_lies_between(tmp_path):
+    settings = {"max_steps": 2, "num_iterations": 2}
+    run = runs.mismatched(runs.Mismatched, tmp_path, settings=settings, objective="grpo+kl_cov")
+    passes, score = [], run._score
+    run._score = lambda model, inputs: (passes.append(torch.is_grad_enabled()), score(model, inputs))[1]
+    run.train()
+    # Step 1 trains on what TRL has just scored itself; before step 2 the weights moved: two micro-batches are looked at.
+    assert passes == [True, True, False, False, True, True]
 
 
 def test_turns_are_the_runs_of_sampled_tokens():

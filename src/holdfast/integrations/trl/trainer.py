@@ -202,8 +202,8 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         if tokens and float(metrics["masked_tokens"]) > 1 - 0.5 / tokens:
             warnings.warn(
                 f"step {number}: {self.objective.name!r} rejected every sequence, so the policy term has no gradient; "
-                "if this lasts, the thresholds are too tight for this engine: see holdfast advise and the rollouts in "
-                f"{self.args.output_dir}",
+                "if this lasts, the thresholds are too tight for this engine: holdfast.advise proposes others from the "
+                f"rollouts in {self.args.output_dir}",
                 stacklevel=2,
             )
         if self.rollouts_every and number % self.rollouts_every == 0:
