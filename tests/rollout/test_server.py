@@ -147,6 +147,12 @@ def error_500(handler):
     handler.end_headers()
 
 
+def too_many(handler):
+    handler.send_response(429)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
 def hang_up(handler):
     handler.connection.shutdown(socket.SHUT_RDWR)
 
@@ -218,11 +224,14 @@ def test_seeds_differ_by_seed_sequence_and_start():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("fault", [error_500, broken_off, hang_up])
-def test_what_may_pass_is_tried_again(server, engine, fault):
+@pytest.mark.parametrize("fault", [error_500, too_many, broken_off, hang_up])
+def test_what_may_pass_is_tried_again_after_ever_longer_waits(server, engine, fault, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     server.fail("/v1/completions", 2, fault)
     assert draw(engine, prompts=[(1, 4)])[0].token_ids == (3, 3, EOS)
     assert server.asked.count("/v1/completions") == 3
+    assert waits == [0.001, 0.002]
 
 
 @pytest.mark.parametrize(

@@ -106,17 +106,17 @@ def check_engine(
     completions: Sequence[Completion],
     sampling: Sampling,
     *,
-    precision: str = "float32",
+    precision: str | None = None,
 ) -> Agreement:
     """How well engine and trainer agree, for the first batch under weights that both are meant to have.
 
-    `precision` is what the engine computes in: it says how large a difference may be numerics.
+    `precision` is what the engine computes in: it says how large a difference may be numerics. None: not known.
 
     Raises:
         EngineError: a mean |Δ log p| above what such numerics explain, numbers that only fit when they are read
             differently, or no relation between the two at all; with the figures.
     """
-    limit = LIMITS.get(precision, QUANTIZED_LIMIT)
+    limit = LIMITS.get(precision or "", QUANTIZED_LIMIT)
     found = rescore(model, prompts, completions, sampling)
     unrelated = found.tokens >= 64 and found.mean_abs > 5 * NOISE and found.correlation < 0.5
     if found.mean_abs <= limit and not unrelated and not found.reading(_PROOFS):
@@ -128,9 +128,10 @@ def check_engine(
         if reading is None
         else f"{_SUSPECTS[reading]} (the mean would be {found.suspects[reading]:.2g})"
     )
+    claimed = precision or "unknown precision"
     raise EngineError(
         f"the engine's log-probabilities are not those of the policy: scored again by the trainer's model, {found} "
-        f"(up to {limit:g} may be the numerics of a {precision} engine). {cause[0].upper()}{cause[1:]}"
+        f"(up to {limit:g} may be the numerics of an engine in {claimed}). {cause[0].upper()}{cause[1:]}"
     )
 
 

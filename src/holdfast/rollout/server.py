@@ -50,8 +50,8 @@ class ServerEngine:
     """Samples over HTTP, one request per sequence (holdfast.rollout.engine.Engine); version 0 is what the server has.
 
     Seeds are per request, as in `holdfast.rollout.vllm.VllmEngine`. With `sync` "reload" the weights are written to
-    `folder`, which the server must see too, and taken over by its own reload; every later call makes sure that it
-    still has them. With "restart" the `process` is started anew on the folder: slow, and works with any server.
+    `folder`, which the server must see too, and taken over by its own reload; after every batch the engine makes sure
+    that the server still has them. With "restart" the `process` is started anew on the folder: slow, with any server.
     """
 
     def __init__(
@@ -127,7 +127,6 @@ class ServerEngine:
             _Request(prompt, i, request_seed(seed, i, len(prompt)), sampling, return_distributions, return_top)
             for prompt, i in zip(prompts, sequence_ids, strict=True)
         ]
-        self._same_weights()
         with ThreadPoolExecutor(max_workers=self.concurrency) as threads:
             waiting = [threads.submit(self._complete, request) for request in requests]
             try:
