@@ -257,7 +257,7 @@ def _bounds_at(sampled: _Sampled, advice: Advice) -> tuple[BoundAt, ...]:
         if measured.kl is not None:
             lost = torch.where(out, measured.surrogate, 0.0).sum(-1).abs()
             error = _mean(measured.kl.sum(-1) + lost, torch.ones_like(lost), sampled.groups)
-        found.append(BoundAt(name, _mean(mask.any(-1) & ~out.any(-1), mask.any(-1), sampled.groups), error))
+        found.append(BoundAt(name, _share(mask.any(-1) & ~out.any(-1), mask.any(-1), sampled.groups), error))
     return tuple(found)
 
 
@@ -274,7 +274,7 @@ def _mask_shares(sampled: _Sampled, missing: list[str]) -> tuple[MaskShare, ...]
         if out is not None:
             own = sampled.batch.response_mask.sum(-1)
             whole = (out.sum(-1) == own) & (own > 0)
-            share = _mean(whole, own > 0, sampled.groups), _mean(out.sum(-1), own, sampled.groups)
+            share = _share(whole, own > 0, sampled.groups), _share(out.sum(-1), own, sampled.groups)
             found.append(MaskShare(name, *share))
     if lacking:
         names = ", ".join(f"{name} ({', '.join(lack)})" for name, lack in lacking.items())
@@ -309,3 +309,12 @@ def _mean(values: Tensor, counts: Tensor, groups: Tensor) -> Estimate:
     draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), _RESAMPLES)
     low, high = np.quantile(draws @ sums / np.maximum(draws @ sizes, 1e-12), [0.025, 0.975])
     return Estimate(float(sums.sum() / max(sizes.sum(), 1e-12)), float(low), float(high))
+
+
+def _share(values: Tensor, counts: Tensor, groups: Tensor) -> Estimate:
+    """A mean of flags. Where none or all of n prompts had any, resampling shows no spread: 1 - .025^(1/n) is left."""
+    mean = _mean(values, counts, groups)
+    spread = 1 - 0.025 ** (1 / len(groups.unique()))
+    if mean.value == 0:
+        return Estimate(0.0, 0.0, spread)
+    return Estimate(1.0, 1 - spread, 1.0) if mean.value == 1 else mean

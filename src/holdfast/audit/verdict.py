@@ -64,6 +64,15 @@ def interval(estimate: Estimate | None) -> str:
     return f"{number(estimate.value, 2)} ({number(estimate.low, 2)} to {number(estimate.high, 2)})"
 
 
+def sentence(text: str) -> str:
+    """The text with a capital at its start.
+
+    >>> sentence("drift grows"), sentence("81 tokens"), sentence("")
+    ('Drift grows', '81 tokens', '')
+    """
+    return text[:1].upper() + text[1:]
+
+
 def _scope(audit: Audit) -> str:
     facts = audit.facts
     steps = f" of {_count(len(facts.steps), 'step')}" if facts.steps else ""

@@ -126,9 +126,9 @@ def _estimators(statistics: Statistics) -> Markup:
 
 def acceptance_section(statistics: Statistics, advice: SampleAdvice) -> Markup:
     """What masks keep, by length, and what each threshold costs."""
-    blocks = [_acceptance(statistics, advice), _sweep(advice), _errors(advice)]
+    pair = [block for block in (_sweep(advice), _errors(advice)) if block]
     lead = "Which sequences a trust region keeps. Thresholds and errors are estimated on a uniform sample of rollouts."
-    return section("Masks and thresholds", columns(*(b for b in blocks if b)), lead=lead)
+    return section("Masks and thresholds", _acceptance(statistics, advice), columns(*pair) if pair else "", lead=lead)
 
 
 def _acceptance(statistics: Statistics, advice: SampleAdvice) -> Markup:
@@ -158,7 +158,7 @@ def _acceptance(statistics: Statistics, advice: SampleAdvice) -> Markup:
         log_x=True,
         y_range=(0, 100),
     )
-    return figure(chart, "A mask on the worst token rejects long responses first, and the model learns to be brief.")
+    return figure(chart, "A mask on the worst token rejects long responses first: it teaches brevity.", full=True)
 
 
 def _sweep(advice: SampleAdvice) -> Markup:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from holdfast.audit.auditor import Audit
 from holdfast.audit.finding import Estimate, Finding, Where
-from holdfast.audit.verdict import interval
+from holdfast.audit.verdict import interval, sentence
 from holdfast.report.page import Markup, absent, copyable, element, facts, folded, html, join, paragraph, section
 from holdfast.report.scales import number
 
@@ -26,10 +26,10 @@ def findings_section(audit: Audit, shown: Collection[int]) -> Markup:
 def _card(finding: Finding, shown: Collection[int]) -> Markup:
     told = [(name, _value(value)) for name, value in finding.evidence.items()]
     told += _places(finding.where, shown)
-    lines = [join((element("h4", name), copyable(text))) for name, text in finding.settings.items()]
+    lines = [element("div", element("h4", name), copyable(text)) for name, text in finding.settings.items()]
     return element(
         "article",
-        element("h3", element("span", finding.severity, css=CHIPS[finding.severity]), finding.headline),
+        element("h3", element("span", finding.severity, css=CHIPS[finding.severity]), sentence(finding.headline)),
         paragraph(finding.meaning),
         paragraph(element("strong", "What to do. "), finding.fix) if finding.fix else "",
         element("div", *lines, css="settings") if lines else "",

@@ -8,7 +8,7 @@ from holdfast.audit.advice import SampleAdvice
 from holdfast.audit.auditor import Audit
 from holdfast.audit.finding import Estimate
 from holdfast.audit.loaders.loader import ROLLOUT_ONLY
-from holdfast.audit.verdict import interval
+from holdfast.audit.verdict import interval, sentence
 from holdfast.report.page import Cell, Markup, absent, element, folded, join, paragraph, section, table
 from holdfast.report.scales import number
 from holdfast.report.words import percent
@@ -38,7 +38,7 @@ def advice_section(advice: SampleAdvice) -> Markup:
         numeric=(2, 3, 4),
     )
     why = element("ul", *(element("li", r.reason, ".") for r in recommended))
-    warned = join(absent(f"{w[0].upper()}{w[1:]}.") for w in advice.advice.warnings)
+    warned = join(absent(f"{sentence(w)}.") for w in advice.advice.warnings)
     lead = (
         f"From {advice.rollouts:,} rollouts drawn at random ({advice.tokens:,} tokens). "
         "A threshold is proposed where it keeps 70 % of the rollouts at the smallest error."
@@ -129,9 +129,9 @@ def unknown_section(audit: Audit, missing: Sequence[str]) -> Markup:
     if audit.skipped:
         rows = [(name, ", ".join(lacking)) for name, lacking in audit.skipped.items()]
         blocks.append(table(("check that did not run", "columns the log lacks"), rows, label="Checks that did not run"))
-    said = [f"{m[0].upper()}{m[1:]}" for m in (*missing, *audit.reading.notes)]
+    said = [sentence(m) for m in (*missing, *audit.reading.notes)]
     if audit.facts.sequences and "trainer_logprobs" not in audit.facts.columns:
-        said.append(f"{ROLLOUT_ONLY[0].upper()}{ROLLOUT_ONLY[1:]}.")
+        said.append(f"{sentence(ROLLOUT_ONLY)}.")
     if said:
         blocks.append(element("ul", *(element("li", text) for text in said)))
     if audit.reading.rejected:
