@@ -138,6 +138,14 @@ def test_counts_of_several_ranks_cannot_be_guessed():
     )
 
 
+@pytest.mark.parametrize("option", [{"records": "folder"}, {"baseline": "accepted"}, {"top_k": True}])
+def test_options_of_a_higher_level_are_refused(option):
+    rows = sequences()
+    config = actor({"loss_mode": "holdfast_ppo", **option}, global_batch_info=whole(rows))
+    with pytest.raises(ConfigError, match=rf"level 1: policy_loss.{next(iter(option))} would do nothing"):
+        call(policy_loss, config, rows)
+
+
 def test_settings_are_checked_when_the_config_is_made():
     with pytest.raises(ConfigError, match="low = -1"):
         actor({"loss_mode": "holdfast_ppo", "settings": {"low": -1.0}})

@@ -128,6 +128,10 @@ def refusal(*overrides):
             "needs logits, which model.use_fused_kernels=true never makes",
         ),
         (
+            [*loss_overrides("trm", top_k=True), f"{ACTOR}.ulysses_sequence_parallel_size=2"],
+            "needs whole sequences on each rank: ulysses_sequence_parallel_size=2",
+        ),
+        (
             [*loss_overrides("trm", {"normalize": {"over": "accepted"}}, top_k=True)],
             "top_k=true with normalize over 'accepted'",
         ),

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_module
 from verl.utils.config import omega_conf_to_dataclass
 
 from holdfast.integrations.verl import traps
-from holdfast.integrations.verl.config import configured_objective, loss_config
-from holdfast.integrations.verl.levels import Given, check
+from holdfast.integrations.verl.config import loss_config
+from holdfast.integrations.verl.loss import level_1_objective
 from holdfast.integrations.verl.names import TRAINER_MODE, is_ours
 
 
@@ -32,7 +32,5 @@ def report(config: Any) -> Iterator[str]:
 
         yield require(config, actor).explain()
     elif is_ours(settings.loss_mode):
-        objective = configured_objective(settings)
-        check(objective, Given(level=1, rollout=settings.bypass_mode))
-        yield objective.explain()
+        yield level_1_objective(settings).explain()
     yield from map(str, traps.find(config))

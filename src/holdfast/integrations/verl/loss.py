@@ -17,6 +17,7 @@ from torch import Tensor
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.config import HoldfastLossConfig, configured_objective, loss_config
 from holdfast.integrations.verl.levels import Given, check, check_whole_step, whole_step_parts
+from holdfast.integrations.verl.names import TRAINER_MODE
 from holdfast.objectives.objective import Objective
 from holdfast.types import Batch, Counts, TokenStats
 
@@ -48,8 +49,7 @@ def policy_loss(
         DataError: log-probabilities of sampled tokens that are NaN, infinite or positive.
     """
     settings = loss_config(config)
-    objective = configured_objective(settings)
-    check(objective, Given(level=1, rollout=settings.bypass_mode))
+    objective = level_1_objective(settings)
     mask = response_mask.bool()
     counts, ranks = _step_counts(mask, config.global_batch_info)
     if whole_step_parts(objective) and int(mask.sum()) < int(counts.tokens):
@@ -60,6 +60,18 @@ def policy_loss(
     out = objective(batch, stats, plan=plan)
     _warn_if_nothing_is_left(objective, mask, out.trust_mask)
     return out.loss * ranks, _local_means(out.metrics, mask, counts)
+
+
+def level_1_objective(settings: HoldfastLossConfig) -> Objective:
+    """The configured objective; raises ConfigError for what level 1 cannot give it, or cannot do beside it."""
+    higher = {"records": settings.records is not None, "baseline": settings.baseline != "all", "top_k": settings.top_k}
+    if asked := [name for name, wanted in higher.items() if wanted]:
+        raise ConfigError(
+            f"level 1: policy_loss.{', '.join(asked)} would do nothing: use trainer.v1.trainer_mode={TRAINER_MODE}"
+        )
+    objective = configured_objective(settings)
+    check(objective, Given(level=1, rollout=settings.bypass_mode))
+    return objective
 
 
 def _batch(

@@ -122,6 +122,12 @@ def _refuse(config: Any, settings: HoldfastLossConfig) -> None:
         )
     if settings.top_k and config.actor_rollout_ref.model.get("use_fused_kernels"):
         raise ConfigError("policy_loss.top_k=true needs logits, which model.use_fused_kernels=true never makes")
+    parallel = config.actor_rollout_ref.actor.get("ulysses_sequence_parallel_size") or 1
+    if settings.top_k and parallel > 1:
+        raise ConfigError(
+            f"policy_loss.top_k=true needs whole sequences on each rank: ulysses_sequence_parallel_size={parallel} "
+            "cuts them, set it to 1"
+        )
 
 
 def derived(metrics: Mapping[str, Any]) -> dict[str, float]:
