@@ -12,6 +12,8 @@ from holdfast.audit.columns import Column
 from holdfast.audit.finding import Estimate
 from holdfast.audit.view import View
 
+Value = Column | float
+
 LEVEL = 0.998
 FEWEST_TOKENS = 1000
 ENOUGH, SPARE = 4_000_000, 8
@@ -43,65 +45,65 @@ class Calibration:
         self.tokens += float(sums[:, 0].sum())
         return True
 
-    def value(self, statistic: Callable[[Column], Column]) -> float:
+    def value(self, statistic: Callable[[Column], Value]) -> float:
         """A statistic of the run."""
         return float(statistic(self.sums.mean()))
 
-    def estimate(self, statistic: Callable[[Column], Column], level: float = LEVEL) -> Estimate:
+    def estimate(self, statistic: Callable[[Column], Value], level: float = LEVEL) -> Estimate:
         """The same with its bootstrap interval over prompts."""
         return self.sums.estimate(statistic, level)
 
 
-def imbalance(m: Column) -> Column:
+def imbalance(m: Column) -> Value:
     """(lost - gained) / (lost + gained) over all ratios."""
     return -m[..., 6] / (m[..., 7] + 1e-12 * m[..., 0])
 
 
-def deficit(m: Column) -> Column:
+def deficit(m: Column) -> Value:
     """Mean weight missing per token, 1 - E[exp(r)]."""
     return -m[..., 6] / m[..., 0]
 
 
-def far_deficit(m: Column) -> Column:
+def far_deficit(m: Column) -> Value:
     """The part of the deficit from ratios beyond a factor of 2."""
     return (m[..., 8] - m[..., 9]) / m[..., 0]
 
 
-def near_imbalance(m: Column) -> Column:
+def near_imbalance(m: Column) -> Value:
     """(lost - gained) / (lost + gained) over ratios within a factor of 2."""
     return (-m[..., 6] - m[..., 8] + m[..., 9]) / (m[..., 7] - m[..., 8] - m[..., 9] + 1e-12 * m[..., 0])
 
 
-def far_imbalance(m: Column) -> Column:
+def far_imbalance(m: Column) -> Value:
     """(lost - gained) / (lost + gained) over ratios beyond a factor of 2."""
     return (m[..., 8] - m[..., 9]) / (m[..., 8] + m[..., 9] + 1e-12 * m[..., 0])
 
 
-def covariance(m: Column) -> tuple[Column, Column, Column]:
+def covariance(m: Column) -> tuple[Value, Value, Value]:
     """Var(e), Cov(e, t), Var(t)."""
     e, t, ee, et, tt = (m[..., k] / m[..., 0] for k in range(1, 6))
     return np.maximum(ee - e * e, 1e-12), et - e * t, np.maximum(tt - t * t, 1e-12)
 
 
-def slope(m: Column) -> Column:
+def slope(m: Column) -> Value:
     """Of t on e: β times the reliability of e."""
     engine, both, _ = covariance(m)
     return both / engine
 
 
-def inverse_slope(m: Column) -> Column:
+def inverse_slope(m: Column) -> Value:
     """One over the slope of e on t: β over the reliability of t."""
     _, both, trainer = covariance(m)
     return trainer / np.where(both > 0, both, np.nan)
 
 
-def explained(m: Column) -> Column:
+def explained(m: Column) -> Value:
     """Share of the variance of t - e that is linear in e."""
     engine, both, trainer = covariance(m)
     return (both - engine) ** 2 / (np.maximum(engine + trainer - 2 * both, 1e-12) * engine)
 
 
-def exponent(m: Column) -> Column:
+def exponent(m: Column) -> Value:
     """β of trainer ∝ engine^β to first order: 1 - Var(t - e) / Cov(t - e, -e)."""
     engine, both, trainer = covariance(m)
     return 1 - (engine + trainer - 2 * both) / (engine - both)

@@ -290,7 +290,7 @@ DATA_FAULTS = (
         "repeated_data",
         ("batch_again", "{strength:.0%} of the last step is the step before", (0.05, 0.25, 1.0), batch_again),
         ("one_seed", "{strength:.0%} of the groups are copies of one response", (0.05, 0.25, 1.0), one_seed),
-        ("order_again", "the last {strength:g} steps take the first steps' prompts", (1, 2, 3), order_again),
+        ("order_again", "the last {strength:g} steps take the first steps' prompts", (1.0, 2.0, 3.0), order_again),
     ),
     *_faults(
         "noise_floor",
