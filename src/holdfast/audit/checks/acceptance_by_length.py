@@ -13,8 +13,8 @@ from holdfast.audit.finding import Estimate, Finding
 from holdfast.audit.fixes import settings
 from holdfast.audit.view import View
 
-DROP = 0.15
-"""The longest quarter of responses keeps at least this share less than the shortest one."""
+DROP, SURE_DROP = 0.1, 0.03
+"""The longest quarter of responses keeps this share less than the shortest one; beyond chance, at least this much."""
 CHANCE_LEVEL = 0.998
 FEWEST_SEQUENCES = 32
 
@@ -53,14 +53,14 @@ class AcceptanceByLength:
             self.masks[name].add(view, keeps(view).astype(np.float64))
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
-        """A finding where the longest quarter keeps less than the shortest by more than DROP, beyond chance."""
+        """A finding where the longest quarter keeps less than the shortest by more than DROP."""
         if self.recorded.binned.count().sum() < FEWEST_SEQUENCES:
             return
         short, long = self.recorded.quarters()
         if short[-1] >= long[0]:
             return
         drop = _drop(self.recorded, short, long, CHANCE_LEVEL)
-        if not drop.low > DROP:
+        if not (drop.value > DROP and drop.low > SURE_DROP):
             return
         kept_short, kept_long = _kept(self.recorded, short), _kept(self.recorded, long)
         would = {

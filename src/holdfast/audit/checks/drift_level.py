@@ -11,11 +11,17 @@ from holdfast.audit.checks.check import Facts
 from holdfast.audit.checks.lights import KL_HIGH, PROBABILITY_HIGH, RATIO_HIGH
 from holdfast.audit.finding import Finding
 from holdfast.audit.fixes import settings
-from holdfast.audit.view import LOG_RATIO_LIMIT, View
+from holdfast.audit.view import View
+
+MOST_RATIO = 10.0
 
 
 class DriftLevel:
-    """Three means over tokens, each with its limit in the wild: KL (k3), |Δp|, and exp|log ratio|."""
+    """Three means over tokens, each with its limit in the wild: KL (k3), |Δp|, and exp|log ratio|.
+
+    A ratio and a k3 enter with at most MOST_RATIO, so that one wild token does not stand for the run: few_tokens_dominate
+    looks for those.
+    """
 
     name = "drift_level"
     asks = "Is the drift within what others train with?"
@@ -26,11 +32,11 @@ class DriftLevel:
 
     def update(self, view: View) -> None:
         """Sum the three."""
-        size = np.minimum(view.size, np.float32(LOG_RATIO_LIMIT))
+        size = np.minimum(view.size, np.float32(np.log(MOST_RATIO)))
         with np.errstate(invalid="ignore", over="ignore"):
             higher = np.exp(np.maximum(view.tokens("rollout_logprobs"), view.tokens("trainer_logprobs")))
-        self.kl.add_sequences(view, 0, view.k3)
-        self.probability.add_sequences(view, 0, higher * -np.expm1(-size))
+        self.kl.add_sequences(view, 0, np.minimum(view.k3, MOST_RATIO))
+        self.probability.add_sequences(view, 0, higher * -np.expm1(-view.size))
         self.ratio.add_sequences(view, 0, np.exp(size))
 
     def findings(self, facts: Facts) -> Iterable[Finding]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from holdfast.audit.simulate.data_faults import DATA_FAULTS
 from holdfast.audit.simulate.fault import Fault
 from holdfast.audit.simulate.run import clean_run
+from holdfast.audit.simulate.training_faults import TRAINING_FAULTS
 
-FAULTS: Mapping[str, Fault] = {fault.name: fault for fault in (*DATA_FAULTS,)}
+FAULTS: Mapping[str, Fault] = {fault.name: fault for fault in (*DATA_FAULTS, *TRAINING_FAULTS)}
 
 __all__ = ["FAULTS", "Fault", "clean_run"]
