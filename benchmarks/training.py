@@ -1,67 +1,145 @@
-"""Trained tokens per CPU-second of the whole loop, and where its time goes.
+"""Trained tokens per CPU-second of the whole loop, where its time goes, and the same beside TRL's GRPOTrainer.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py
+    OMP_NUM_THREADS=1 python benchmarks/training.py --trl .venv-trl/bin/python --pairs 3    # after `make test-trl`
 
-The first shape is that of a figure known for a peer: TRL 1.16's GRPO on a CPU reaches 1503 trained tokens per
-CPU-second at 1.19 M parameters, batch 4 x 8, up to 64 new tokens, float32, one thread (its own measurement, another
-machine state: compare orders, not percents). A short warm start gives responses the length of the task's chains.
+With --trl, both trainers take turns, each time in a process of their own, on the same warm-started model, prompts,
+batch, group and response length, in float32 on one thread. CPU seconds of the process, medians over steps.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+from holdfast.tasks import get_task
+from holdfast.tasks.base import Problem
+from holdfast.tasks.chains import ChainTask
 from holdfast.train.configfile import build_config
 from holdfast.train.display import Quiet
 from holdfast.train.folder import RunFolder
 from holdfast.train.loop import train
+from holdfast.train.warmstart import cached_warm_start
 
-SHAPES = {
-    "1.19 M, 4 x 8, 64 tokens, float32 engine": {
+SHAPES: dict[str, dict[str, Any]] = {
+    "1.2 M, 4 x 8, 64 tokens, float32 engine": {
         "model": {"hidden": 152, "layers": 4, "heads": 4},
         "batch": {"prompts": 4, "group_size": 8},
         "engine": {"precision": "float32", "exact_kl": False},
         "sampling": {"max_tokens": 64},
     },
-    "demo: 0.34 M, 16 x 8, int8 engine two updates behind, exact KL": {
+    "demo: 0.36 M, 16 x 8, int8 engine two updates behind, exact KL": {
         "model": {"hidden": 96, "layers": 3, "heads": 4},
         "batch": {"prompts": 16, "group_size": 8},
         "engine": {"precision": "int8", "lag": 2},
         "sampling": {"max_tokens": 64},
     },
 }
+PARTS = ("generate", "old_logprobs", "update", "reward", "other")
 
 
-def main(steps: int = 8) -> None:
-    """Print one line per shape; medians over steps, the first left out."""
+def settings(shape: dict[str, Any], steps: int, preset: str) -> dict[str, Any]:
+    """A run that does nothing but train; a short warm start gives responses the length of the task's chains."""
+    return {
+        "steps": steps,
+        "task": {"name": "ledger", "entries": 12},
+        "objective": {"preset": preset},
+        "warm_start": {"clean_steps": 100, "batch_size": 16},
+        "evaluation": {"every": 0, "problems": 1, "greedy": False},
+        "log": {"rollouts_every": 0},
+        "checkpoint": {"every": 0},
+        **shape,
+    }
+
+
+def parity(task: ChainTask, problem: Problem, response: str) -> float:
+    """A coin flip: chains cut off at 64 tokens all fail, and groups with equal rewards need no backward pass."""
+    return float(sum(map(ord, response)) % 2)
+
+
+def measure(shape: dict[str, Any], steps: int, preset: str, warm_starts: Path) -> dict[str, Any]:
+    """Medians over the steps; the first two and the last, which evaluates, are left out."""
+    config = build_config(settings(shape, steps, preset))
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder.create(Path(folder) / "run", config)
+        with patch.object(ChainTask, "reward", parity):
+            summary = train(config, run, display=Quiet(), warm_starts=warm_starts)
+        records = run.read_metrics()[3:-1]
+    return {
+        "tokens_per_cpu_second": statistics.median(record["tokens_per_cpu_second"] for record in records),
+        "tokens_per_step": statistics.median(record["tokens"] for record in records),
+        "parameters": summary["parameters"],
+        "split": {p: statistics.median(r["time_split"].get(p, 0.0) / r["seconds"] for r in records) for p in PARTS},
+    }
+
+
+def show_shapes(steps: int) -> None:
+    """Print two lines per shape."""
     for name, shape in SHAPES.items():
-        config = build_config(
-            {
-                "steps": steps,
-                "task": {"name": "ledger", "entries": 12},
-                "objective": {"preset": "ppo"},
-                "warm_start": {"clean_steps": 100, "batch_size": 16},
-                "evaluation": {"every": 0, "problems": 1, "greedy": False},
-                "log": {"rollouts_every": 0},
-                "checkpoint": {"every": 0},
-                **shape,
-            }
-        )
         with tempfile.TemporaryDirectory() as folder:
-            run = RunFolder.create(Path(folder) / "run", config)
-            summary = train(config, run, display=Quiet())
-            records = run.read_metrics()[2:-1]
-        speed = statistics.median(record["tokens_per_cpu_second"] for record in records)
-        length = statistics.median(record["response_length_mean"] for record in records)
-        split = {
-            part: statistics.median(record["time_split"][part] / record["seconds"] for record in records)
-            for part in ("generate", "old_logprobs", "update", "other")
-        }
-        shares = ", ".join(f"{part} {share:.0%}" for part, share in split.items())
-        print(f"{name} ({summary['parameters']:,} parameters, {length:.0f} tokens a response)")
-        print(f"  {speed:.0f} trained tokens per CPU-second; {shares}")
+            found = measure(shape, steps, "ppo", Path(folder))
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in found["split"].items())
+        print(f"{name} ({found['parameters']:,} parameters, {found['tokens_per_step']:.0f} tokens a step)")
+        print(f"  {found['tokens_per_cpu_second']:.0f} trained tokens per CPU-second; {shares}")
+
+
+def compare(python: str, steps: int, pairs: int) -> None:
+    """Take turns with TRL on the first shape, and print both, their ratio and the share of generation."""
+    name, shape = next(iter(SHAPES.items()))
+    config = build_config(settings(shape, steps, "grpo"))
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        measure(shape, 4, "grpo", here)  # makes the warm-started model
+        task = get_task("ledger", entries=12)
+        texts = [problem.prompt for problem in task.problems(0, shape["batch"]["prompts"] * (steps + 2), "train")]
+        same = {**shape["batch"], **shape["sampling"], "learning_rate": config.optimizer.learning_rate, "texts": texts}
+        (here / "prompts.json").write_text(json.dumps(same))
+        peer = [python, str(Path(__file__).with_name("training_trl.py")), str(cached_warm_start(here, config))]
+        peer += [str(here / "prompts.json"), str(steps)]
+        own = [sys.executable, __file__, "--steps", str(steps), "--measure", str(here)]
+        rows = []
+        for _ in range(pairs):
+            pair = [json.loads(_last_line(command)) for command in (own, peer)]
+            rows.append(pair)
+            print(f"  ours {_words(pair[0], pair[0]['split']['generate'])}")
+            print(f"  TRL  {_words(pair[1], pair[1]['generation_share'])}", flush=True)
+    ratios = [ours["tokens_per_cpu_second"] / theirs["tokens_per_cpu_second"] for ours, theirs in rows]
+    print(f"{name}: {statistics.median(ratios):.1f} times TRL (pairs: {', '.join(f'{r:.1f}' for r in ratios)})")
+
+
+def _last_line(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def _words(found: dict[str, Any], generation: float) -> str:
+    speed, tokens = found["tokens_per_cpu_second"], found["tokens_per_step"]
+    return f"{speed:.0f} tokens per CPU-second, {tokens:.0f} tokens a step, generation {generation:.0%}"
+
+
+def main() -> None:
+    """Print the shapes, or the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl", metavar="PYTHON", help="an interpreter that has TRL 1.16")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(next(iter(SHAPES.values())), options.steps, "grpo", options.measure)))
+    elif options.trl:
+        compare(options.trl, options.steps, options.pairs)
+    else:
+        show_shapes(options.steps)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_solutions_are_right_when_the_tool_is_asked():
 
 
 @pytest.mark.parametrize(
-    ("turn", "answer"), [("12*3", "36;"), (" 12+3 ", "15;"), ("12*", "?;"), ("1*2*3", "?;"), ("", "?;"), ("#36", None)]
+    ("turn", "answer"), [("12*3", "36;"), (" 12+3 ", "15;"), ("12*", "?;"), ("1*2*3", "?;"), ("", "?;"), ("#36", None), ("first\n12*3", "36;")]
 )
 def test_the_tool(turn, answer):
     task = get_task("calculator")
@@ -50,6 +50,14 @@ def test_a_careless_teacher_misreads_and_gets_it_wrong():
     right = sum(task.reward(p, task.sloppy(p, 0, 0.2)) for p in problems) / 200
     assert 0.3 < right < 0.55, "four numbers, each right with .8 or by luck: .8^4 = .41"
     assert all(task.sloppy(p, 0, 0.0) == p.solution for p in problems)
+
+
+def test_an_instruction_stands_before_every_prompt():
+    plain, told = get_task("calculator", digits=2), get_task("calculator", digits=2, instruction="Ask + wait:\n")
+    problems = told.problems(0, 5, "train")
+    assert all(p.prompt.startswith("Ask + wait:\n") for p in problems) and set("Ask + wait:\n") <= set(told.alphabet)
+    assert all(told.reward(p, told.sloppy(p, 0, 0.0)) == 1.0 for p in problems)
+    assert set(plain.alphabet) < set(told.alphabet)
 
 
 def test_splits_are_disjoint_and_options_are_checked():

@@ -19,12 +19,14 @@ class Calculator:
     """Work out a sum of products by asking a tool for one operation a turn.
 
     prompt "3*7+4*8=", turns "3*7" (tool: "21;"), "4*8" (tool: "32;"), "21+32" (tool: "53;"), "#53". A call is one
-    product or sum of two numbers; anything else is answered with "?;". A turn with a "#" is the last. The reward looks
-    at what the policy wrote, never at what the tool said.
+    product or sum of two numbers on the last line of a turn; anything else is answered with "?;". A turn with a "#" is
+    the last. The reward looks at what the policy wrote, never at what the tool said. `instruction` stands before every
+    prompt, for models that have to be told all this.
     """
 
     terms: int = 2
     digits: int = 1
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         for key, top in (("terms", 8), ("digits", 4)):
@@ -38,7 +40,7 @@ class Calculator:
 
     @property
     def alphabet(self) -> str:
-        return string.digits + "+*=#;?"
+        return string.digits + "+*=#;?" + self.instruction
 
     @property
     def max_turns(self) -> int:
@@ -55,7 +57,7 @@ class Calculator:
         found: list[Problem] = []
         while len(found) < count:
             factors = [(self._number(draw), self._number(draw)) for _ in range(self.terms)]
-            prompt = "+".join(f"{a}*{b}" for a, b in factors) + "="
+            prompt = self.instruction + "+".join(f"{a}*{b}" for a, b in factors) + "="
             if in_split(prompt, split):
                 answer = str(sum(a * b for a, b in factors))
                 found.append(Problem(prompt, answer, "\n".join(self._turns(factors)), self.name))
@@ -65,7 +67,7 @@ class Calculator:
         """The tool's answer to a call; None where the turn gives a final answer."""
         if "#" in turn:
             return None
-        call = CALL.fullmatch(turn.strip())
+        call = CALL.fullmatch(turn.strip().rpartition("\n")[2])
         if call is None:
             return "?;"
         first, second = int(call[1]), int(call[3])
@@ -78,7 +80,8 @@ class Calculator:
     def sloppy(self, problem: Problem, seed: int, error_rate: float) -> str:
         """The turns of a solution in which each number copied from prompt or tool is misread with this chance."""
         draw = random.Random(f"{problem.prompt} {seed}")
-        pairs = [term.split("*") for term in problem.prompt.rstrip("=").split("+")]
+        terms = problem.prompt.removeprefix(self.instruction).rstrip("=")
+        pairs = [term.split("*") for term in terms.split("+")]
         misread = [(self._misread(int(a), draw, error_rate), self._misread(int(b), draw, error_rate)) for a, b in pairs]
         return "\n".join(self._turns(misread))
 
