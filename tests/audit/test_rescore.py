@@ -11,8 +11,10 @@ import torch
 import dumps
 from holdfast.audit import rescore
 from holdfast.audit.columns import chunk_of
+from holdfast.audit.loaders.loader import ROLLOUT_ONLY
 from holdfast.audit.reading import Reading
 from holdfast.audit.rescore import Scorer
+from holdfast.audit.source import find_files, read_files
 from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.types import Rollout
@@ -135,6 +137,15 @@ def test_an_unknown_temperature_and_the_weights_are_noted(scorer):
     reading = Reading()
     list(scorer.fill([chunk_of(rollouts(temperature=1.0))], reading))
     assert not any("temperature 1" in note for note in reading.notes)
+
+
+def test_what_is_scored_is_no_longer_called_unknown(folder, tmp_path):
+    dumps.open_instruct(tmp_path, rollouts())
+    reading = Reading()
+    chunks = [chunk for _, chunk in read_files(find_files(tmp_path), reading)]
+    assert ROLLOUT_ONLY in reading.notes
+    list(Scorer.load(folder).fill(chunks, reading))
+    assert ROLLOUT_ONLY not in reading.notes
 
 
 @pytest.mark.parametrize(

@@ -51,3 +51,8 @@ class Reading:
         """Remember a sentence once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def withdraw(self, text: str) -> None:
+        """Forget a note that has ceased to hold."""
+        if text in self.notes:
+            self.notes.remove(text)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.audit.columns import Chunk, Column
+from holdfast.audit.loaders.loader import ROLLOUT_ONLY
 from holdfast.audit.reading import Reading
 from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.engine import Sampling, sampling_logprobs
@@ -79,6 +80,7 @@ class Scorer:
         for rollout in rollouts.values():
             self._check(rollout)
         self._note(rollouts.values(), reading)
+        reading.withdraw(ROLLOUT_ONLY)
         for batch in _batches(rollouts):
             for index, scores in zip(batch, self._scores([rollouts[i] for i in batch]), strict=True):
                 column[chunk.offsets[index] : chunk.offsets[index + 1]] = scores
