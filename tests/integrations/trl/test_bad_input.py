@@ -92,6 +92,7 @@ def test_tool_tokens_may_hold_anything(filler, tmp_path):
     for record in read_rollouts(tmp_path / "rollouts" / "step_0001.parquet"):
         assert record.response_mask[:3] == (True, False, True)
         assert not record.trust_mask[1]
+        assert record.turn_ids[0] == 0 and record.turn_ids[2] == 1
 
 
 def test_every_sequence_rejected_is_a_warning_and_the_run_goes_on(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import holdfast
+from holdfast.cli import dispatch
 from holdfast.rollout.engine import Sampling
 from holdfast.rollout.store import read_rollouts
 from integrations.trl import runs
@@ -66,6 +67,15 @@ def test_records_are_what_the_engine_and_the_trainer_said(run):
         largest = max(k2)
         if abs(largest - 0.02) > 1e-4 and largest > 0.02:
             assert not any(r.trust_mask)
+
+
+def test_audit_opens_the_records(run, tmp_path, monkeypatch, capsys):
+    _trainer, folder = run
+    monkeypatch.chdir(tmp_path)
+    code = dispatch(["audit", str(folder)])
+    said = capsys.readouterr()
+    assert code in (0, 1), said.err
+    assert "960 sequences" in said.out and "30 steps" in said.out
 
 
 def test_recorded_logprobs_are_the_engines_own(tmp_path):

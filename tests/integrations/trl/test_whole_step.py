@@ -118,7 +118,7 @@ def test_extra_pass_is_saved_while_no_update_lies_between(tmp_path):
     passes, score = [], run._score
     run._score = lambda model, inputs: (passes.append(torch.is_grad_enabled()), score(model, inputs))[1]
     run.train()
-    # Step 1 trains on what TRL has just scored itself; before step 2 the weights moved: two micro-batches are looked at.
+    # Step 1 trains on what TRL has just scored; before step 2 the weights moved, and both micro-batches are looked at.
     assert passes == [True, True, False, False, True, True]
 
 

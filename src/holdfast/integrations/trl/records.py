@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from holdfast.integrations.trl.whole_step import turn_ids
 from holdfast.types import LossOutput, Rollout, TokenStats
 
 
@@ -29,7 +30,7 @@ def rollouts_of(trained: Trained, args: Any, tokenizer: Any, eos_token_ids: list
     tokens = table["completion_mask"].bool() & table.get("tool_mask", table["completion_mask"]).bool()
     logprobs, entropy = stats.logprobs.detach().cpu(), stats.entropy
     entropy = None if entropy is None else entropy.detach().cpu()
-    trust = output.trust_mask.cpu()
+    trust, turns = output.trust_mask.cpu(), turn_ids(tokens)
     for row, length in enumerate(lengths):
         if not length:
             continue
@@ -50,6 +51,7 @@ def rollouts_of(trained: Trained, args: Any, tokenizer: Any, eos_token_ids: list
             entropy=cut(entropy),
             advantages=cut(advantages if advantages.ndim == 2 else advantages[:, None].expand(tokens.shape)),
             trust_mask=cut(trust),
+            turn_ids=cut(turns),
             weight_versions=(int(table["weight_versions"][row]),) * length,
             reward=_finite(float(table["rewards"][row])),
             mask_reason=", ".join(f"{name} ({count} tokens)" for name, count in counts.items() if count) or None,
