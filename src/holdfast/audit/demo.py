@@ -63,15 +63,13 @@ def run_demo(out: Path, console: Console) -> int:
 def cases() -> Iterator[Case]:
     """The healthy run, then every fault at its plainest strength."""
 
-    def healthy() -> list[Rollout]:
-        return clean_run(SEED, age=1, texts=True)
-
-    yield Case("healthy", "nothing: weights one step old, ordinary numerics", "", healthy)
+    healthy = clean_run(SEED, age=1, texts=True)
+    yield Case("healthy", "nothing: weights one step old, ordinary numerics", "", lambda: healthy)
     for fault in FAULTS.values():
         strength = fault.strengths[-1]
 
         def faulty(fault=fault, strength=strength) -> list[Rollout]:
-            return fault.apply(healthy(), strength, np.random.default_rng(SEED))
+            return fault.apply(healthy, strength, np.random.default_rng(SEED))
 
         yield Case(fault.name, fault.describe.format(strength=strength), fault.check, faulty)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 
-from holdfast.audit.auditor import Audit, Auditor
-from holdfast.audit.finding import SEVERITIES
+from holdfast.audit.auditor import Auditor
+from holdfast.audit.finding import SEVERITIES, Finding
 from holdfast.audit.loaders.loader import SourceFile
 from holdfast.audit.reading import Reading
 from holdfast.audit.source import find_files, read_files
@@ -106,14 +106,14 @@ def _lines(watcher: Watcher, console: Console, every: float) -> None:
         if read := watcher.look():
             audit = watcher.auditor.result()
             say(console, f"{read[-1].name}: {verdict_of(audit)}")
-            for text in news(audit, told):
+            for text in news(audit.findings, told):
                 say(console, text)
         time.sleep(every)
 
 
-def news(audit: Audit, told: dict[str, str]) -> list[str]:
+def news(findings: Sequence[Finding], told: dict[str, str]) -> list[str]:
     """Findings whose severity was not told yet; `told` remembers."""
-    fresh = [f for f in audit.findings if told.get(f.name) != f.severity]
+    fresh = [f for f in findings if told.get(f.name) != f.severity]
     told |= {f.name: f.severity for f in fresh}
     return [f"[{f.severity}] {f.name}: {f.headline}. {f.fix}" for f in fresh]
 
@@ -138,8 +138,9 @@ def _finished(path: Path) -> bool:
         with path.open("rb") as file:
             if file.read(4) != _PARQUET:
                 return True
-            file.seek(-4, 2)
-            return file.tell() >= 4 and file.read(4) == _PARQUET
+            size = file.seek(0, 2)
+            file.seek(max(4, size - 4))
+            return file.read() == _PARQUET
     except OSError:
         return False
 

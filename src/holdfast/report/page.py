@@ -19,6 +19,7 @@ _LIGHT = LIGHT | {
     "good": "#00654a",
     "bad": "#b3261e",
     "warn": "#d96610",
+    "caution": "#8a4b00",
     "warm": "217 102 16",
     "cool": "31 95 208",
 }
@@ -27,6 +28,7 @@ _DARK = DARK | {
     "good": "#8fe0c0",
     "bad": "#ff9a92",
     "warn": "#f08a3c",
+    "caution": "#f0b46a",
     "warm": "196 92 20",
     "cool": "58 112 214",
 }
@@ -44,7 +46,7 @@ class Cell:
     """A table cell whose order is not its text: `sort` is what a sortable table compares."""
 
     text: str
-    sort: float | str
+    sort: int | float | str
 
 
 def html(value: object) -> Markup:
@@ -167,6 +169,12 @@ def notices(items: Iterable[tuple[str, str]]) -> Markup:
 def preformatted(text: str, css: str | None = None) -> Markup:
     """Text in a fixed-width block, line breaks kept."""
     return element("pre", element("code", join(text.splitlines(), "\n")), css=css)
+
+
+def copyable(text: str) -> Markup:
+    """Lines to take over into a configuration, with a button that copies them."""
+    button = Markup('<button type="button" class="copy">copy</button>')
+    return element("div", element("pre", element("code", join(text.splitlines(), "\n"))), button, css="copyable")
 
 
 def folded(summary: str, *blocks: object) -> Markup:

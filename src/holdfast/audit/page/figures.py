@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from holdfast.report.bars import bar_chart
 from holdfast.report.frame import Reference
 from holdfast.report.page import Markup, absent, columns, figure, section, table
 from holdfast.report.plots import Series, line_chart
-from holdfast.report.scales import number
+from holdfast.report.scales import Number, number
 
 NAMES = {"abs_log": "|log ratio|", "k3": "k3 estimate of KL", "kl_exact": "exact KL"}
 _READINGS = {
@@ -203,11 +203,10 @@ def _errors(advice: SampleAdvice) -> Markup:
 
 
 def _bin_mean(binned: Binned, place: int) -> Estimate:
-    pick: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., place]  # noqa: E731
-    return binned.estimate(pick)
+    return binned.estimate(lambda means: means[..., place])
 
 
-def _band(name: str, x: list[float] | list[int], means: list[Estimate | None], scale: float = 1) -> Series:
+def _band(name: str, x: Sequence[Number], means: Sequence[Estimate | None], scale: Number = 1) -> Series:
     def column(pick: Callable[[Estimate], float]) -> list[float | None]:
         values = [None if mean is None else scale * pick(mean) for mean in means]
         return [v if v is not None and np.isfinite(v) else None for v in values]

@@ -108,7 +108,7 @@ class Quantiles:
         place = Binned(self.bins)
         place.sums, place.counts = self.counts.astype(np.float64), np.ones_like(self.counts, np.float64)
 
-        def value(means: Column) -> Column:
+        def value(means: Column) -> Column | np.float64:
             sums = np.cumsum(means, -1)
             found = (sums < share * sums[..., -1:]).sum(-1)
             return self.middles[np.minimum(found, self.bins - 1)]

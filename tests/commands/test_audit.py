@@ -1,0 +1,90 @@
+"""`holdfast audit`: exit codes, files, options; a page in the default place, JSON on request, no traceback."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from holdfast.audit import demo
+from holdfast.audit.simulate import FAULTS, clean_run
+from holdfast.cli import dispatch
+from holdfast.rollout.store import write_rollouts
+
+SMALL = {"steps": 3, "prompts": 6, "group_size": 4, "mean_length": 40}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clean") / "night.parquet"
+    write_rollouts(path, clean_run(0, texts=True, **SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    path = tmp_path_factory.mktemp("faulty") / "night.parquet"
+    fault = FAULTS["nan"]
+    write_rollouts(path, fault.apply(clean_run(0, **SMALL), fault.strengths[-1], np.random.default_rng(0)))
+    return path
+
+
+def test_a_page_and_json_beside_the_summary(clean, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert dispatch(["audit", str(clean), "--fail-on", "critical"]) == 0
+    said = capsys.readouterr().out
+    assert "Read: 72 sequences of 3 steps" in " ".join(said.split())
+    assert "wrote audit-night/report.html" in said
+    page = (tmp_path / "audit-night" / "report.html").read_text(encoding="utf-8")
+    document = json.loads((tmp_path / "audit-night" / "report.json").read_text(encoding="utf-8"))
+    assert "<h1>Audit of night.parquet</h1>" in page
+    assert document["facts"]["sequences"] == 72
+
+
+def test_the_page_shows_texts_that_stay_in_the_file_until_then(clean, tmp_path):
+    assert dispatch(["audit", str(clean), "--out", str(tmp_path), "--fail-on", "never"]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    texts = {text for r in clean_run(0, texts=True, **SMALL) for text in r.token_texts}
+    assert sum(f">{text}</span>" in page for text in texts) > 10
+    assert ' class="id"' not in page
+
+
+@pytest.mark.parametrize(("limit", "code"), [("critical", 1), ("info", 1), ("never", 0)])
+def test_exit_codes_follow_the_severity(faulty, tmp_path, limit, code, capsys):
+    assert dispatch(["audit", str(faulty), "--json", "--fail-on", limit]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert found["findings"][0]["name"] == "invalid_logprobs"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unusable_input_is_code_2(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("hello")
+    for path in (tmp_path / "none", tmp_path / "notes.txt"):
+        assert dispatch(["audit", str(path)]) == 2
+    assert dispatch(["audit"]) == 2
+    said = capsys.readouterr().err
+    assert "does not exist" in said and "known format" in said and "--demo" in said
+    assert "Traceback" not in said
+
+
+def test_formats(capsys):
+    assert dispatch(["audit", "--formats"]) == 0
+    assert "NeMo-RL" in capsys.readouterr().out
+
+
+def test_a_tokenizer_folder_without_one(clean, tmp_path, capsys):
+    bare = tmp_path / "bare.parquet"
+    write_rollouts(bare, [dataclasses.replace(r, token_texts=None) for r in clean_run(0, **SMALL)])
+    assert dispatch(["audit", str(bare), "--out", str(tmp_path / "o"), "--tokenizer", str(tmp_path)]) == 2
+    assert "no tokenizer there" in capsys.readouterr().err
+
+
+def test_the_demo_links_a_report_per_fault(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "FAULTS", {name: FAULTS[name] for name in ("nan", "few_tokens")})
+    assert dispatch(["audit", "--demo", "--out", str(tmp_path)]) == 0
+    index = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for name in ("healthy", "nan", "few_tokens"):
+        assert f'href="{name}/report.html"' in index
+        assert (tmp_path / name / "report.html").is_file()
+    assert "In 3 of them" in index
+    assert "nan" in capsys.readouterr().out
