@@ -66,5 +66,8 @@ def test_a_written_model_is_the_model(model, tokenizer, tmp_path):
     write_model(model, tokenizer, tmp_path / "model")
     again, own = load_model(str(tmp_path / "model"), torch.float32)
     assert own.get_vocab() == tokenizer.get_vocab()
+    # a model that was never saved does not know its class yet, and an engine asks for it
+    assert model.config.architectures is None
+    assert again.config.architectures == ["Qwen3ForCausalLM"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
