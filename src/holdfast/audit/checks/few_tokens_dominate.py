@@ -9,6 +9,7 @@ import numpy as np
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.checks.places import Places
 from holdfast.audit.finding import Finding
+from holdfast.audit.fixes import settings
 from holdfast.audit.view import View
 
 EXTREME = 3.0
@@ -67,5 +68,6 @@ class FewTokensDominate:
                 "mean k3": mean,
                 "mean k3 without them": mean * (1 - share),
             },
+            settings=settings("sequence_mask"),
             where=self.places.where(),
         )

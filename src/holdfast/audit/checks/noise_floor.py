@@ -9,6 +9,7 @@ import numpy as np
 from holdfast.audit.binned import Binned
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.finding import Estimate, Finding
+from holdfast.audit.fixes import settings
 from holdfast.audit.view import View
 
 MOST_AGES = 64
@@ -69,6 +70,7 @@ class NoiseFloor:
             if high
             else "Nothing to do. Sync weights more often if staleness is most of the drift.",
             evidence={"mean |log-ratio|": size, "mean k3": k3, "share of k3 above the floor": max(0.0, above)},
+            settings=settings("same_micro_batch" if high else "less_staleness") if high or stale else {},
         )
 
 

@@ -20,6 +20,7 @@ from holdfast.audit.checks.calibration import (
 )
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.finding import Finding
+from holdfast.audit.fixes import settings
 from holdfast.audit.view import View
 
 MOST_BLANK = 0.002
@@ -43,14 +44,19 @@ class SupportMismatch:
         self.calibration = Calibration()
         self.blank = 0
         self.missing = Sizes()
-        self.settings: dict[str, set[float]] = {"top_p": set(), "top_k": set(), "min_p": set()}
+        self.sampling: dict[str, set[float]] = {
+            "temperature": set(),
+            "top_p": set(),
+            "top_k": set(),
+            "min_p": set(),
+        }
 
     def update(self, view: View) -> None:
         """Add weights, and the size of the ratios that matter."""
         self.blank += len(view.blank)
         if self.calibration.update(view):
             self.missing.add(view.size[view.size > 0.01])
-        for name, seen in self.settings.items():
+        for name, seen in self.sampling.items():
             if view.has(name) and len(seen) < 10:
                 seen |= set(np.unique(view.numbers(name)[view.chunk.present[name]]).tolist())
 
@@ -67,7 +73,7 @@ class SupportMismatch:
             return
         full = "trainer" if kept == "engine" else "engine"
         least = math.exp(-self.missing.quantile(0.99))
-        recorded = {name: min(seen) for name, seen in self.settings.items() if seen}
+        recorded = {name: min(seen) for name, seen in self.sampling.items() if seen}
         yield Finding(
             name=self.name,
             kind="data",
@@ -85,5 +91,6 @@ class SupportMismatch:
                 "smallest kept mass (1 % of the affected tokens)": least,
                 **{f"recorded {name}": value for name, value in recorded.items()},
             },
+            settings=settings("sampling_support", temperature=recorded.get("temperature", 1.0)),
             invalidates=abs(missing.value) > 0.01,
         )

@@ -17,6 +17,7 @@ from holdfast.audit.checks.calibration import (
 )
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.finding import Finding
+from holdfast.audit.fixes import settings
 from holdfast.audit.view import View
 
 MARGIN = 0.015
@@ -75,6 +76,7 @@ class TemperatureMismatch:
                 "trainer's temperature over the engine's": factor,
                 **({"recorded temperature": recorded} if recorded is not None else {}),
             },
+            settings=settings("sampling_support", temperature=recorded or 1.0),
             invalidates=True,
         )
 

@@ -8,6 +8,7 @@ from holdfast.audit.checks.calibration import FEWEST_TOKENS, Calibration, defici
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.checks.places import Places
 from holdfast.audit.finding import Finding
+from holdfast.audit.fixes import settings
 from holdfast.audit.view import View
 
 IMBALANCE = 0.4
@@ -64,5 +65,6 @@ class WrongToken:
                 "mean weight missing": missing,
             },
             where=self.places.where(),
+            settings=settings("engine_logprobs"),
             invalidates=True,
         )

@@ -8,6 +8,7 @@ from holdfast.audit.checks.check import Facts
 from holdfast.audit.checks.exact_zeros import ExactZeros
 from holdfast.audit.checks.places import Places
 from holdfast.audit.finding import Finding
+from holdfast.audit.fixes import settings
 from holdfast.audit.view import View
 
 SHORTEST = 16
@@ -93,5 +94,6 @@ class ZeroFilled:
             "take those tokens out of response_mask.",
             evidence={**seen, "share of tokens": share},
             where=self.places.where(),
+            settings=settings("engine_logprobs"),
             invalidates=self.sequences > 0 or share > 0.001,
         )
