@@ -97,9 +97,9 @@ def growth(first: tuple[Column, Column], second: tuple[Column, Column], *, paire
 
     `paired`: unit i of both is the same fold of prompts, and both are resampled together.
     """
-    (sums_a, counts_a), (sums_b, counts_b) = (_filled(*group) for group in (first, second)) if not paired else (
-        first, second
-    )  # fmt: skip
+    if not paired:
+        first, second = _filled(*first), _filled(*second)
+    (sums_a, counts_a), (sums_b, counts_b) = first, second
     if min(counts_a.sum(), counts_b.sum()) < FEWEST_TOKENS:
         return UNKNOWN
     units = min(int((counts.sum(1) > 0).sum()) for counts in (counts_a, counts_b))
@@ -142,7 +142,7 @@ def _factor(sums_a: Column, counts_a: Column, sums_b: Column, counts_b: Column) 
         shared = (counts_a > 0) & (counts_b > 0)
         weight = np.where(shared, counts_a * counts_b / (counts_a + counts_b), 0)
         late = np.where(shared, weight * sums_b / counts_b, 0).sum(-1)
-        return late / np.where(shared, weight * sums_a / counts_a, 0).sum(-1)
+        return np.asarray(late / np.where(shared, weight * sums_a / counts_a, 0).sum(-1))
 
 
 def _draws(rng: np.random.Generator, units: int) -> Column:

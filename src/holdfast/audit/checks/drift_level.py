@@ -19,8 +19,8 @@ MOST_RATIO = 10.0
 class DriftLevel:
     """Three means over tokens, each with its limit in the wild: KL (k3), |Δp|, and exp|log ratio|.
 
-    A ratio and a k3 enter with at most MOST_RATIO, so that one wild token does not stand for the run: few_tokens_dominate
-    looks for those.
+    A ratio and a k3 enter with at most MOST_RATIO, so that one wild token does not stand for the run;
+    few_tokens_dominate looks for those.
     """
 
     name = "drift_level"

@@ -122,4 +122,4 @@ class EntropyCollapse:
 
 def _covariance(moments: Column) -> Column:
     p, a, product, count = np.moveaxis(moments, -1, 0)
-    return product / count - (p / count) * (a / count)
+    return np.asarray(product / count - (p / count) * (a / count))
