@@ -41,23 +41,10 @@ TENSORS = (
     (slime.LOADER, dumps.slime_train),
     (miles_loader.LOADER, dumps.miles_train),
 )
+NAN, INFINITY = float("nan"), float("inf")
 STRANGE: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**400, 0.5, -0.0, 1e39, -1e308),
-    *(
-        float("nan"),
-        float("inf"),
-        float("-inf"),
-        "",
-        "1",
-        "<script>",
-        "\ud800",
-        "\x00",
-        [],
-        [[]],
-        [None],
-        {},
-        {"": None},
-    ),
+    *(NAN, INFINITY, -INFINITY, "", "1", "<script>", "\ud800", "\x00", [], [[]], [None], {}, {"": None}),
     *([1.5], ["a"], [2**40], [True], [{}], {"a": 1}, {"content": []}, {"id": 3}, {"work": []}),
 )
 

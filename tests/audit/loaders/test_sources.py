@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dumps
+from holdfast.audit.loaders.fields import Unusable, whole
 
 GOOD = dumps.sample_rollouts(count=3)
 
@@ -145,11 +146,18 @@ def test_slime_versions_of_turns_and_removed_samples(tmp_path):
     payload = torch.load(path, weights_only=True)
     sample = {**payload["samples"][0], "tokens": [1, 2, 3, 4, 5], "response_length": 4, "loss_mask": [1, 0, 1, 1]}
     sample |= {"rollout_log_probs": [-1.0, 0.0, -1.0, -1.0], "remove_sample": True}
-    samples = [{**sample, "weight_versions": versions} for versions in (["3", "4"], ["3", "4", "5"], ["a"], [])]
+    samples = [
+        {**sample, "weight_versions": versions} for versions in (["3", "4"], ["3", "4", "5"], ["a"], ["9" * 5000], [])
+    ]
     torch.save({**payload, "samples": samples}, path)
     got, _ = dumps.load(path)
-    assert [r.weight_versions for r in got] == [(3, 3, 4, 4), None, None, None]
+    assert [r.weight_versions for r in got] == [(3, 3, 4, 4), None, None, None, None]
     assert {r.trust_mask for r in got} == {(False,) * 4}
+
+
+def test_a_number_too_large_to_print_is_named_by_its_size():
+    with pytest.raises(Unusable, match="step is int of 16610 bits"):  # 5000 / log10(2) = 16609.6
+        whole(10**5000, "step")
 
 
 @pytest.mark.parametrize(
@@ -241,6 +249,13 @@ def test_texts_without_ids_get_stand_ins_and_a_note(tmp_path):
     assert got[0].response_ids[0] == got[0].response_ids[2] != got[0].response_ids[1]
     assert got[0].rollout_logprobs == (-1.0, float("-inf"), -2.0)  # vLLM's server writes -9999 for -inf
     assert any("stand-ins" in note and "return_token_ids" in note for note in reading.notes)
+
+
+def test_an_id_of_thousands_of_digits_is_no_id(tmp_path):
+    logprobs = {"tokens": ["token_id:" + "9" * 5000], "token_logprobs": [-1.0]}
+    got, reading = read_answers(tmp_path, answer(logprobs=logprobs))
+    assert len(got) == 1
+    assert any("stand-ins" in note for note in reading.notes)
 
 
 def test_vllm_request_outputs_take_the_sampled_token_and_not_the_first(tmp_path):

@@ -171,5 +171,18 @@ def _strange(values: list[Any]) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = f"{type(value).__name__} {value!r}" if not isinstance(value, (list, dict)) else type(value).__name__
+    if isinstance(value, (list, dict)):
+        return type(value).__name__
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:  # Python refuses to print very large ones
+        return f"int of {value.bit_length()} bits"
+    text = f"{type(value).__name__} {value!r}"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def digits(text: Any) -> int | None:
+    """The whole number from 0 to 2³¹ - 1 that a text spells, else None."""
+    return (
+        int(text)
+        if isinstance(text, str) and text.isdecimal() and len(text) <= 10 and int(text) <= LARGEST_ID
+        else None
+    )

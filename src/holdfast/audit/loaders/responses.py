@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 
 from holdfast.audit.columns import Chunk, Column
-from holdfast.audit.loaders.fields import Unusable, floats, ids, listed, mapping, needed, word
+from holdfast.audit.loaders.fields import Unusable, digits, floats, ids, listed, mapping, needed, word
 from holdfast.audit.loaders.jsonl import parse, read_jsonl, read_objects
 from holdfast.audit.loaders.loader import ROLLOUT_ONLY, Loader
 from holdfast.audit.loaders.records import Record, record_of
@@ -134,8 +134,9 @@ def _texts(values: list[Any], name: str) -> list[str]:
 
 
 def _ids_of(texts: list[str], reading: Reading) -> Column:
-    if texts and all(text.startswith(_PREFIX) and text[len(_PREFIX) :].isdecimal() for text in texts):
-        return ids([int(text[len(_PREFIX) :]) for text in texts], "tokens")
+    numbers = [digits(text.removeprefix(_PREFIX)) if text.startswith(_PREFIX) else None for text in texts]
+    if texts and None not in numbers:
+        return ids(numbers, "tokens")
     reading.note(STAND_IN)
     return np.array([crc32(text.encode(errors="replace")) & 0xFFFFF for text in texts], np.int32)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.audit.columns import Chunk, Column
-from holdfast.audit.loaders.fields import LARGEST_ID, Unusable, flags, floats, ids, mapping, real, whole, word
+from holdfast.audit.loaders.fields import Unusable, digits, flags, floats, ids, mapping, real, whole, word
 from holdfast.audit.loaders.loader import ROLLOUT_ONLY, Loader
 from holdfast.audit.loaders.records import Record, pack_records, record_of, turns_of
 from holdfast.audit.loaders.torch_files import ZIP, load, plain
@@ -112,9 +112,10 @@ def _versions(versions: Any, turns: Column) -> Column | None:
     """Engines report a version per call: known per token where all are equal, or where each turn has its own."""
     if not isinstance(versions, list) or not versions or not len(turns):
         return None
-    if not all(str(v).isdecimal() and int(v) <= LARGEST_ID for v in versions):
+    known = [digits(version) for version in versions]
+    if None in known:
         return None
-    numbers = np.array([int(v) for v in versions], np.int32)
+    numbers = np.array(known, np.int32)
     if (numbers == numbers[0]).all():
         return np.full(len(turns), numbers[0], np.int32)
     return numbers[turns] if len(numbers) == turns[-1] + 1 else None
