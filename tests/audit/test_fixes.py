@@ -160,6 +160,8 @@ def test_a_mean_on_nemos_scale():
 
 
 def test_traps_are_named():
+    assert "kl_k3" not in bare(settings("mean_mask", delta_avg=0.002)["AReaL"])
+    assert "metric:kl_k2,agg:mean,upper:0.002}" in settings("mean_mask", delta_avg=0.002)["AReaL"]
     for name in ("sequence_mask", "mean_mask", "length_neutral_mask", "truncated_token_weights"):
         assert "v1 trainer ignores" in settings(name)["verl"]
         assert overrides(settings(name)["verl"])["algorithm.rollout_correction.bypass_mode"] == "false"

@@ -38,6 +38,11 @@ _ICEPOP = (
     "loss_fn.truncated_importance_sampling_ratio_min={inverse:.4g}"
 )
 
+_AREAL_MEAN = (
+    "+actor.rejection_sampling={{level:sequence,action:mask,metric:kl_k2,agg:mean,upper:{delta_avg:.4g}}}"
+    "  # its kl_k3 is of engine/trainer"
+)
+
 FIXES: Mapping[str, Fix] = {
     "sequence_mask": Fix(
         does="drops a response whose worst token has k2 = ½ log² ratio above delta (TRM-Max)",
@@ -63,8 +68,7 @@ FIXES: Mapping[str, Fix] = {
             f"{_VERL}.rollout_rs=seq_mean_k3 {_VERL}.rollout_rs_threshold={{delta_avg:.4g}}\n{_NOT_BYPASS}",
             "no option (off_policy_mask_threshold is a signed mean and only looks at A < 0);\n"
             'HoldfastGRPOTrainer(..., objective=holdfast.preset("dapo+trm_avg", delta_avg={delta_avg:.4g}))',
-            "actor.use_decoupled_loss=true\n"
-            "+actor.rejection_sampling={{level:sequence,action:mask,metric:kl_k3,agg:mean,upper:{delta_avg:.4g}}}",
+            f"actor.use_decoupled_loss=true\n{_AREAL_MEAN}",
             _PRIME_CUSTOM,
             "grpo.seq_logprob_error_threshold={error:.4g}  # on the mean of exp|log ratio|",
             'objective.preset = "dapo+trm_avg"\nobjective.delta_avg = {delta_avg:.4g}',
@@ -79,8 +83,7 @@ FIXES: Mapping[str, Fix] = {
             "no option per sequence that is neutral: both sequence_* modes take the product over tokens;\n"
             'vllm_importance_sampling_mode="token_truncate", vllm_importance_sampling_clip_max=2.0\n'
             '# or HoldfastGRPOTrainer(..., objective=holdfast.preset("dapo+ln_trm", max_weighted={max_weighted:.4g}))',
-            "actor.use_decoupled_loss=true\n"
-            "+actor.rejection_sampling={{level:sequence,action:mask,metric:kl_k3,agg:mean,upper:{delta_avg:.4g}}}",
+            f"actor.use_decoupled_loss=true\n{_AREAL_MEAN}",
             _PRIME_CUSTOM,
             "grpo.seq_logprob_error_threshold={error:.4g}  # on the mean of exp|log ratio|",
             'objective.preset = "dapo+ln_trm"\nobjective.max_weighted = {max_weighted:.4g}',

@@ -223,7 +223,7 @@ def test_entropy_that_does_not_collapse(look, entropies):
 
 
 def test_the_covariance_that_drives_it(look):
-    """log p is -.1 on half of the tokens (A = 1) and -1.9 on the rest (A = -1): Cov = E[.9·1] = .9 = the direct mean."""
+    """log p is -.1 on half of the tokens (A = 1) and -1.9 on the rest (A = -1): Cov = E[.9·1] = .9."""
     rising = np.arange(40) % 2 == 0
     rollouts = [
         rollout(
