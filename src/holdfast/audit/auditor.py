@@ -18,7 +18,8 @@ from holdfast.audit.view import View
 class Audit:
     """What an audit has to say; everything the page, the JSON and the terminal show comes from here.
 
-    `withheld` are findings that a data error makes worthless; `skipped` maps a check to the columns it lacks.
+    `withheld` are findings that a data error makes worthless; `skipped` maps a check to the columns it lacks, `asked`
+    each check that ran to its question.
     """
 
     facts: Facts
@@ -29,6 +30,7 @@ class Audit:
     sample: Sample
     reading: Reading
     sources: tuple[str, ...] = ()
+    asked: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Auditor:
             sample=self.sample,
             reading=self.reading,
             sources=tuple(self.sources),
+            asked={c.name: c.asks for c in self.checks if not skipped[c.name]},
         )
 
     def _count(self, view: View) -> None:

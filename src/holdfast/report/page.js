@@ -84,6 +84,20 @@
     });
   });
 
+  document.querySelectorAll("button.copy").forEach((button) => {
+    const code = button.parentNode.querySelector("code");
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "copied";
+      } catch {
+        getSelection().selectAllChildren(code);
+        button.textContent = "selected";
+      }
+      setTimeout(() => { button.textContent = "copy"; }, 2000);
+    });
+  });
+
   document.querySelectorAll("table.sortable").forEach((table) => {
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       head.querySelector("button")?.addEventListener("click", () => {
