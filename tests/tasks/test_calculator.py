@@ -26,7 +26,16 @@ def test_solutions_are_right_when_the_tool_is_asked():
 
 
 @pytest.mark.parametrize(
-    ("turn", "answer"), [("12*3", "36;"), (" 12+3 ", "15;"), ("12*", "?;"), ("1*2*3", "?;"), ("", "?;"), ("#36", None), ("first\n12*3", "36;")]
+    ("turn", "answer"),
+    [
+        ("12*3", "36;"),
+        (" 12+3 ", "15;"),
+        ("first\n12*3", "36;"),
+        ("12*", "?;"),
+        ("1*2*3", "?;"),
+        ("", "?;"),
+        ("#36", None),
+    ],
 )
 def test_the_tool(turn, answer):
     task = get_task("calculator")

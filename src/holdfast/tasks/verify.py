@@ -123,8 +123,8 @@ def rewards_of(scores: Sequence[Score], problems: Sequence[Problem], responses: 
     if scores and all(score.error for score in scores):
         raise DataError(
             f"the reward function {scores[0].error} for prompt {problems[0].prompt!r}, response "
-            f"{shorten(responses[0])!r}, and failed for all the others of this step too; make it return a finite number for "
-            "every response"
+            f"{shorten(responses[0])!r}, and failed for all the others of this step too; make it return a finite "
+            "number for every response"
         )
     return [score.value for score in scores]
 
