@@ -304,6 +304,17 @@ def test_an_answer_that_cannot_be_trained_on_is_an_error(server, engine, path, v
         draw(engine, prompts=[(1, 4)])
 
 
+def test_a_response_longer_than_asked_for_is_an_error(server, engine):
+    def change(answer):
+        for path, value in ((["token_ids"], [3] * 9), (["logprobs", "token_logprobs"], [-0.5] * 9)):
+            edit(path, value)(answer)
+        answer["usage"]["completion_tokens"] = 9
+
+    server.change = change
+    with pytest.raises(EngineError, match="9 tokens, 9 log-probabilities, 9 tokens counted by the server, 8 asked for"):
+        draw(engine, prompts=[(1, 4)])
+
+
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
@@ -316,6 +327,18 @@ def test_likeliest_tokens_that_are_not_there_are_an_error(server, engine, tables
     server.change = edit(["logprobs", "top_logprobs"], tables)
     with pytest.raises(EngineError, match=message):
         draw(engine, prompts=[(1, 4)], return_top=2)
+
+
+def test_requests_are_on_their_way_together(server, engine):
+    both = threading.Barrier(2, timeout=2)
+
+    def meet(handler):
+        both.wait()
+        error_500(handler)
+
+    server.fail("/v1/completions", 2, meet)
+    assert len(draw(engine)) == 2
+    assert not both.broken
 
 
 def test_one_bad_answer_among_many_stops_the_call(server, engine):
