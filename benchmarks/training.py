@@ -42,6 +42,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sampling": {"max_tokens": 64},
     },
 }
+STILL = {"optimizer": {"learning_rate": 1e-8}}
+"""For the comparison: a coin flip teaches nothing but to write other lengths, and both are to write the same."""
 PARTS = ("generate", "old_logprobs", "update", "reward", "other")
 
 
@@ -93,6 +95,7 @@ def show_shapes(steps: int) -> None:
 def compare(python: str, steps: int, pairs: int) -> None:
     """Take turns with TRL on the first shape, and print both, their ratio and the share of generation."""
     name, shape = next(iter(SHAPES.items()))
+    shape = shape | STILL
     config = build_config(settings(shape, steps, "grpo"))
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -135,7 +138,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(next(iter(SHAPES.values())), options.steps, "grpo", options.measure)))
+        print(json.dumps(measure(next(iter(SHAPES.values())) | STILL, options.steps, "grpo", options.measure)))
     elif options.trl:
         compare(options.trl, options.steps, options.pairs)
     else:
