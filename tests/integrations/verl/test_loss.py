@@ -98,12 +98,13 @@ def test_whole_step_statistics_of_a_part_of_the_step_are_refused():
 
 
 def test_metrics_are_means_of_the_micro_batch():
-    rows = sequences(drift=0.6)
-    config = actor("holdfast_ppo", global_batch_info=whole(rows))
-    part = rows[:2]
-    _, _, metrics = call(policy_loss, config, part)
-    alone = call(policy_loss, actor("holdfast_ppo", global_batch_info=whole(part)), part)[2]
+    rows = sequences(drift=0.3)
+    settings = {"loss_mode": "holdfast_trm_max", "bypass_mode": True, "settings": {"delta": 0.1}}
+    part = rows[:3]
+    _, _, metrics = call(policy_loss, actor(settings, global_batch_info=whole(rows)), part)
+    alone = call(policy_loss, actor(settings, global_batch_info=whole(part)), part)[2]
     assert metrics == pytest.approx(alone)
+    assert 0 < metrics["actor/holdfast/masked_sequences"] < 1
     assert not [name for name in metrics if name.endswith("_max") or "_q1" in name]
 
 

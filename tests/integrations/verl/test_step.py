@@ -76,6 +76,16 @@ def test_two_ranks_are_one(name, tmp_path):
     assert masked == pytest.approx(float(expected.metrics["masked_tokens"]), rel=1e-5)
 
 
+def test_verl_averages_over_ranks_what_ours_add_up_over_them():
+    rows = batches.sequences()
+    total, gradients, metrics, _ = in_micro_batches(OBJECTIVES["ppo"], rows, SPLITS[1])
+    twice, doubled, scaled, _ = in_micro_batches(OBJECTIVES["ppo"], rows, SPLITS[1], ranks=2)
+    assert twice == pytest.approx(2 * total)
+    assert all(torch.allclose(doubled[number], 2 * gradients[number]) for number in gradients)
+    for name, value in metrics.items():
+        assert scaled[name] == pytest.approx(value if name.endswith("_max") else 2 * value), name
+
+
 def test_verls_penalties_become_parts_of_the_objective():
     settings = {"loss_mode": "holdfast_ppo"}
     actor = batches.actor(settings, entropy_coeff=0.01, use_kl_loss=True, kl_loss_coef=0.02, kl_loss_type="mse")
