@@ -15,11 +15,13 @@ from holdfast.types import Rollout
 
 def random_rollout(rng, length, turns, versions):
     engine = -rng.exponential(1.0, length)
+    trainer = np.minimum(engine + 0.1 * rng.normal(size=length), 0)
+    trainer[rng.random(length) < 0.1] = np.nan
     return Rollout(
         (1,),
         tuple(range(length)),
         tuple(engine.tolist()),
-        tuple(np.minimum(engine + 0.1 * rng.normal(size=length), 0).tolist()),
+        tuple(trainer.tolist()),
         response_mask=tuple((rng.random(length) < 0.8).tolist()),
         turn_ids=tuple(np.sort(rng.integers(0, 3, length)).tolist()) if turns else None,
         weight_versions=tuple(np.sort(rng.integers(4, 6, length)).tolist()) if versions else None,
@@ -35,7 +37,7 @@ def by_hand(rollouts):
             quarter = max(q for q in range(4) if t >= length * q // 4)
             key = (i, quarter, r.turn_ids[t] if r.turn_ids else -1, r.weight_versions[t] if r.weight_versions else -1)
             cell = table[key]
-            if not r.response_mask[t]:
+            if not r.response_mask[t] or np.isnan(r.trainer_logprobs[t]):
                 continue
             engine, trainer = np.float32(r.rollout_logprobs[t]), np.float32(r.trainer_logprobs[t])
             ratio = trainer - engine
@@ -56,4 +58,4 @@ def test_stretches_are_sums_over_tokens(seed, lengths, turns, versions):
         assert got.sums[row] == pytest.approx(wanted[key][0], rel=1e-5, abs=1e-7)
         assert got.counts[row].tolist() == wanted[key][1].tolist()
         assert got.kl[row] == pytest.approx(wanted[key][2].sum(), rel=1e-4, abs=1e-7)
-    assert got.tokens.sum() == sum(sum(r.response_mask) for r in rollouts)
+    assert got.tokens.sum() == sum(cell[1].sum() for cell in wanted.values())
