@@ -72,19 +72,22 @@ def rollouts(folder, *names):
     return [found[number] for number in sorted(found)]
 
 
-def test_first_rollouts_are_those_of_our_own_trainer(file, tmp_path):
-    """Same problems, same engine, same draws: before the first update the two backends cannot differ."""
+def test_rollouts_are_those_of_our_own_trainer(file, tmp_path):
+    """Same problems, same engine, same draws: as long as the weights do not move, the two backends cannot differ."""
     for backend in ("local", "trl"):
-        assert dispatch(["launch", str(file), "--backend", backend, "--run-dir", backend]) == 0
+        still = ["--optimizer.learning_rate", "1e-12"]
+        assert dispatch(["launch", str(file), "--backend", backend, "--run-dir", backend, *still]) == 0
     # With two optimiser steps a batch TRL's plug-in writes a file each (here every second), our trainer one a batch.
-    ours = rollouts(tmp_path / "local", "step_0001")
-    theirs = rollouts(tmp_path / "trl", "step_0002")
-    assert len(ours) == 16 and len(theirs) == 8
-    for record in theirs:
-        own = ours[record.sequence_id]
-        assert record.prompt_ids == own.prompt_ids and record.response_ids == own.response_ids
-        assert record.group_id == own.group_id and record.reward == own.reward
-        torch.testing.assert_close(torch.tensor(record.rollout_logprobs), torch.tensor(own.rollout_logprobs))
+    for batch in (1, 2, 3):
+        ours = {r.sequence_id: r for r in rollouts(tmp_path / "local", f"step_{batch:04d}")}
+        theirs = rollouts(tmp_path / "trl", f"step_{2 * batch:04d}")
+        assert len(ours) == 16 and len(theirs) == 8
+        for record in theirs:
+            own = ours[record.sequence_id]
+            assert record.prompt_ids == own.prompt_ids and record.response_ids == own.response_ids
+            # Ours numbers the groups of a step, the plug-in those of the run: 4 prompts a batch.
+            assert record.group_id == own.group_id + 4 * (batch - 1) and record.reward == own.reward
+            torch.testing.assert_close(torch.tensor(record.rollout_logprobs), torch.tensor(own.rollout_logprobs))
     assert (tmp_path / "trl" / "model" / "model.safetensors").is_file()
     assert (tmp_path / "trl" / "config.toml").is_file()
     assert (tmp_path / "trl" / "checkpoint-6").is_dir()
