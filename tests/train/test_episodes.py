@@ -85,7 +85,8 @@ def test_what_an_engine_writes_beyond_its_room_is_cut():
         Generous(7), start(), budget=3, seed=lambda call: 0
     )[0]
     assert episode.token_ids == (10, 11, 12) and episode.finish_reason is None
-    assert len(episode.logprobs) == len(episode.distributions) == 3
+    assert torch.allclose(episode.logprobs, -torch.tensor([10.0, 11.0, 12.0]) / 100)
+    assert len(episode.distributions) == 3
 
 
 def talk(problem, turn):
