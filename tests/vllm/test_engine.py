@@ -12,7 +12,7 @@ from holdfast.objectives.terms import Terms
 from holdfast.rollout.engine import Engine, Sampling, sampling_logprobs
 from holdfast.types import Batch, TokenStats
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm.sampling_params")  # "vllm" alone would find this folder
 from holdfast.rollout import vllm as vllm_engine
 from holdfast.rollout.vllm import VllmEngine
 
