@@ -56,7 +56,7 @@ def in_micro_batches(objective, rows, split, ranks=1, group=None):
         ranks,
         recording=True,
     )
-    total, gradients, shares = 0.0, {}, []
+    total, gradients, merged = 0.0, {}, {}
     for part in split:
         chosen = [replace_logprobs(rows[number]) for number in part]
         micro = batches.batch(chosen)
@@ -65,8 +65,9 @@ def in_micro_batches(objective, rows, split, ranks=1, group=None):
         pieces = torch.autograd.grad(value, [row.logprobs for row in chosen])
         gradients |= dict(zip(part, pieces, strict=True))
         total += float(value.detach())
-        shares.append({name: float(metric.aggregate()) for name, metric in metrics.items()})
-    metrics = {name: (max if name.endswith("_max") else sum)(share[name] for share in shares) for name in shares[0]}
+        for name, metric in metrics.items():
+            merged.setdefault(name, metric.init_list()).append(metric)
+    metrics = {name: float(metric.aggregate()) for name, metric in merged.items()}
     return total, gradients, metrics, loss
 
 
