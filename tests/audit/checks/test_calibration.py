@@ -89,7 +89,7 @@ def test_a_recorded_temperature_says_which_side_is_wrong(look, faulty, recorded,
 
 
 def test_the_side_that_truncates_is_told(look, faulty):
-    (engine,) = look(SupportMismatch, faulty("trainer_support", 0.9, flips=0, age=0))
+    (engine,) = look(SupportMismatch, faulty("trainer_support", 0.9, flips=0.0, age=0))
     assert engine.headline.startswith("the trainer spreads its probability over the whole vocabulary")
     assert engine.evidence["smallest kept mass (1 % of the affected tokens)"] == pytest.approx(0.9, abs=0.05)
     assert engine.evidence["recorded top_p"] == pytest.approx(0.9)
