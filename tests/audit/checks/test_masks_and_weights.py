@@ -66,6 +66,12 @@ def test_acceptance_that_does_not_fall(look, kept):
     assert look(AcceptanceByLength, kept_by_length(*kept)) == []
 
 
+def test_a_sure_but_small_loss_with_length_is_none(look):
+    """Every fifteenth long response is rejected: 6.7 %, surely more than 3, and less than 10."""
+    some = [rollout(i, 5 if i % 2 else 20, keep=bool(i % 2) or i % 30 != 0) for i in range(3000)]
+    assert look(AcceptanceByLength, some) == []
+
+
 def test_acceptance_of_almost_nothing_long_is_critical(look):
     (got,) = look(AcceptanceByLength, kept_by_length(9, 2))
     assert got.severity == "critical"
@@ -223,7 +229,7 @@ def test_entropy_that_does_not_collapse(look, entropies):
 
 
 def test_the_covariance_that_drives_it(look):
-    """log p is -.1 on half of the tokens (A = 1) and -1.9 on the rest (A = -1): Cov = E[.9·1] = .9."""
+    """log p is -.1 on half of the tokens (A = 2) and -1.9 on the rest (A = 0): Cov = -.1 - (-1)(1) = .9."""
     rising = np.arange(40) % 2 == 0
     rollouts = [
         rollout(
@@ -231,7 +237,7 @@ def test_the_covariance_that_drives_it(look):
             40,
             engine=np.where(rising, -0.1, -1.9),
             entropy=(1 / (1 + step),) * 40,
-            advantages=tuple(np.where(rising, 1.0, -1.0).tolist()),
+            advantages=tuple(np.where(rising, 2.0, 0.0).tolist()),
             step=step,
         )
         for step in range(8)
