@@ -32,6 +32,7 @@ def test_mask_shares_are_those_of_the_formulas(rollouts, advice):
     assert share["trm_avg"].sequences.value == pytest.approx(np.mean(average), abs=0.03)
     joined = np.exp(np.concatenate(ratios))
     assert share["icepop"].tokens.value == pytest.approx(((joined < 0.5) | (joined > 5)).mean(), abs=1e-4)
+    assert share["dppo_kl"].tokens.value > 0 == share["dppo_kl"].sequences.value
     assert all(0 <= m.tokens.low <= m.tokens.value <= m.tokens.high <= 1 for m in advice.masks)
 
 
@@ -90,3 +91,8 @@ def test_logs_without_trainer_or_reward(rollouts, audit_of):
 def test_rewards_outside_the_unit_interval_widen_the_range(rollouts, audit_of):
     wide = [dataclasses.replace(r, reward=5.0 * r.reward - 2) for r in rollouts]
     assert advise_on(audit_of(wide)).reward_range == (-2.0, 3.0)
+
+
+def test_a_prompt_number_of_another_step_is_another_prompt(rollouts, audit_of):
+    repeated = [dataclasses.replace(r, group_id=r.group_id % 6) for r in rollouts]
+    assert advise_on(audit_of(repeated)).certificate.units == 18

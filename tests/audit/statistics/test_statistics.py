@@ -128,6 +128,8 @@ def test_thousands_of_steps_share_rows_and_lose_nothing():
     assert table.width == 4
     assert table.total("tokens") == (steps + 1.0).sum()
     assert table.total("tokens", 8) == 9 + 10 + 11 + 12
+    assert sorted(table.sums) == list(range(0, 3 * MOST_KEYS, 4))
+    assert table.total("tokens", 1532) == 1533 + 1534 + 1535 + 1536
 
 
 def test_environments_beyond_the_most_are_taken_together():
