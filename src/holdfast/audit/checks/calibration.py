@@ -17,7 +17,7 @@ Value = Column | float
 LEVEL = 0.998
 FEWEST_TOKENS = 1000
 ENOUGH, SPARE = 4_000_000, 8
-FORWARD, BACKWARD = 0.3, -0.5
+FORWARD, BACKWARD, NEARLY_ALL = 0.3, -0.5, -0.85
 """Imbalance of weights beyond which one side's support is truncated."""
 
 
@@ -112,10 +112,12 @@ def exponent(m: Column) -> Value:
 def truncated_side(calibration: Calibration) -> str | None:
     """The policy ("engine" or "trainer") that alone is renormalised on a truncated support; None for neither.
 
-    An engine renormalised against a whole trainer only loses weight. The other way round it is gained; so it is when
-    the engine logs before a temperature below 1, but that raises the slope above 1, and one above 1 explains more.
+    An engine renormalised against a whole trainer only loses weight. The other way round it is gained. So it is when
+    the engine logs before a temperature; but one below 1 raises the slope above 1, and with one above 1 the ratios
+    follow a straight line more closely and are less one-sided.
     """
     balance, bend = calibration.value(imbalance), calibration.value(inverse_slope)
     if balance > FORWARD and calibration.value(near_imbalance) > FORWARD:
         return "engine"
-    return "trainer" if balance < BACKWARD and bend < 1 and calibration.value(explained) < 0.5 else None
+    straight = calibration.value(explained) > 0.5 and balance > NEARLY_ALL
+    return "trainer" if balance < BACKWARD and bend < 1 and not straight else None

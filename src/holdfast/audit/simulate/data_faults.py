@@ -284,7 +284,12 @@ DATA_FAULTS = (
             (0.1, 0.3, 1.0),
             forced_end(zero=False),
         ),
-        ("forced_zero", "the same, with an engine log-probability of 0", (0.1, 0.3, 1.0), forced_end(zero=True)),
+        (
+            "forced_zero",
+            "{strength:.0%} of the responses end in a forced token that is logged as certain",
+            (0.1, 0.3, 1.0),
+            forced_end(zero=True),
+        ),
     ),
     *_faults(
         "repeated_data",

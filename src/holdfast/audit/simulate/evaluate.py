@@ -1,6 +1,6 @@
 """How often each check finds what was planted, and how often it cries wolf: writes the tables of docs/audit_checks.md.
 
-python -m holdfast.audit.simulate.evaluate --out docs/audit_checks.md       # 200 healthy runs, 10 of each fault
+python -m holdfast.audit.simulate.evaluate --out docs/audit_checks.md       # 200 healthy runs, 20 of each fault
 python -m holdfast.audit.simulate.evaluate --healthy 20 --faulty 2 --only shifted_by_one
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,7 @@ def healthy_plan(seed: int, sequences: int, length: int, **fixed: Any) -> Plan:
     return Plan(World(seed, versions=steps, **drawn), prompts=prompts, **size)
 
 
-def alarms(chunks: Iterable[Chunk], checks: Sequence[type[Check]] = CHECKS) -> set[str]:
+def alarms(chunks: Iterable[Chunk], checks: Sequence[Callable[[], Check]] = CHECKS) -> set[str]:
     """Names of the checks that give a warning or worse, withheld ones included."""
     auditor = Auditor(Reading(), checks=[check() for check in checks])
     for chunk in chunks:
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run everything, and print or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--healthy", type=int, default=200)
-    parser.add_argument("--faulty", type=int, default=10)
+    parser.add_argument("--faulty", type=int, default=20)
     parser.add_argument("--only", nargs="*", help="faults of these checks only")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path)
