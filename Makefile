@@ -23,14 +23,14 @@ test: $(STAMP)
 
 # The peers whose released losses ours are compared with, each with its complete lock in an environment of its own.
 test-verl: .venv-verl/.installed
-	.venv-verl/bin/python -m pytest tests/oracles/test_verl.py tests/integrations/verl
+	.venv-verl/bin/python -m pytest tests/oracles/test_verl.py tests/integrations/verl tests/launch/test_verl_compose.py
 
 test-trl: .venv-trl/.installed
 	.venv-trl/bin/python -m pytest tests/oracles/test_trl.py tests/integrations/trl
 
 # A real engine on the CPU, in process and as a server.
 test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest tests/vllm
+	.venv-vllm/bin/python -m pytest tests/vllm_engine
 
 .venv-%/.installed: requirements/test-%.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
