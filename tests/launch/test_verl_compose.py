@@ -6,6 +6,7 @@ pytest.importorskip("verl")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 from holdfast.errors import ConfigError  # noqa: E402
+from holdfast.integrations.verl.names import hydra_value  # noqa: E402
 from holdfast.launch import verl  # noqa: E402
 from holdfast.launch.runfile import load_run_file  # noqa: E402
 from launch.conftest import EXAMPLES  # noqa: E402
@@ -83,9 +84,9 @@ def test_odd_characters_survive_hydra(folder):
 
     parser = OverridesParser.create()
     for value in values:
-        assert parser.parse_override(f"key={verl.hydra_value(value)}").value() == value
+        assert parser.parse_override(f"key={hydra_value(value)}").value() == value
     nested = {"a": [1, 2.5, None, False], "b": {"c": "x y"}}
-    assert parser.parse_override(f"key={verl.hydra_value(nested)}").value() == nested
+    assert parser.parse_override(f"key={hydra_value(nested)}").value() == nested
 
 
 def test_tables_are_what_verl_reads(folder):

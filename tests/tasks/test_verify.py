@@ -1,13 +1,16 @@
 """Rewards by somebody's function: in processes of its own that are killed when they take too long."""
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from holdfast.errors import ConfigError, DataError
-from holdfast.tasks import get_task
+from holdfast.tasks import get_task, judge
 from holdfast.tasks.base import Problem
 from holdfast.tasks.verify import InProcess, Isolated, Score, make_scorer, rewards_of, shorten
 
@@ -126,3 +129,28 @@ def test_math_verify_compares_meaning():
     scores = scorer(problems, responses)
     scorer.close()
     assert [score.value for score in scores] == [1.0, 1.0, 1.0, 0.0] and not any(score.error for score in scores)
+
+
+def test_a_looping_function_ends_with_a_trainer_that_was_killed(tmp_path):
+    (tmp_path / "endless.py").write_text("def loop(problem, response):\n    while True:\n        pass\n")
+    request = json.dumps({"problem": {}, "response": ""})
+    trainer = (
+        "import subprocess, sys, time\n"
+        f"judge = subprocess.Popen([sys.executable, {judge.__file__!r}, 'endless:loop', {json.dumps([str(tmp_path)])!r}],"
+        " stdin=subprocess.PIPE)\n"
+        f"judge.stdin.write({request + chr(10)!r}.encode())\n"
+        "judge.stdin.flush()\n"
+        "print(judge.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", trainer], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    judging = Path(f"/proc/{int(process.stdout.readline().split()[0])}")
+    assert judging.exists()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 60
+    while judging.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not judging.exists()

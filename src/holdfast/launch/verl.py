@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +12,7 @@ from typing import Any
 
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.levels import Given, check
-from holdfast.integrations.verl.names import TRAINER_MODE, advantage_overrides, loss_overrides
+from holdfast.integrations.verl.names import TRAINER_MODE, advantage_overrides, hydra_value, loss_overrides
 from holdfast.launch.data import held_out_problems, single_turn_task, training_problems
 from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
 from holdfast.launch.verl_reward import reward_settings, verl_row
@@ -52,7 +50,6 @@ REASONS = {
     "log.rollouts_every": "every update is written, or none",
 }
 
-_KEYWORDS = ("true", "false", "null", "nan", "inf")
 _ACTOR = "actor_rollout_ref.actor"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -154,24 +151,6 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"+{prefix}{key[1:]}" if key.startswith("+") else f"{prefix}{key}"
         found |= flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return found
-
-
-def hydra_value(value: Any) -> str:
-    r"""A value in Hydra's override grammar: bare where that is safe, else quoted.
-
-    >>> [hydra_value(v) for v in (True, 1e-6, "a/b-c.d", "it's", [1, "x y"])]
-    ['true', '1e-06', 'a/b-c.d', "'it\\'s'", "[1,'x y']"]
-    """
-    if isinstance(value, str):
-        if re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value) and value.lower() not in _KEYWORDS:
-            return value
-        # Backslashes are escaped where a quote follows, and only there.
-        return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value) + "'"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{hydra_value(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(hydra_value, value)) + "]"
-    return json.dumps(value)
 
 
 def _require(config: RunConfig) -> None:

@@ -9,6 +9,8 @@ import importlib
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -39,8 +41,16 @@ def attempt(work: Callable[[], Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+def follow(parent: int) -> None:
+    """End with the trainer, even where it was killed while the function loops: nobody else would stop it then."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main(name: str, search_path: str) -> None:
     """Say whether the function could be loaded, then answer requests until the input ends."""
+    threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
     # What the function prints or reads must not end up between the answers.
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)

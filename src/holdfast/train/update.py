@@ -15,11 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import DataError
-from holdfast.objectives.masks import Mask
 from holdfast.objectives.metrics import merge_metrics
 from holdfast.objectives.objective import Objective, Plan
-from holdfast.objectives.penalties import Penalty
-from holdfast.objectives.weights import Weight
+from holdfast.objectives.whole_step import whole_step_parts
 from holdfast.train.config import RunConfig
 from holdfast.train.data import Rollouts
 from holdfast.train.forward import Looks, Policy, Sequences, gather_stats, micro_batches, stats_of
@@ -95,7 +93,7 @@ class Updater:
 
         It can where nothing is prepared from the policy over the whole batch, or the whole batch is one pass.
         """
-        return len(parts) == 1 or not looks_at_whole_batch(self.objective)
+        return len(parts) == 1 or not whole_step_parts(self.objective)
 
     def _batch(self, rollouts: Rollouts) -> Batch:
         mask = rollouts.sequences.response_mask
@@ -187,15 +185,7 @@ class Updater:
         return norm
 
 
-def looks_at_whole_batch(objective: Objective) -> bool:
-    """Whether `prepare` needs the current policy on every sequence of the optimiser step before the first gradient."""
-    if objective.normalize.over == "accepted":
-        return True
-    return any(type(part).prepare not in _PREPARES_NOTHING for part in objective.parts)
-
-
 KNOWN_STATS = ("entropy", "kl_rollout", "tv_rollout", "chi2_rollout")
-_PREPARES_NOTHING = (Mask.prepare, Weight.prepare, Penalty.prepare)
 
 
 @dataclass(frozen=True)

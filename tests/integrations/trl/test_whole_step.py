@@ -103,15 +103,6 @@ def test_gradient_is_the_objectives_own(step, tmp_path):
     assert [any(row) for row in out.trust_mask.tolist()] == [any(r.trust_mask) for r in records]
 
 
-def test_extra_pass_only_where_a_statistic_needs_it():
-    needs = {name: whole_step.looks_at_whole_step(holdfast.preset(name)) for name in ("grpo", "trm+sspo", "grpo+tis")}
-    assert needs == {"grpo": False, "trm+sspo": False, "grpo+tis": False}
-    for name in ("grpo+kl_cov", "grpo+clip_cov", "adaptive_entropy"):
-        assert whole_step.looks_at_whole_step(holdfast.preset(name)), name
-    assert whole_step.looks_at_whole_step(holdfast.preset("grpo+tis", batch_normalize=True))
-    assert whole_step.looks_at_whole_step(holdfast.preset("trm", **{"normalize.over": "accepted"}))
-
-
 def test_extra_pass_is_saved_while_no_update_lies_between(tmp_path):
     settings = {"max_steps": 2, "num_iterations": 2}
     run = runs.mismatched(runs.Mismatched, tmp_path, settings=settings, objective="grpo+kl_cov")
@@ -120,13 +111,6 @@ def test_extra_pass_is_saved_while_no_update_lies_between(tmp_path):
     run.train()
     # Step 1 trains on what TRL has just scored; before step 2 the weights moved, and both micro-batches are looked at.
     assert passes == [True, True, False, False, True, True]
-
-
-def test_turns_are_the_runs_of_sampled_tokens():
-    mask = torch.tensor([[1, 1, 0, 0, 1, 0, 1, 0], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0]]).bool()
-    turns = whole_step.turn_ids(mask)
-    assert turns[0, mask[0]].tolist() == [0, 0, 1, 2]
-    assert set(turns[1, mask[1]].tolist()) == {0}
 
 
 def test_advantages_leave_out_the_unscored():

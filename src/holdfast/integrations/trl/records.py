@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from holdfast.integrations.trl.whole_step import turn_ids
+from holdfast.integrations.turns import turn_ids
 from holdfast.types import LossOutput, Rollout, TokenStats
 
 

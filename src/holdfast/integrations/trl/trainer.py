@@ -19,6 +19,7 @@ from holdfast.integrations.trl.records import Trained, rollouts_of
 from holdfast.integrations.trl.settings import resolve, warn_of_truncated_support
 from holdfast.objectives.metrics import merge_metrics
 from holdfast.objectives.objective import Objective, Plan
+from holdfast.objectives.whole_step import whole_step_parts
 from holdfast.rollout.store import write_rollouts
 from holdfast.types import Batch, LossOutput, TokenStats
 
@@ -174,7 +175,7 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         if self.state.global_step and self._step == 0:
             self.objective = _resumed(self.objective, self.state.stateful_callbacks.get(_RESUMED))
         stats = None
-        if whole_step.looks_at_whole_step(self.objective):
+        if whole_step_parts(self.objective):
             stats = self._look(batch, micro_batches)
         plan = whole_step.plan_of(self.objective, batch, stats, self.accelerator, self.state.global_step)
         return _Step(first=self._step, size=size, plan=plan, measured=stats is not None)

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from holdfast.errors import DataError
+from holdfast.integrations.turns import turn_ids
 from holdfast.objectives import checks
 from holdfast.objectives.objective import Objective, Plan
+from holdfast.objectives.whole_step import stand_in
 from holdfast.types import Batch, TokenStats
 
 
@@ -34,12 +36,6 @@ def batch_of(inputs: Mapping[str, Any]) -> Batch:
         turn_ids=turn_ids(mask),
         sequence_ids=inputs["sequence_ids"],
     )
-
-
-def turn_ids(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Number the runs of response tokens from 0: what separates two of them is tool output."""
-    starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
-    return (starts.cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def join(records: Sequence[Any]) -> Any:
@@ -78,33 +74,10 @@ def check(batch: Batch, objective: Objective, where: str) -> None:
         raise DataError(f"{where}: {error}") from None
 
 
-def stand_in(mask: Bool[Tensor, "B T"]) -> tuple[Batch, TokenStats]:
-    """Zeros for everything but the mask: enough to prepare a plan that does not look at the policy."""
-    zeros = torch.zeros(mask.shape, device=mask.device)
-    names = [f.name for f in dataclasses.fields(TokenStats)]
-    batch = Batch(
-        advantages=zeros,
-        response_mask=mask,
-        old_logprobs=zeros,
-        rollout_logprobs=zeros,
-        ref_logprobs=zeros,
-        turn_ids=torch.zeros_like(mask, dtype=torch.long),
-        sequence_ids=torch.arange(mask.shape[0], device=mask.device),
-    )
-    return batch, TokenStats(**dict.fromkeys(names, zeros))
-
-
-def looks_at_whole_step(objective: Objective) -> bool:
-    """Whether some statistic depends on the current policy on every sequence before the first gradient."""
-    batch, stats = stand_in(torch.ones(1, 1, dtype=torch.bool))
-    prepared = objective.prepare(batch, stats, validate=False).prepared
-    return objective.normalize.over == "accepted" or any(value is not None for value in prepared)
-
-
 def plan_of(objective: Objective, batch: Batch, stats: TokenStats | None, accelerator: Any, step: int) -> Plan:
     """The plan of the whole optimiser step, over all ranks, cut to this rank's rows.
 
-    `stats` is the current policy on this rank's rows; None where it makes no difference (`looks_at_whole_step`).
+    `stats` is the current policy on this rank's rows; None where it makes no difference (`whole_step_parts` is empty).
     """
     if stats is None:
         everything = stand_in(everywhere(batch.response_mask, accelerator))

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
-import torch
-from jaxtyping import Bool
-from torch import Tensor
+from dataclasses import dataclass
 
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.names import POLICY_LOSS, TRAINER_MODE
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.penalties import EntropyBonus
-from holdfast.types import Batch, TokenStats
+from holdfast.objectives.whole_step import whole_step_parts
 
 TOP_K_FIELDS = frozenset({"kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper"})
 """What the engine's top-K bounds against the student's full logits."""
@@ -76,19 +72,3 @@ def check_whole_step(objective: Objective) -> None:
             f"level 1: {objective.name!r}: {', '.join(parts)} looks at the whole optimiser step, and verl hands a "
             f"policy loss one micro-batch of it: {_HIGHER}, or make the step one micro-batch on one rank"
         )
-
-
-def whole_step_parts(objective: Objective) -> list[str]:
-    """The parts that need the current policy on every sequence of the step before its first gradient."""
-    prepared = objective.prepare(*stand_in(torch.ones(1, 1, dtype=torch.bool)), validate=False).prepared
-    parts = [part.kind() for part, statistic in zip(objective.parts, prepared, strict=True) if statistic is not None]
-    return parts + (["normalize over 'accepted'"] if objective.normalize.over == "accepted" else [])
-
-
-def stand_in(mask: Bool[Tensor, "B T"]) -> tuple[Batch, TokenStats]:
-    """Zeros for everything but the mask: enough for a plan that does not look at the policy."""
-    zeros = torch.zeros(mask.shape, device=mask.device)
-    numbers = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
-    names = ("advantages", "old_logprobs", "rollout_logprobs", "ref_logprobs")
-    batch = Batch(response_mask=mask, turn_ids=numbers, sequence_ids=numbers[:, 0], **dict.fromkeys(names, zeros))
-    return batch, TokenStats(**dict.fromkeys((f.name for f in fields(TokenStats)), zeros))

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.config import HoldfastLossConfig, configured_objective, loss_config
-from holdfast.integrations.verl.levels import Given, check, check_whole_step, whole_step_parts
+from holdfast.integrations.verl.levels import Given, check, check_whole_step
 from holdfast.integrations.verl.names import TRAINER_MODE
 from holdfast.objectives.objective import Objective
+from holdfast.objectives.whole_step import whole_step_parts
 from holdfast.types import Batch, Counts, TokenStats
 
 VERL_NAMES = {"pg_clipfrac": "clip_share", "ppo_kl": "old_k1_mean"}

@@ -117,7 +117,8 @@ def hydra_value(value: Any) -> str:
         return "[" + ",".join(hydra_value(item) for item in value) + "]"
     if not isinstance(value, str):
         return str(value)
-    if re.fullmatch(r"[A-Za-z_/][\w./+-]*", value) and value.lower() not in ("true", "false", "null", "nan", "inf"):
+    plain = re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./+-]*", value)
+    if plain and value.lower() not in ("true", "false", "null", "nan", "inf"):
         return value
     # Hydra reads a backslash as one unless it stands before a quote, where it must be doubled.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value) + "'"

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils.padding import no_padding_2_padding
 
 from holdfast.errors import DataError
-from holdfast.integrations.verl.levels import TOP_K_FIELDS, stand_in, whole_step_parts
+from holdfast.integrations.turns import turn_ids
+from holdfast.integrations.verl.levels import TOP_K_FIELDS
 from holdfast.integrations.verl.loss import VERL_NAMES
 from holdfast.integrations.verl.top_k import top_k_bounds
 from holdfast.objectives import checks
 from holdfast.objectives.metrics import LengthQuartiles
 from holdfast.objectives.objective import Objective, Plan
+from holdfast.objectives.whole_step import stand_in, whole_step_parts
 from holdfast.types import Batch, Counts, LossOutput, TokenStats
 
 ROW = "holdfast_row"
@@ -93,12 +95,6 @@ def stats_of(model_output: Mapping[str, Any], data: Any) -> TokenStats:
             if theirs in model_output
         }
     )
-
-
-def turn_ids(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Number the runs of response tokens from 0: what separates two of them is tool output."""
-    starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
-    return (starts.cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def sequence_ids(data: Any) -> Int[Tensor, " B"]:

@@ -13,7 +13,6 @@ from verl.utils.device import get_device_id
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from holdfast.integrations.verl.config import HoldfastLossConfig, loss_config
-from holdfast.integrations.verl.levels import whole_step_parts
 from holdfast.integrations.verl.records import rollouts_of
 from holdfast.integrations.verl.settings import step_objective
 from holdfast.integrations.verl.step import (
@@ -27,6 +26,7 @@ from holdfast.integrations.verl.step import (
     stats_of,
     validate,
 )
+from holdfast.objectives.whole_step import whole_step_parts
 from holdfast.rollout.store import write_rollouts
 from holdfast.types import Batch, TokenStats
 
