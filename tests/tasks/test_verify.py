@@ -136,8 +136,8 @@ def test_a_looping_function_ends_with_a_trainer_that_was_killed(tmp_path):
     request = json.dumps({"problem": {}, "response": ""})
     trainer = (
         "import subprocess, sys, time\n"
-        f"judge = subprocess.Popen([sys.executable, {judge.__file__!r}, 'endless:loop', {json.dumps([str(tmp_path)])!r}],"
-        " stdin=subprocess.PIPE)\n"
+        f"command = [sys.executable, {judge.__file__!r}, 'endless:loop', {json.dumps([str(tmp_path)])!r}]\n"
+        "judge = subprocess.Popen(command, stdin=subprocess.PIPE)\n"
         f"judge.stdin.write({request + chr(10)!r}.encode())\n"
         "judge.stdin.flush()\n"
         "print(judge.pid, flush=True)\n"
