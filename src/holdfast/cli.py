@@ -20,7 +20,7 @@ COMMANDS = {
     "lab": "exact enumeration of small policies: check bounds, masks and entropy laws",
     "audit": "read logged rollouts and say where and why they drifted",
     "convert": "turn other frameworks' rollout logs into Holdfast's parquet",
-    "watch": "show a run that is being written",
+    "watch": "run the audit's checks while a run writes",
     "launch": "run one TOML file with our trainer, with TRL or with verl",
 }
 
