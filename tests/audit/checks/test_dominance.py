@@ -59,6 +59,11 @@ def test_the_gradient_of_one_prompt(look):
     assert got.kind == "training"
 
 
+def test_advantages_of_tool_output_pull_nothing(look):
+    tool = Rollout((99,), (1,) * 100, (-5.0,) * 100, (-4.99,) * 100, (True,) + (False,) * 99, advantages=(5.0,) * 100)
+    assert look(FewPromptsDominate, [*drifting(0.01, 49, advantages=(0.2,) * 100), tool]) == []  # 5 of 5 + 980
+
+
 @pytest.mark.parametrize("rollouts", [
     [*drifting(0.01, 30), *drifting(0.9, 1, group_id=77, step=1)],  # 31 prompts are too few to speak of 1 %
     [*drifting(0.01, 49), *drifting(0.07, 1, group_id=77, step=1)],  # 7 of 56 = 12.5 %

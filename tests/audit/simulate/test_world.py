@@ -53,7 +53,7 @@ def test_advantages_are_the_groups():
 
 def test_logs_are_the_tables():
     """Replay walks the tokens again; entropy and KL are summed over the vocabulary by hand."""
-    run = clean_run(5, **SMALL, temperature=0.8, top_p=0.9, flips=0.1)
+    run = clean_run(5, **SMALL, temperature=0.8, top_p=0.9, flips=0.1, age=2)
     replay, engine = Replay.of(run), flat(run, "rollout_logprobs")
     table = replay.world.engine_logprobs[replay.rows]
     assert table[np.arange(len(engine)), replay.ids] == pytest.approx(engine, abs=1e-6)
