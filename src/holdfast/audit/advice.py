@@ -111,7 +111,7 @@ def advise_on(audit: Audit, seed: int = 0) -> SampleAdvice:
     if sampled.stats.kl_rollout is None:
         missing.append(
             "error bounds and certified errors: they need the exact KL of engine and trainer at every sampled context "
-            "(`kl_exact`); log-ratios of single tokens only estimate it. Holdfast's trainer and plug-ins log it."
+            "(`kl_exact`); log-ratios of single tokens only estimate it. Holdfast's own trainer logs it."
         )
     return SampleAdvice(
         rollouts=len(sampled.batch.response_mask),

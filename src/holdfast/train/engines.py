@@ -29,8 +29,10 @@ def embedded(model: Any, tokenizer: Any, *, precision: str, lag: int = 0) -> Eng
     return make_engine(EngineSettings(precision=precision, lag=lag), model, tokenizer, Path())
 
 
-def check_first_batch(model: Any, episodes: Sequence[Episode], sampling: Sampling) -> None:
-    """Score the first turns again with the trainer's model.
+def check_first_batch(
+    model: Any, episodes: Sequence[Episode], sampling: Sampling, precision: str | None = None
+) -> None:
+    """Score the first turns again with the trainer's model; `precision` is what the engine computes in.
 
     Raises:
         EngineError: their log-probabilities are another model's, or do not belong to the tokens.
@@ -40,4 +42,4 @@ def check_first_batch(model: Any, episodes: Sequence[Episode], sampling: Samplin
         assert episode.logprobs is not None
         count = sum(own and turn == 0 for own, turn in zip(episode.sampled, episode.turn_ids, strict=True))
         completions.append(Completion(episode.token_ids[:count], episode.logprobs[:count], "stop", episode.versions[0]))
-    check_engine(model, [episode.prompt_ids for episode in episodes], completions, sampling)
+    check_engine(model, [episode.prompt_ids for episode in episodes], completions, sampling, precision=precision)

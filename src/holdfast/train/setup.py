@@ -74,7 +74,9 @@ class Run:
         """
         same = all(version == self.step for episode in episodes for version in episode.versions)
         if not self.engine_checked and same:
-            check_first_batch(self.policy.model, episodes, self.writing.sampling)
+            engine = self.config.engine
+            precision = engine.precision if engine.kind == "vllm" else None
+            check_first_batch(self.policy.model, episodes, self.writing.sampling, precision)
             self.engine_checked = True
 
     def router_drift(self, rollouts: Rollouts) -> dict[str, float]:
