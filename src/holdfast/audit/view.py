@@ -12,6 +12,7 @@ from holdfast.audit.stretches import Stretches, stretches_of
 
 FOLDS = 64
 """Groups of sequences that are resampled together; all rollouts of a prompt fall into one."""
+UNKNOWN = np.iinfo(np.int64).min
 LOG_RATIO_LIMIT = 20.0
 """|log ratio| above this enters k3 as if it were this: exp(20) = 4.9e8."""
 FAR = float(np.log(2))
@@ -159,6 +160,17 @@ class View:
     def step(self) -> Column:
         """[N] training step, -1 where not recorded."""
         return self.chunk.numbers.get("step", np.full(len(self.chunk), -1))
+
+    @cached_property
+    def freshness(self) -> Column:
+        """[N] weight version less step, the larger the fresher; UNKNOWN where not recorded or changed on the way."""
+        if not self.has("weight_versions", "step"):
+            return np.full(len(self.chunk), UNKNOWN)
+        versions, starts = self.tokens("weight_versions"), self.chunk.offsets
+        first, last = (np.zeros(len(self.chunk), np.int64) for _ in range(2))
+        first[self.filled], last[self.filled] = versions[starts[self.filled]], versions[starts[self.filled + 1] - 1]
+        known = self.chunk.present["weight_versions"] & self.chunk.present["step"] & (first == last)
+        return np.where(known & (self.sequence_measured > 0), last - self.step, UNKNOWN)
 
     @cached_property
     def group(self) -> Column:

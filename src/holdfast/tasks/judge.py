@@ -26,9 +26,12 @@ def load(name: str) -> Callable[[Any, str], Any]:
     from math_verify import parse, verify  # pyright: ignore[reportMissingImports]
 
     # Their own time limits need signals; here the whole process is killed.
+    unlimited: Any = None
+
     def equal(problem: Any, response: str) -> float:
-        gold = parse(f"${problem.answer}$", parsing_timeout=None) or parse(problem.answer, parsing_timeout=None)
-        return float(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None))
+        gold = parse(f"${problem.answer}$", parsing_timeout=unlimited)
+        gold = gold or parse(problem.answer, parsing_timeout=unlimited)
+        return float(verify(gold, parse(response, parsing_timeout=unlimited), timeout_seconds=unlimited))
 
     return equal
 

@@ -38,7 +38,7 @@ def add_lora(model: Any, settings: LoraConfig, *, base: str, seed: int) -> Any:
     targets = settings.targets[0] if settings.targets == ["all-linear"] else list(settings.targets)
     wanted = peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType] (PEFT computes with floats)
         target_modules=targets,
         lora_dropout=0.0,
         bias="none",

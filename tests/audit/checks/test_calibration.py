@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.audit.checks import calibration as c
 from holdfast.audit.checks.calibration import Calibration
+from holdfast.audit.checks.check import Facts
 from holdfast.audit.checks.support_mismatch import SupportMismatch
 from holdfast.audit.checks.temperature_mismatch import TemperatureMismatch
 from holdfast.audit.checks.wrong_token import WrongToken
@@ -137,3 +138,40 @@ def test_a_long_run_is_thinned_but_never_dropped(monkeypatch):
     view = View(chunk_of([Rollout((1,), (1, 2), (-1.0, -1.0), (-1.0, -1.0))]))
     used = [calibration.update(view) for _ in range(16)]
     assert used == [True, True, *[False] * 5, True, *[False] * 7, True]
+
+
+def sharpened(age, beta, count=64, version_lag=0):
+    """Rollouts of a coin with p(heads) = .9, scored at weights that are `beta` times as sharp; a version per step."""
+    rng = np.random.default_rng(age)
+    heads = 0.9**beta / (0.9**beta + 0.1**beta)
+    for i in range(count):
+        toss = rng.random(40) < 0.9
+        yield Rollout(
+            (i,),
+            tuple(toss.astype(int).tolist()),
+            tuple(np.where(toss, log(0.9), log(0.1)).tolist()),
+            tuple(np.where(toss, log(heads), log(1 - heads)).tolist()),
+            step=10 + age,
+            group_id=i,
+            weight_versions=(10 - version_lag,) * 40,
+        )
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_a_policy_that_sharpens_meanwhile_is_not_at_another_temperature(lag):
+    def found(fresh, stale):
+        check = TemperatureMismatch()
+        for age, beta in ((0, fresh), (2, stale)):
+            check.update(View(chunk_of(list(sharpened(age, beta, version_lag=lag)))))
+        return [f.name for f in check.findings(Facts())]
+
+    assert found(1.0, 1.3) == []
+    assert found(1.0, 0.7) == []
+    assert found(1.3, 1.3) == ["temperature_mismatch"]
+    assert found(0.7, 0.7) == ["temperature_mismatch"]
+
+
+def test_without_versions_a_slope_speaks_for_itself():
+    check = TemperatureMismatch()
+    check.update(View(chunk_of([dataclasses.replace(r, weight_versions=None) for r in sharpened(2, 1.3)])))
+    assert [f.name for f in check.findings(Facts())] == ["temperature_mismatch"]

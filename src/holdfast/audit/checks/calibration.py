@@ -35,12 +35,12 @@ class Calibration:
         self.tokens = 0.0
         self.chunks = 0
 
-    def update(self, view: View) -> bool:
-        """Add one chunk, and say whether it was used: after ENOUGH tokens only one chunk in SPARE is."""
+    def update(self, view: View, rows: Column | None = None) -> bool:
+        """Add one chunk, or these rows [N] of it, and say whether it was used: after ENOUGH tokens one in SPARE is."""
         self.chunks += 1
         if self.tokens > ENOUGH and self.chunks % SPARE:
             return False
-        sums = view.calibration
+        sums = view.calibration if rows is None else view.calibration * rows[:, None]
         self.sums.add_quantities(view, sums)
         self.tokens += float(sums[:, 0].sum())
         return True

@@ -10,7 +10,7 @@ from holdfast.audit.binned import Binned
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.finding import Estimate, Finding
 from holdfast.audit.fixes import settings
-from holdfast.audit.view import View
+from holdfast.audit.view import UNKNOWN, View
 
 MOST_AGES = 64
 TOO_HIGH = 0.01
@@ -34,14 +34,10 @@ class NoiseFloor:
 
     def update(self, view: View) -> None:
         """Sum |log-ratio| and k3 by the sequence's age."""
-        versions, starts = view.tokens("weight_versions"), view.chunk.offsets
-        first, last = (np.zeros(len(view.chunk), np.int64) for _ in range(2))
-        first[view.filled], last[view.filled] = versions[starts[view.filled]], versions[starts[view.filled + 1] - 1]
-        known = view.chunk.present["weight_versions"] & view.chunk.present["step"] & (first == last)
-        age = np.where(known & (view.sequence_measured > 0), last - view.step, np.iinfo(np.int64).min)
+        age = view.freshness
         sums = np.column_stack([view.sequence_measured, view.sequence_size, view.sum(view.k3)])
         for a in np.unique(age).tolist():
-            if a != np.iinfo(np.int64).min and (a in self.by_age or len(self.by_age) < MOST_AGES):
+            if a != UNKNOWN and (a in self.by_age or len(self.by_age) < MOST_AGES):
                 binned = self.by_age.setdefault(a, Binned(3))
                 binned.add_quantities(view, sums * (age == a)[:, None])
 

@@ -18,7 +18,7 @@ from holdfast.audit.checks.calibration import (
 from holdfast.audit.checks.check import Facts
 from holdfast.audit.finding import Finding
 from holdfast.audit.fixes import settings
-from holdfast.audit.view import View
+from holdfast.audit.view import UNKNOWN, View
 
 MARGIN = 0.015
 EXPLAINED = 0.03
@@ -34,6 +34,9 @@ class TemperatureMismatch:
     Noise in the engine's numbers lowers the slope of trainer on engine and raises the inverse of the slope of engine
     on trainer: β lies between the two. Both must be off 1 on the same side, with 99.8 % confidence. To first order
     1 - β = Var(r) / Cov(r, -engine), from which the temperature is told (to about 0.05 between 0.7 and 1.3).
+
+    A policy that sharpens while it is trained differs from its stale rollouts in the same way. A mismatch is there at
+    equal weights too, so the rollouts of the freshest weights must show it, where their versions are recorded.
     """
 
     name = "temperature_mismatch"
@@ -42,11 +45,18 @@ class TemperatureMismatch:
 
     def __init__(self) -> None:
         self.calibration = Calibration()
+        self.freshest = Calibration()
+        self.freshness = UNKNOWN
         self.temperatures: set[float] = set()
 
     def update(self, view: View) -> None:
         """Add the moments of both log-probabilities, and the temperatures that are recorded."""
         self.calibration.update(view)
+        freshness = view.freshness.max(initial=UNKNOWN)
+        if freshness > self.freshness:
+            self.freshest, self.freshness = Calibration(), freshness
+        if self.freshness > UNKNOWN:
+            self.freshest.update(view, view.freshness == self.freshness)
         if view.has("temperature") and len(self.temperatures) < 10:
             self.temperatures |= set(np.unique(view.numbers("temperature")[view.chunk.present["temperature"]]).tolist())
 
@@ -56,7 +66,7 @@ class TemperatureMismatch:
         if c.tokens < FEWEST_TOKENS or c.value(explained) < EXPLAINED or truncated_side(c):
             return
         low, high = c.estimate(slope), c.estimate(inverse_slope)
-        if not (low.low > 1 + MARGIN or high.high < 1 - MARGIN):
+        if not (low.low > 1 + MARGIN or high.high < 1 - MARGIN) or self._comes_with_age(low.value > 1):
             return
         factor = 1 / max(c.value(exponent), 0.1)
         recorded = min(self.temperatures) if len(self.temperatures) == 1 else None
@@ -79,6 +89,13 @@ class TemperatureMismatch:
             settings=settings("sampling_support", temperature=recorded or 1.0),
             invalidates=True,
         )
+
+    def _comes_with_age(self, steep: bool) -> bool:
+        """Whether the freshest rollouts do not show it: then it is a policy that sharpened, or flattened, meanwhile."""
+        c = self.freshest
+        if c.tokens < FEWEST_TOKENS:
+            return False
+        return c.value(slope) < 1 + MARGIN / 2 if steep else c.value(inverse_slope) > 1 - MARGIN / 2
 
 
 def _say(factor: float) -> str:
