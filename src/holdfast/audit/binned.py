@@ -111,12 +111,6 @@ class Sizes:
         edges = (np.array([place, place + 1], np.uint32) << np.uint32(self._SHIFT)).view(np.float32)
         return float(edges.astype(np.float64).mean())
 
-    def share_above(self, limit: float) -> float:
-        """Share of values above a limit, to the resolution."""
-        total = int(self.counts.sum())
-        place = int(np.float32(limit).view(np.uint32) >> np.uint32(self._SHIFT))
-        return float(self.counts[place + 1 :].sum() / total) if total else float("nan")
-
 
 def power_bin(values: Column, bins: int) -> Column:
     """Bin 0 holds 0, bin b ≥ 1 holds [2^(b-1), 2^b): lengths and positions at a doubling resolution."""

@@ -6,7 +6,6 @@ is said by `present`; the column then holds NaN, -1 or False there, so that miss
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,8 +141,3 @@ def hash_prompts(tokens: Column, lengths: Column) -> Column:
 def as_rollouts(chunk: Chunk) -> Iterator[Rollout]:
     """The rollouts of a chunk, one after the other."""
     return (chunk.rollout(i) for i in range(len(chunk)))
-
-
-def without_texts(rollout: Rollout) -> Rollout:
-    """The same rollout with nothing but numbers and short words."""
-    return dataclasses.replace(rollout, **dict.fromkeys(TEXT_FIELDS))
