@@ -60,8 +60,11 @@ if (await evidence.count()) {
 }
 const copy = tab.locator("button.copy").first();
 if (await copy.count()) {
+  const label = await copy.elementHandle();
   await copy.click();
-  seen.copied = await copy.textContent();
+  // The clipboard answers later than the click, and the old label comes back after two seconds.
+  const changed = await tab.waitForFunction((b) => b.textContent !== "copy" && b.textContent, label, { timeout: 10000 });
+  seen.copied = await changed.jsonValue();
 }
 await browser.close();
 console.log(JSON.stringify(seen));
