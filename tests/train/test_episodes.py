@@ -14,7 +14,10 @@ END, PROBLEM = 2, Problem("?", "", None, "test")
 
 
 class Counting:
-    """Token i of a whole text is 10 + i, ended by END after `length` tokens of each turn; log p = -token / 100."""
+    """Token i of a whole text is 10 + i, ended by END after `length` tokens of each turn; log p = -token / 100.
+
+    The distribution that a token is drawn from is filled with the token.
+    """
 
     def __init__(self, length):
         self.length, self.policy_version, self.asked = length, 0, []
@@ -29,7 +32,7 @@ class Counting:
         stop = len(tokens) <= room
         tokens = tokens[:room]
         logprobs = -torch.tensor(tokens).float() / 100
-        full = torch.zeros(len(tokens), 30) if distributions else None
+        full = torch.tensor(tokens).float()[:, None].expand(-1, 30) if distributions else None
         return Completion(tokens, logprobs, "stop" if stop else "length", self.policy_version, full)
 
     def sync(self, model, version):
@@ -65,7 +68,8 @@ def test_pieces_join_to_the_whole_and_each_token_knows_its_weights(budget):
     episode, _ = plain(7, budget, distributions=True)
     assert episode.token_ids == (*range(10, 17), END) and episode.finish_reason == "stop"
     assert torch.allclose(episode.logprobs, -torch.tensor(episode.token_ids).float() / 100)
-    assert episode.versions == tuple(i // budget for i in range(8)) and len(episode.distributions) == 8
+    assert episode.versions == tuple(i // budget for i in range(8))
+    assert tuple(episode.distributions[:, 0].tolist()) == episode.token_ids
     assert episode.turn_ids == (0,) * 8 and all(episode.sampled)
 
 
@@ -86,7 +90,7 @@ def test_what_an_engine_writes_beyond_its_room_is_cut():
     )[0]
     assert episode.token_ids == (10, 11, 12) and episode.finish_reason is None
     assert torch.allclose(episode.logprobs, -torch.tensor([10.0, 11.0, 12.0]) / 100)
-    assert len(episode.distributions) == 3
+    assert episode.distributions[:, 0].tolist() == [10, 11, 12]
 
 
 def talk(problem, turn):
@@ -97,12 +101,16 @@ def talk(problem, turn):
 
 @pytest.mark.parametrize("budget", [1, 2, 4, 5, 100])
 def test_turns_whatever_the_pieces(budget):
+    """The policy writes 12 tokens and may write 12: what the environment says does not count."""
     talk.heard = []
-    episode, _ = plain(3, budget, reply=talk, max_turns=9)
+    episode, _ = plain(3, budget, 12, reply=talk, max_turns=9)
     turn = (10, 11, 12, END)
     assert episode.token_ids == (*turn, 7, 7, *turn, 7, 7, *turn) and talk.heard == [turn] * 3
     assert episode.sampled == (True,) * 4 + (False, False) + (True,) * 4 + (False, False) + (True,) * 4
     assert episode.turn_ids == (0,) * 6 + (1,) * 6 + (2,) * 4 and episode.turn == 2
+    # An answer counts as written under the weights of the turn that it answers.
+    own = [i // budget for i in range(12)]
+    assert episode.versions == (*own[:4], own[3], own[3], *own[4:8], own[7], own[7], *own[8:])
     assert episode.sampled_ids == turn * 3 and len(episode.logprobs) == 12 and episode.finish_reason == "stop"
 
 
@@ -129,11 +137,34 @@ def test_only_unfinished_responses_are_asked_for_and_every_request_has_its_seed(
     assert engine.asked == [(40, (5,), 9), (40, (6,), 9), (41, (6,), 6), (42, (6,), 3)]
 
 
-def test_numbers_for_another_count_of_tokens_are_refused():
-    class Half(Counting):
+def test_one_request_goes_out_for_short_and_long_rooms_alike():
+    engine = Counting(20)
+    writing = Writing(Sampling(max_tokens=9))
+    (begun,) = writing.advance(engine, start(5), budget=5, seed=lambda call: 0)
+    episodes = writing.advance(engine, [begun, *start(6)], budget=9, seed=lambda call: 0)
+    assert engine.asked == [(0, (5,), 5), (0, (5, 6), 9)]
+    assert [len(episode.token_ids) for episode in episodes] == [9, 9]
+
+
+@pytest.mark.parametrize(
+    ("part", "count", "words"),
+    [
+        ("logprobs", -1, "gave 7 log-probabilities for 8 tokens"),
+        ("logprobs", 1, "gave 9 log-probabilities for 8 tokens"),
+        ("distributions", -1, "gave 7 distributions for 8 tokens"),
+        ("distributions", 1, "gave 9 distributions for 8 tokens"),
+    ],
+)
+def test_numbers_for_another_count_of_tokens_are_refused(part, count, words):
+    class Careless(Counting):
         def _one(self, prompt, room, distributions):
             whole = super()._one(prompt, room, distributions)
-            return Completion(whole.token_ids, whole.logprobs[:-1], "stop", 0)
+            numbers = getattr(whole, part)
+            # Past the check of types that only tests have.
+            object.__setattr__(whole, part, torch.cat([numbers, numbers])[: 8 + count])
+            return whole
 
-    with pytest.raises(EngineError, match=r"gave 7 log-probabilities for 8 tokens"):
-        Writing(Sampling(max_tokens=50)).advance(Half(7), start(), budget=9, seed=lambda call: 0)
+    with pytest.raises(EngineError, match=words):
+        Writing(Sampling(max_tokens=50), distributions=True).advance(
+            Careless(7), start(), budget=9, seed=lambda call: 0
+        )

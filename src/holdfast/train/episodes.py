@@ -53,11 +53,7 @@ class Episode:
     @property
     def turn_tokens(self) -> tuple[int, ...]:
         """What the policy has written of its turn so far."""
-        return tuple(
-            token
-            for token, own, turn in zip(self.token_ids, self.sampled, self.turn_ids, strict=True)
-            if own and turn == self.turn
-        )
+        return tuple(token for token, turn in zip(self.token_ids, self.turn_ids, strict=True) if turn == self.turn)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def router_drift(policy: Any, engine: Any, sequences: Sequences, max_tokens: int
     ours, theirs = routers(policy), routers(engine)
     if not ours or len(ours) != len(theirs):
         return {}
-    differing, total = [], 0
+    differing = []
     for rows in micro_batches(sequences.lengths, torch.arange(len(sequences.response_mask)), max_tokens):
         part = sequences.select(rows)
         ids = part.input_ids.to(policy.device)
@@ -40,7 +40,6 @@ def router_drift(policy: Any, engine: Any, sequences: Sequences, max_tokens: int
         places = row * ids.shape[1] + part.prompt_lengths[row] + offset - 1
         first, second = (_chosen(model, found, ids)[:, places] for model, found in ((policy, ours), (engine, theirs)))
         differing.append(_other_sets(first, second))
-        total += len(places)
     found = torch.cat(differing, dim=1)
     return {"router_drift": float(found.float().mean()), "router_drift_tokens": float(found.any(dim=0).float().mean())}
 
