@@ -41,7 +41,9 @@ class Chunked:
         head, tiling = problem.head, self.tiling or Tiling.default(problem.hidden.device)
         count, dtype = problem.hidden.shape[0], head.compute_dtype
         space = _workspace(problem, tiling)
-        blocks = [(Block(problem, part), rows.select(part)) for part in tiling.row_blocks(count)]
+        # Only the forward promises the same bits alone and in a batch: the last block is cut, not filled up.
+        parts = [slice(part.start, min(part.stop, count)) for part in tiling.row_blocks(count)]
+        blocks = [(Block(problem, part), rows.take(part)) for part in parts]
         hidden = [torch.zeros_like(block.hidden, dtype=dtype) for block, _ in blocks] if wanted[0] else []
         weight = torch.empty_like(head.weight) if wanted[1] else None
         bias = torch.empty_like(head.bias) if wanted[2] and head.bias is not None else None
@@ -50,7 +52,7 @@ class Chunked:
             total = torch.zeros_like(slab, dtype=dtype)
             total_bias = torch.zeros_like(total[:, 0])
             for i, (block, row) in enumerate(blocks):
-                logits, dz, scratch = space.tiles(columns)
+                logits, dz, scratch = (tile[: len(block.ids)] for tile in space.tiles(columns))
                 block.logits(columns, logits)
                 row.logit_gradient(block, logits, columns, dz, scratch)
                 if wanted[0]:
@@ -63,7 +65,7 @@ class Chunked:
                 weight[columns] = total
             if bias is not None:
                 bias[columns] = total_bias
-        return Gradients(torch.cat(hidden)[:count] if hidden else None, weight, bias)
+        return Gradients(torch.cat(hidden) if hidden else None, weight, bias)
 
 
 def join_rows(parts: list[HeadStats], count: int) -> HeadStats:

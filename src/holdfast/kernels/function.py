@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from holdfast.kernels.head import Head, HeadStats, Problem
 from holdfast.kernels.sums import FIRST, MASS, PICKED, Totals, sum_shards
-from holdfast.kernels.tiles import Block, fill_up, shape_gradient
+from holdfast.kernels.tiles import Block, shape_gradient
 
 
 class Gradients(NamedTuple):
@@ -60,19 +60,12 @@ class RowGradient:
             slope = (-g_entropy * repair).to(dtype)
         return RowGradient(reference, (level * repair).to(dtype), slope, token.to(dtype))
 
-    def select(self, rows: slice) -> RowGradient:
-        """These rows, filled up with rows without gradient."""
-        slope = None if self.slope is None else fill_up(self.slope, rows)
-        # A large reference makes p = 0 there: with a large bias e^z alone would overflow and spoil 0·p.
-        reference = fill_up(self.reference, rows, 1e30)
-        return RowGradient(reference, fill_up(self.level, rows), slope, fill_up(self.token, rows))
-
     def live_rows(self) -> Tensor:
         """Indices of the rows that have a gradient."""
         live = (self.level != 0) | (self.token != 0)
         return (live if self.slope is None else live | (self.slope != 0)).nonzero().flatten()
 
-    def take(self, rows: Tensor) -> RowGradient:
+    def take(self, rows: Tensor | slice) -> RowGradient:
         """Only these rows."""
         slope = None if self.slope is None else self.slope[rows]
         return RowGradient(self.reference[rows], self.level[rows], slope, self.token[rows])
