@@ -26,7 +26,7 @@ class Chunked:
     def forward(self, problem: Problem, keep_hidden_grad: bool) -> tuple[HeadStats, Totals, Tensor | None]:
         """The statistics of all rows, the sums behind them and, on request, d logprob / d hidden (a frozen head)."""
         count, tiling = problem.hidden.shape[0], self.tiling or Tiling.default(problem.hidden.device)
-        space = _workspace(problem, tiling)
+        space = Workspace(problem, tiling)
         blocks = [
             _forward_block(Block(problem, rows), tiling, space, keep_hidden_grad) for rows in tiling.row_blocks(count)
         ]
@@ -40,7 +40,7 @@ class Chunked:
         """dL/d(hidden, weight, bias) from the gradient of every row."""
         head, tiling = problem.head, self.tiling or Tiling.default(problem.hidden.device)
         count, dtype = problem.hidden.shape[0], head.compute_dtype
-        space = _workspace(problem, tiling)
+        space = Workspace(problem, tiling)
         # Only the forward promises the same bits alone and in a batch: the last block is cut, not filled up.
         parts = [slice(part.start, min(part.stop, count)) for part in tiling.row_blocks(count)]
         blocks = [(Block(problem, part), rows.take(part)) for part in parts]
@@ -74,11 +74,6 @@ def join_rows(parts: list[HeadStats], count: int) -> HeadStats:
     return HeadStats(**{name: torch.cat([getattr(part, name) for part in parts])[:count] for name in names})
 
 
-def _workspace(problem: Problem, tiling: Tiling) -> Workspace:
-    head = problem.head
-    return Workspace(problem.hidden, tiling, head.weight.shape[0], head.compute_dtype)
-
-
 def _forward_block(
     block: Block, tiling: Tiling, space: Workspace, keep_hidden_grad: bool
 ) -> tuple[HeadStats, Totals, Tensor | None]:
@@ -108,7 +103,7 @@ def add_tv(problem: Problem, totals: Totals, stats: HeadStats, tiling: Tiling) -
     """The statistics with TV, where it is asked for: for implementations that have the sums only."""
     if "tv_rollout" not in problem.outputs:
         return stats
-    count, space = problem.hidden.shape[0], _workspace(problem, tiling)
+    count, space = problem.hidden.shape[0], Workspace(problem, tiling)
     parts = [
         _tv(Block(problem, rows), Totals(fill_up(totals.sums.T, rows).T, fill_up(totals.lse, rows)), tiling, space)
         for rows in tiling.row_blocks(count)
@@ -121,9 +116,8 @@ def _tv(block: Block, totals: Totals, tiling: Tiling, space: Workspace) -> Tenso
     head = block.problem.head
     tv = torch.zeros_like(totals.lse)
     for columns in tiling.column_tiles(head.weight.shape[0]):
-        rollout_logits = block.rollout_logits(columns)
-        assert rollout_logits is not None  # make_problem refuses TV without a rollout policy
-        tv += tv_terms(block.logits(columns, space.tiles(columns)[0]), rollout_logits, totals)
+        logits, *_, rollout_logits, _ = space.tiles(columns)
+        tv += tv_terms(block.logits(columns, logits), block.rollout_logits(columns, rollout_logits), totals)
     return sum_shards(tv, head.shard).to(block.dtype)
 
 

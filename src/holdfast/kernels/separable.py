@@ -92,7 +92,7 @@ class _Pass:
             None if x is None or not wanted else torch.zeros_like(x, dtype=dtype)
             for x, wanted in zip(leaves, self.wanted, strict=True)
         ]
-        space = Workspace(problem.hidden, self.tiling, head.weight.shape[0], dtype)
+        space = Workspace(problem, self.tiling)
         columns = list(self.tiling.column_tiles(head.weight.shape[0]))
         tiles = [problem.hidden.new_empty((self.tiling.rows, c.stop - c.start), dtype=dtype) for c in columns]
         loss, parts, lse = problem.hidden.new_zeros((), dtype=dtype), [], []
@@ -152,7 +152,7 @@ def _collect(
     total = torch.zeros_like(part.hidden, dtype=block.dtype)
     for columns, tile in tiles:
         logits = tile if whole else tile[live]
-        _, dz, scratch = (x[: live.numel()] for x in space.tiles(columns))
+        _, dz, scratch = (x[: live.numel()] for x in space.tiles(columns)[:3])
         gradient.logit_gradient(part, logits, columns, dz, scratch)
         if hidden is not None:
             accumulate(total, dz, widen(block.problem.head.weight[columns], block.dtype))

@@ -48,7 +48,6 @@ def bend(u: Tensor) -> Tensor:
 
 def slice_sums(
     logits: Float[Tensor, "R C"],
-    rollout_logits: Float[Tensor, "R C"] | None,
     places: tuple[Int[Tensor, "R K"], Bool[Tensor, "R K"]],
     outputs: frozenset[str],
     scratch: list[Tensor],
@@ -57,9 +56,9 @@ def slice_sums(
 
     The sampled token is summed apart, in float64: where it has nearly all the mass, 1 - p_y is a sum of small numbers
     that a 1 beside them would round away. `logits` is left as it was; scratch[1] holds e^(z - peak) afterwards,
-    with 0 at the sampled token.
+    with 0 at the sampled token. Where there is a rollout policy, scratch[2] holds its logits before.
     """
-    shifted, weights = scratch
+    shifted, weights, *rollout = scratch
     columns, inside = places
     sums = logits.new_zeros((PICKED + columns.shape[1], logits.shape[0]), dtype=torch.float64)
     peak = logits.amax(dim=1)
@@ -76,25 +75,27 @@ def slice_sums(
         sums[SQUARE_FIRST] = shifted.mul_(weights).sum(dim=1) + own**2 * own_shift
         sums[SQUARE] = torch.mul(weights, weights, out=shifted).sum(dim=1) + own**2
     sums[PICKED:] = torch.where(inside, picked, 0).T
-    if rollout_logits is not None:
-        _rollout_sums(logits, rollout_logits, sums)
+    if rollout:
+        _rollout_sums(logits, sums, [shifted, *rollout], "chi2_rollout" in outputs)
     return sums
 
 
-def _rollout_sums(logits: Tensor, rollout_logits: Tensor, sums: Tensor) -> None:
+def _rollout_sums(logits: Tensor, sums: Tensor, tiles: list[Tensor], spread: bool) -> None:
+    scratch, reference, weights = tiles
     # A token outside the rollout policy's support (-inf) has no weight in E_r; a finite stand-in keeps 0·∞ away.
-    reference = rollout_logits.clamp_min(-1e30)
-    peak = reference.amax(dim=1)
-    weights = (reference - peak[:, None]).exp_()
+    peak = reference.clamp_min_(-1e30).amax(dim=1)
+    torch.sub(reference, peak[:, None], out=weights).exp_()
     mass = weights.sum(dim=1)
     change = reference.sub_(logits)
-    centre = (weights * change).sum(dim=1) / mass
+    centre = torch.mul(weights, change, out=scratch).sum(dim=1) / mass
     change.sub_(centre[:, None])
     sums[R_PEAK], sums[R_MASS], sums[R_CENTRE] = peak, mass, centre
-    sums[R_DRIFT] = (weights * change).sum(dim=1)
-    sums[R_BEND] = bend(change).mul_(weights).sum(dim=1)
-    drop = change.neg_().expm1_()
-    sums[R_SPREAD] = (drop * weights).mul_(drop).sum(dim=1)
+    sums[R_DRIFT] = torch.mul(weights, change, out=scratch).sum(dim=1)
+    drop = torch.neg(change, out=scratch).expm1_()
+    # Not `bend`, which is four times the work: what cancels here, 1e-7·|u|, is below the rounding of the logits in u.
+    sums[R_BEND] = change.add_(drop).mul_(weights).sum(dim=1)
+    if spread:
+        sums[R_SPREAD] = drop.square_().mul_(weights).sum(dim=1)
 
 
 def join(parts: Float64[Tensor, "P F R"], outputs: frozenset[str]) -> Totals:

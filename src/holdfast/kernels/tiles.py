@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -120,14 +121,12 @@ class Block:
         """The shaped logits of one tile, written to `out`."""
         return self._logits(self.hidden, self.problem.head, columns, out)
 
-    def rollout_logits(self, columns: slice) -> Tensor | None:
-        """The rollout policy's logits of one tile as a tensor of its own, or None where there is no such policy."""
-        if self.rollout is None:
-            return None
+    def rollout_logits(self, columns: slice, out: Tensor) -> Tensor:
+        """The rollout policy's logits of one tile, written to `out`; for problems that have such a policy."""
+        assert self.rollout is not None
         if isinstance(self.rollout, Tensor):
-            return self.rollout[:, columns].to(self.dtype, copy=True)
+            return out.copy_(self.rollout[:, columns])
         hidden, head = self.rollout
-        out = hidden.new_empty((hidden.shape[0], columns.stop - columns.start), dtype=self.dtype)
         return self._logits(hidden, head, columns, out)
 
     def sums(self, logits: Tensor, columns: slice, scratch: list[Tensor]) -> Float64[Tensor, "F R"]:
@@ -135,7 +134,9 @@ class Block:
         places = self.ids - (self.problem.head.start + columns.start)
         inside = (places >= 0) & (places < logits.shape[1])
         places = places.clamp(0, logits.shape[1] - 1)
-        return slice_sums(logits, self.rollout_logits(columns), (places, inside), self.problem.outputs, scratch)
+        if self.rollout is not None:
+            self.rollout_logits(columns, scratch[2])
+        return slice_sums(logits, (places, inside), self.problem.outputs, scratch)
 
     def _logits(self, hidden: Tensor, head: Head, columns: slice, out: Tensor) -> Tensor:
         product(hidden, widen(head.weight[columns], self.dtype).T, out)
@@ -144,11 +145,12 @@ class Block:
 
 
 class Workspace:
-    """Tiles that one call reuses: first touched once, then warm in the cache."""
+    """Tiles that one call reuses, first touched once and then warm: three, and two more for a rollout policy."""
 
-    def __init__(self, like: Tensor, tiling: Tiling, vocabulary: int, dtype: torch.dtype, tiles: int = 3) -> None:
-        width = min(tiling.columns, vocabulary)
-        self._flat = [like.new_empty(tiling.rows * width, dtype=dtype) for _ in range(tiles)]
+    def __init__(self, problem: Problem, tiling: Tiling) -> None:
+        size = tiling.rows * min(tiling.columns, problem.head.weight.shape[0])
+        empty = partial(problem.hidden.new_empty, size, dtype=problem.head.compute_dtype)
+        self._flat = [empty() for _ in range(3 if problem.rollout is None else 5)]
         self._rows = tiling.rows
 
     def tiles(self, columns: slice) -> list[Tensor]:

@@ -117,6 +117,9 @@ class EngineConfig(Section):
     exact_kl: bool = Field(
         default=True, description="measure exact KL from full distributions even if no mask needs it"
     )
+    top_logprobs: int = Field(
+        default=0, ge=0, description="likeliest tokens reported per position, for bounds of KL and TV; 0: none"
+    )
     context: int | None = Field(
         default=None, ge=2, description="longest prompt and response; absent: the model's [vllm]"
     )

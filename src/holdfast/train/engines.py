@@ -20,7 +20,7 @@ def build_engine(config: RunConfig, model: Any, tokenizer: Any, folder: Path) ->
         ConfigError: settings that cannot be honoured.
         EngineError: the engine cannot be started.
     """
-    settings = config.engine.model_dump(exclude={"exact_kl", "command"})
+    settings = config.engine.model_dump(exclude={"exact_kl", "top_logprobs", "command"})
     return make_engine(EngineSettings(**settings, command=tuple(config.engine.command)), model, tokenizer, folder)
 
 

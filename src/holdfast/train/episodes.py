@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.errors import EngineError
@@ -25,8 +25,9 @@ Reply = Callable[[Problem, Sequence[int]], tuple[int, ...] | None]
 class Episode:
     """One response: what the policy sampled, under which weights, and what an environment said in between.
 
-    `sampled` is False on tokens that the environment wrote; `versions` and `turn_ids` are per token, `logprobs` and
-    `distributions` per sampled token. `finish_reason` is None while the response is being written.
+    `sampled` is False on tokens that the environment wrote; `versions` and `turn_ids` are per token. What the engine
+    reported (the fields from `logprobs` to `top_logprobs`, as in a Completion) is per sampled token. `finish_reason` is
+    None while the response is being written.
     """
 
     sequence_id: int
@@ -38,6 +39,8 @@ class Episode:
     turn_ids: tuple[int, ...] = ()
     logprobs: Float[Tensor, " N"] | None = None
     distributions: Float[Tensor, "N V"] | None = None
+    top_ids: Int[Tensor, "N K"] | None = None
+    top_logprobs: Float[Tensor, "N K"] | None = None
     finish_reason: str | None = None
 
     @property
@@ -60,11 +63,13 @@ class Episode:
 class Writing:
     """How responses are written: `sampling.max_tokens` sampled tokens in all; `reply` makes it a conversation.
 
-    After `max_turns` turns of the policy the environment is not asked any more.
+    `distributions` and `top` (the number K of likeliest tokens) say what the engine must report of each draw. After
+    `max_turns` turns of the policy the environment is not asked any more.
     """
 
     sampling: Sampling
     distributions: bool = False
+    top: int = 0
     reply: Reply | None = None
     max_turns: int = 1
 
@@ -77,7 +82,7 @@ class Writing:
         on the position within that request.
 
         Raises:
-            EngineError: the engine gave log-probabilities or distributions for another number of tokens.
+            EngineError: what the engine reported is for another number of tokens.
         """
         written = list(episodes)
         room = [min(budget, self.sampling.max_tokens - sum(episode.sampled)) for episode in written]
@@ -92,6 +97,7 @@ class Writing:
                 seed=seed(call),
                 sequence_ids=[written[i].sequence_id for i in active],
                 return_distributions=self.distributions,
+                return_top=self.top,
             )
             for i, completion in zip(active, completions, strict=True):
                 piece = _cut(completion, room[i])
@@ -114,10 +120,19 @@ class Writing:
         return _spoken(episode, answer, piece.policy_version)
 
 
+_REPORTED = {
+    "logprobs": "log-probabilities",
+    "distributions": "distributions",
+    "top_ids": "rows of likeliest tokens",
+    "top_logprobs": "rows of their log-probabilities",
+}
+
+
 def _cut(completion: Completion, room: int) -> Completion:
     """At most `room` tokens of a completion; each token's distribution does not depend on those after it."""
     tokens = completion.token_ids
-    for name, value in (("log-probabilities", completion.logprobs), ("distributions", completion.distributions)):
+    reported = {name: getattr(completion, field) for field, name in _REPORTED.items()}
+    for name, value in reported.items():
         if value is not None and len(value) != len(tokens):
             raise EngineError(
                 f"the engine gave {len(value)} {name} for {len(tokens)} tokens: which belongs to which is not known, "
@@ -125,14 +140,8 @@ def _cut(completion: Completion, room: int) -> Completion:
             )
     if len(tokens) <= room:
         return completion
-    full = completion.distributions
-    return Completion(
-        token_ids=tokens[:room],
-        logprobs=completion.logprobs[:room],
-        finish_reason="length",
-        policy_version=completion.policy_version,
-        distributions=None if full is None else full[:room],
-    )
+    kept = {field: value[:room] for field in _REPORTED if (value := getattr(completion, field)) is not None}
+    return replace(completion, token_ids=tokens[:room], finish_reason="length", **kept)
 
 
 def _extended(episode: Episode, piece: Completion) -> Episode:
@@ -144,8 +153,7 @@ def _extended(episode: Episode, piece: Completion) -> Episode:
         sampled=episode.sampled + (True,) * count,
         versions=episode.versions + (piece.policy_version,) * count,
         turn_ids=episode.turn_ids + (turn,) * count,
-        logprobs=_joined(episode.logprobs, piece.logprobs.float()),
-        distributions=_joined(episode.distributions, piece.distributions),
+        **{field: _joined(getattr(episode, field), getattr(piece, field)) for field in _REPORTED},
     )
 
 
