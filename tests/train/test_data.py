@@ -87,9 +87,10 @@ def test_tensors_of_a_step():
     tool = (True, False, True, True)
     episodes = [
         Episode(40, prompts.problems[0], prompts.token_ids[0], one, (True,) * 2, (3, 3), (0, 0),
-                torch.tensor([-0.5, -0.25]), torch.zeros(2, 8), "stop"),
+                torch.tensor([-0.5, -0.25]), torch.zeros(2, 8), torch.ones(2, 3).int(), torch.zeros(2, 3), "stop"),
         Episode(41, prompts.problems[0], prompts.token_ids[0], (*two, one[0]), tool, (2, 2, 3, 3), (0, 0, 1, 1),
-                torch.tensor([-1.0, -2.0, -3.0]), torch.zeros(3, 8), "length"),
+                torch.tensor([-1.0, -2.0, -3.0]), torch.zeros(3, 8), torch.ones(3, 3).int(), torch.zeros(3, 3),
+                "length"),
     ]  # fmt: skip
     rollouts = assemble(source(10), episodes, [1.0, 0.0], 2)
     assert rollouts.texts == ("1", "1+1") and rollouts.rewards.tolist() == [1.0, 0.0]
@@ -100,6 +101,7 @@ def test_tensors_of_a_step():
     assert rollouts.versions.tolist() == [[3, 3, 0, 0], [2, 2, 3, 3]]
     assert rollouts.group_ids.tolist() == [0, 0] and rollouts.sequence_ids.tolist() == [40, 41]
     assert rollouts.tokens == 5 and [len(d) for d in rollouts.sequences.distributions] == [2, 3]
+    assert [i.shape for i in rollouts.sequences.top_ids] == [p.shape for p in rollouts.sequences.top_logprobs] != []
     assert rollouts.sequences.lengths.tolist() == [8, 10]
     assert rollouts.sequences.input_ids.tolist()[0] == [*prompts.token_ids[0], *one, 0, 0]
 

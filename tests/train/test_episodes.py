@@ -1,6 +1,7 @@
 """Writing responses on: in pieces, in turns, and that neither changes what an engine would have written anyway."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ END, PROBLEM = 2, Problem("?", "", None, "test")
 class Counting:
     """Token i of a whole text is 10 + i, ended by END after `length` tokens of each turn; log p = -token / 100.
 
-    The distribution that a token is drawn from is filled with the token.
+    The distribution that a token is drawn from is filled with the token; the K likeliest are it and those after it.
     """
 
     def __init__(self, length):
@@ -24,7 +25,8 @@ class Counting:
 
     def generate(self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0):
         self.asked.append((seed, tuple(sequence_ids), sampling.max_tokens))
-        return [self._one(prompt, sampling.max_tokens, return_distributions) for prompt in prompts]
+        found = [self._one(prompt, sampling.max_tokens, return_distributions) for prompt in prompts]
+        return [_with_top(completion, return_top) for completion in found] if return_top else found
 
     def _one(self, prompt, room, distributions):
         turn = len(prompt) - max([-1, *(i for i, t in enumerate(prompt) if t in (1, 7))]) - 1
@@ -46,6 +48,11 @@ class Counting:
     def load_state_dict(self, state): ...
 
 
+def _with_top(completion, count):
+    ids = torch.tensor(completion.token_ids)[:, None] + torch.arange(count)
+    return replace(completion, top_ids=ids, top_logprobs=-ids.double())
+
+
 def start(*ids):
     return [Episode(i, PROBLEM, (1,)) for i in ids or (0,)]
 
@@ -65,11 +72,16 @@ def plain(length, budget, most=100, **options):
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 7, 8, 100])
 def test_pieces_join_to_the_whole_and_each_token_knows_its_weights(budget):
-    episode, _ = plain(7, budget, distributions=True)
+    episode, _ = plain(7, budget, distributions=True, top=3)
     assert episode.token_ids == (*range(10, 17), END) and episode.finish_reason == "stop"
     assert torch.allclose(episode.logprobs, -torch.tensor(episode.token_ids).float() / 100)
     assert episode.versions == tuple(i // budget for i in range(8))
     assert tuple(episode.distributions[:, 0].tolist()) == episode.token_ids
+    assert episode.top_ids.tolist() == [[token, token + 1, token + 2] for token in episode.token_ids]
+    assert torch.equal(episode.top_logprobs, -episode.top_ids.float())
+    assert (episode.top_ids.dtype, episode.top_logprobs.dtype) == (torch.int32, torch.float32), (
+        "as small as they can be"
+    )
     assert episode.turn_ids == (0,) * 8 and all(episode.sampled)
 
 
@@ -85,12 +97,13 @@ def test_what_an_engine_writes_beyond_its_room_is_cut():
         def _one(self, prompt, room, distributions):
             return super()._one(prompt, 100, distributions)
 
-    episode = Writing(Sampling(max_tokens=5), distributions=True).advance(
+    episode = Writing(Sampling(max_tokens=5), distributions=True, top=2).advance(
         Generous(7), start(), budget=3, seed=lambda call: 0
     )[0]
     assert episode.token_ids == (10, 11, 12) and episode.finish_reason is None
     assert torch.allclose(episode.logprobs, -torch.tensor([10.0, 11.0, 12.0]) / 100)
     assert episode.distributions[:, 0].tolist() == [10, 11, 12]
+    assert episode.top_ids.tolist() == [[10, 11], [11, 12], [12, 13]] and len(episode.top_logprobs) == 3
 
 
 def talk(problem, turn):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from holdfast.errors import DataError
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.train.data import pack
 from holdfast.train.forward import Policy, gather_stats, micro_batches, stats_of
@@ -217,3 +218,98 @@ def test_an_adapted_output_layer_is_not_taken_apart(model):
     twin.set_output_embeddings(adapted)
     form, reason = find_head(twin)
     assert form is None and "Adapted" in reason
+
+
+def likeliest(distributions, count):
+    """What an engine that reports its K likeliest tokens says of these distributions."""
+    tops = [d.topk(count, dim=-1) for d in distributions]
+    return {"top_ids": tuple(t.indices.int() for t in tops), "top_logprobs": tuple(t.values for t in tops)}
+
+
+def some_distributions(dropped=0.0):
+    generator = torch.Generator().manual_seed(4)
+    found = []
+    for response in RESPONSES:
+        noise = 2 * torch.randn(len(response), 14, generator=generator)
+        gone = torch.rand(noise.shape, generator=generator) < dropped
+        gone[torch.arange(len(response)), torch.tensor(response)] = False
+        found.append(torch.log_softmax(noise.masked_fill(gone, -torch.inf), dim=-1))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("head", [HeadForm(), None])
+@pytest.mark.parametrize(("count", "tight"), [(3, False), (14, True)])
+def test_the_engine_s_likeliest_tokens_bound_the_exact_divergences(model, head, count, tight):
+    """KL >= Σ_K p log(p/q) + tail, TV within its interval; with all 14 tokens reported both are exact."""
+    whole = some_distributions()
+    policy = Policy(model, head=head, temperature=0.8)
+    exact = policy.stats(packed(whole))
+    bounds = policy.stats(replace(packed(), **likeliest(whole, count)))
+    assert bounds.kl_rollout is None and torch.equal(bounds.logprobs, exact.logprobs)
+    assert not bounds.kl_rollout_lower.requires_grad and not bounds.tv_rollout_upper.requires_grad
+    for row, response in enumerate(RESPONSES):
+        inside = slice(0, len(response))
+        p, q = whole[row].double().exp(), torch.softmax(logits_of(model, row) / 0.8, dim=-1)
+        kl, tv = (p * (p / q).log()).sum(-1), 0.5 * (p - q).abs().sum(-1)
+        lower, least, most = (
+            getattr(bounds, name)[row, inside].double()
+            for name in ("kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper")
+        )
+        if tight:
+            assert torch.allclose(lower, kl, atol=1e-4) and torch.allclose(least, tv, atol=1e-4)
+            assert torch.allclose(most, tv, atol=1e-4)
+        else:
+            assert (lower < kl).all() and (least < tv).any() and (most > tv).all()
+            top = p.topk(3, dim=-1).indices
+            ours, theirs = q.gather(1, top), p.gather(1, top)
+            tails = 2 - ours.sum(-1) - theirs.sum(-1)
+            assert torch.allclose(most, (0.5 * ((ours - theirs).abs().sum(-1) + tails)).clamp(max=1), atol=1e-5)
+        assert not bounds.tv_rollout_upper[row, len(response) :].any()
+
+
+@pytest.mark.parametrize("head", [HeadForm(), None])
+def test_a_support_that_is_reported_in_full_needs_no_whole_distributions(model, head):
+    """At most 5 of 14 tokens can be sampled and 6 are reported: the numbers are those of whole distributions."""
+    kept = tuple(
+        torch.log_softmax(d.masked_fill(d < d.topk(5, dim=-1).values[:, -1:], -torch.inf), dim=-1)
+        for d in some_distributions()
+    )
+    for row, response in enumerate(RESPONSES):  # what was sampled is among them
+        kept[row].scatter_(1, torch.tensor(response)[:, None], 0.0)
+    kept = tuple(torch.log_softmax(d, dim=-1) for d in kept)
+    policy = Policy(model, renormalize=True, entropy_gradient=True, head=head)
+    whole, top = policy.stats(packed(kept)), policy.stats(replace(packed(), **likeliest(kept, 7)))
+    for name in ("logprobs", "entropy", "kl_rollout", "tv_rollout", "chi2_rollout"):
+        assert torch.allclose(getattr(top, name), getattr(whole, name), rtol=1e-4, atol=1e-5), name
+    assert torch.allclose(top.kl_rollout_lower, whole.kl_rollout, atol=1e-4)
+    slopes = [torch.autograd.grad((s.logprobs + s.entropy).sum(), list(model.parameters())) for s in (whole, top)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*slopes, strict=True))
+
+
+def test_a_support_beyond_the_reported_tokens_is_refused(model):
+    reported = likeliest(some_distributions(dropped=0.3), 3)
+    with pytest.raises(DataError, match=r"at \d+ of 15 tokens .* more than the 3 tokens .*raise engine.top_logprobs"):
+        Policy(model, renormalize=True).stats(replace(packed(), **reported))
+    # without renormalisation the rest is a tail, and the bounds hold
+    assert Policy(model).stats(replace(packed(), **reported)).tv_rollout_upper.max() <= 1
+
+
+def test_both_reports_together_give_both_kinds_of_numbers(model):
+    whole = some_distributions(dropped=0.2)
+    for renormalize in (True, False):
+        stats = Policy(model, renormalize=renormalize).stats(replace(packed(whole), **likeliest(whole, 4)))
+        mask = packed().response_mask
+        assert (stats.kl_rollout_lower <= stats.kl_rollout + 1e-5)[mask].all()
+        if renormalize:
+            assert (stats.tv_rollout_lower <= stats.tv_rollout + 1e-5)[mask].all()
+            assert (stats.tv_rollout_upper >= stats.tv_rollout - 1e-5)[mask].all()
+
+
+def test_rows_and_order_keep_their_reports(model):
+    whole = some_distributions()
+    sequences = replace(packed(), **likeliest(whole, 3))
+    together = Policy(model).stats(sequences)
+    picked = torch.tensor([2, 0])
+    apart = stats_of(Policy(model), sequences, picked, max_tokens=8)
+    for name in ("kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper"):
+        assert torch.allclose(getattr(apart, name), getattr(together, name)[picked], atol=1e-5)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from holdfast.errors import DataError
+from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.store import read_rollouts
 from holdfast.tasks.verify import InProcess
 from holdfast.train.checkpoint import latest_checkpoint, load_state
@@ -221,6 +221,47 @@ def test_engine_without_distributions_measures_no_exact_kl(small_run):
     folder, _ = small_run("sampled", "--engine.exact_kl", "false", "--steps", "1")
     record = folder.read_metrics()[1]
     assert "kl_exact_mean" not in record and "bounds" not in record and "rollout_k3_mean" in record
+
+
+TOP = ["--engine.exact_kl", "false", "--engine.top_logprobs", "4", "--objective.detector", "kl_lower"]
+
+
+def test_likeliest_tokens_alone_bound_what_whole_distributions_measure(small_run):
+    """The same engine and seed: the same rollouts. δ is tight enough that the mask rejects by the bound."""
+    steps = ["--steps", "1", "--objective.delta", "1e-4"]
+    exact, _ = small_run("exact", "--objective.detector", "kl_exact", *steps)
+    top, _ = small_run("top", *TOP, *steps)
+    whole, bounds = exact.read_metrics()[1], top.read_metrics()[1]
+    assert whole["abs_log_ratio_mean"] == bounds["abs_log_ratio_mean"] and "kl_exact_mean" not in bounds
+    for end in ("mean", "max"):
+        assert 0 < bounds[f"kl_lower_{end}"] <= whole[f"kl_exact_{end}"] + 1e-7
+        assert bounds[f"tv_lower_{end}"] <= bounds[f"tv_upper_{end}"] <= 1
+    assert 0 < bounds["masked_sequences"] <= whole["masked_sequences"] < 1
+    kept = {bool(all(r.trust_mask)) for r in read_rollouts(top.path / "rollouts" / "step_0001.parquet")}
+    assert kept == {True, False}
+    assert bounds["bounds"]["unified"] > 0, "an upper bound of TV may feed a bound on the error"
+
+
+def test_a_run_with_likeliest_tokens_alone_is_resumed_bit_for_bit(small_run):
+    whole, _ = small_run("whole", *TOP)
+    asked = iter([False, False, True])
+    small_run("cut", *TOP, stop=lambda: next(asked))
+    cut, _ = small_run("cut", *TOP, resume=True)
+    assert same_weights(cut, whole) and cut.read_metrics()[-1]["kl_lower_max"] > 0
+
+
+def test_a_truncated_support_within_the_reported_tokens_is_the_trainer_s_too(small_run):
+    folder, _ = small_run(
+        "top_k", "--engine.precision", "float32", "--engine.lag", "0", "--steps", "1", "--sampling.top_k", "3",
+        "--engine.exact_kl", "false", "--engine.top_logprobs", "4",
+    )  # fmt: skip
+    record = folder.read_metrics()[1]
+    assert record["abs_log_ratio_max"] < 1e-3 and record["kl_exact_max"] < 1e-5 and record["tv_upper_max"] < 1e-2
+
+
+def test_a_mask_on_bounds_that_nobody_asked_the_engine_for_is_refused(small_run):
+    with pytest.raises(ConfigError, match=r"needs kl_rollout_lower.* engine.top_logprobs = 0; set it .* 20"):
+        small_run("run", "--objective.detector", "kl_lower")
 
 
 def test_a_reference_penalty_measures_from_the_warm_start(small_run):

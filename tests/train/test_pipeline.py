@@ -92,6 +92,20 @@ def test_no_death_changes_a_number(small_run, engines):
     assert trained == [[16 * step, 16 * step + 15] for step in range(6)]
 
 
+def test_likeliest_tokens_come_with_the_pieces_they_belong_to(small_run, engines):
+    """Bounds from top-4 in a run whose engine dies and whose trainer is stopped: nothing but the time differs."""
+    top = [*AHEAD, "--steps", "3", "--engine.exact_kl", "false", "--engine.top_logprobs", "4"]
+    whole, _ = small_run("whole", *top, "--objective.detector", "tv_upper")
+    engines.deaths = [0]
+    asked = iter([False, True])
+    small_run("cut", *top, "--objective.detector", "tv_upper", stop=lambda: next(asked))
+    cut, _ = small_run("cut", *top, "--objective.detector", "tv_upper", resume=True)
+    assert numbers(cut) == numbers(whole) and weights(cut) == weights(whole)
+    for record in whole.read_metrics()[1:]:
+        assert "kl_exact_mean" not in record
+        assert 0 < record["tv_lower_mean"] < record["tv_upper_mean"] <= record["tv_upper_max"] <= 1
+
+
 def test_a_resumed_run_repeats_the_rounds_that_were_under_way(small_run, engines):
     whole, _ = small_run("whole", *AHEAD)
     asked = iter([False, False, False, True])

@@ -14,7 +14,7 @@ from torch import Tensor
 from holdfast.errors import ConfigError, DataError
 from holdfast.tasks.base import Environment, Problem, Task
 from holdfast.train.episodes import Episode
-from holdfast.train.forward import Sequences
+from holdfast.train.forward import ENGINE_FIELDS, Sequences
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,10 @@ def assemble(source: PromptSource, episodes: Sequence[Episode], rewards: Sequenc
         prompts.token_ids, responses, source.tokenizer.pad_token_id, [episode.sampled for episode in episodes]
     )
     mask = sequences.response_mask
-    known = [e.distributions for e in episodes if e.distributions is not None]
-    if len(known) == len(episodes):
-        sequences = replace(sequences, distributions=tuple(known))
+    for name in ENGINE_FIELDS:
+        known = [value for e in episodes if (value := getattr(e, name)) is not None]
+        if len(known) == len(episodes):
+            sequences = replace(sequences, **{name: tuple(known)})
     logprobs = torch.zeros(mask.shape)
     logprobs[mask] = torch.cat([e.logprobs for e in episodes if e.logprobs is not None])
     return Rollouts(

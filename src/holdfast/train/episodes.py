@@ -170,6 +170,7 @@ def _spoken(episode: Episode, answer: tuple[int, ...], version: int) -> Episode:
 
 
 def _joined(before: Tensor | None, piece: Tensor | None) -> Any:
-    if before is None or piece is None:
-        return None if piece is None else piece.cpu()
-    return torch.cat([before, piece.cpu()])
+    if piece is None:
+        return None
+    piece = piece.to("cpu", torch.float32 if piece.is_floating_point() else torch.int32)
+    return piece if before is None else torch.cat([before, piece])

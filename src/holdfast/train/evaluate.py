@@ -23,7 +23,7 @@ def evaluate(run: Run) -> dict[str, float]:
 def _accuracy(run: Run, sampling: Sampling) -> float:
     count, seed = run.config.evaluation.problems, derive_seed(run.config.seed, "evaluate")
     prompts = run.source.draw(seed, count, "eval")
-    writing = replace(run.writing, sampling=sampling, distributions=False)
+    writing = replace(run.writing, sampling=sampling, distributions=False, top=0)
     drawn = derive_seed(seed, run.step)
     episodes = writing.advance(
         run.judge,

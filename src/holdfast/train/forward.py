@@ -14,12 +14,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from holdfast.core.divergences import exact_from_logits
+from holdfast.core.divergences import exact_from_logits, top_k
+from holdfast.errors import DataError
 from holdfast.kernels import lm_head_stats
 from holdfast.train.head import HeadForm, hidden_states
 from holdfast.types import TokenStats
 
 DIVERGENCES = ("kl_rollout", "tv_rollout", "chi2_rollout")
+BOUNDS = ("kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper")
+ENGINE_FIELDS = ("distributions", "top_ids", "top_logprobs")
+"""Of `Sequences`: what an engine may report of each draw beside its log-probability."""
 Places = tuple[Tensor, Tensor, Tensor]
 """Token ids [b, L] with the row [N] and position [N] of each token that is predicted."""
 
@@ -29,7 +33,8 @@ class Sequences:
     """Prompts with their responses, concatenated and right padded: B sequences, L tokens, T response tokens.
 
     `response_lengths` count a tool's tokens too; `response_mask` is True on the policy's own alone. `distributions`
-    are the engine's full log-distributions, one row per sampled token of each sequence, -inf outside its support.
+    are the engine's full log-distributions, one row per sampled token of each sequence, -inf outside its support;
+    `top_ids` and `top_logprobs` those of its K likeliest tokens alone, which take [N, K] where the others take [N, V].
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -37,6 +42,8 @@ class Sequences:
     response_lengths: Int[Tensor, " B"]
     response_mask: Bool[Tensor, "B T"]
     distributions: tuple[Float[Tensor, "_ V"], ...] | None = None
+    top_ids: tuple[Int[Tensor, "_ K"], ...] | None = None
+    top_logprobs: tuple[Float[Tensor, "_ K"], ...] | None = None
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
@@ -46,14 +53,43 @@ class Sequences:
     def select(self, rows: Int[Tensor, " b"]) -> Sequences:
         """These rows, without the padding that none of them needs; T stays, so that it matches the batch's."""
         longest = int(self.lengths[rows].max())
-        full = self.distributions
+        known = {name: values for name in ENGINE_FIELDS if (values := getattr(self, name)) is not None}
         return Sequences(
             input_ids=self.input_ids[rows, :longest],
             prompt_lengths=self.prompt_lengths[rows],
             response_lengths=self.response_lengths[rows],
             response_mask=self.response_mask[rows],
-            distributions=None if full is None else tuple(full[i] for i in rows.tolist()),
+            **{name: tuple(values[i] for i in rows.tolist()) for name, values in known.items()},
         )
+
+    def reported(self, device: torch.device) -> Reported:
+        """What the engine said of all sampled tokens, in one piece."""
+        parts = {name: values for name in ENGINE_FIELDS if (values := getattr(self, name)) is not None}
+        joined = {name: torch.cat(values).to(device) for name, values in parts.items()}
+        if "top_ids" in joined:
+            joined["top_ids"] = joined["top_ids"].long()
+        return Reported(**joined)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What the engine said of N draws: whole log-distributions, its K likeliest tokens, both or neither."""
+
+    distributions: Float[Tensor, "N V"] | None = None
+    top_ids: Int[Tensor, "N K"] | None = None
+    top_logprobs: Float[Tensor, "N K"] | None = None
+
+    @property
+    def knows_support(self) -> bool:
+        """Whether it tells which tokens the engine could sample, at least in part."""
+        return self.distributions is not None or self.top_ids is not None
+
+    def bounds(self, chosen: Float[Tensor, "N K"] | None) -> dict[str, Tensor]:
+        """Bounds of KL and TV, given the policy's log-probabilities of the same K tokens."""
+        if chosen is None or self.top_logprobs is None:
+            return {}
+        found = top_k(chosen.detach(), self.top_logprobs)
+        return dict(zip(BOUNDS, (found.kl_lower.value, found.tv_lower.value, found.tv_upper.value), strict=True))
 
 
 @runtime_checkable
@@ -71,7 +107,8 @@ class Policy:
     are removed before the softmax, so that both policies are distributions over the same set. Entropy carries a
     gradient only where `entropy_gradient` asks for one. `head` says how logits follow from hidden states, for
     `holdfast.kernels.lm_head_stats`; without it all logits are made. With `autocast` the model multiplies in bfloat16
-    whatever its weights are kept in.
+    whatever its weights are kept in. Where the engine gave no whole distributions, the support must fit into its K
+    likeliest tokens.
     """
 
     model: Any
@@ -82,27 +119,30 @@ class Policy:
     autocast: bool = False
 
     def stats(self, sequences: Sequences) -> TokenStats:
-        """Log-probabilities (with gradient), entropy and, where distributions are known, exact KL, TV and χ².
+        """Log-probabilities (with gradient), entropy and what the engine's report allows of divergences.
 
-        All [B, T] and zero outside the response mask; nats; on the device of the mask. Divergences are of this policy
-        from the rollout policy; where this policy is not renormalised on the rollout's support, KL counts the mass
-        that it wastes.
+        Whole distributions give exact KL, TV and χ², the likeliest tokens bounds of KL and TV. All [B, T] and zero
+        outside the response mask; nats; on the device of the mask. Divergences are of this policy from the rollout
+        policy; where this policy is not renormalised on the rollout's support, KL counts the mass that it wastes.
+
+        Raises:
+            DataError: this policy must be renormalised on a support that the engine did not report in full.
         """
         mask = sequences.response_mask
         row, offset = mask.nonzero(as_tuple=True)
         position = sequences.prompt_lengths[row] + offset
         device = self.model.device
         targets = sequences.input_ids[row, position].to(device)
-        rollout = None if sequences.distributions is None else torch.cat(sequences.distributions).to(device)
+        reported = sequences.reported(device)
         places = (sequences.input_ids.to(device), row.to(device), (position - 1).to(device))
-        if self.head is None or (self.renormalize and rollout is not None):
-            values = self._from_logits(places, targets, rollout)
+        if self.head is None or (self.renormalize and reported.knows_support):
+            values = self._from_logits(places, targets, reported)
         else:
-            values = self._from_hidden(self.head, places, targets, rollout)
+            values = self._from_hidden(self.head, places, targets, reported)
         return TokenStats(**{name: _scatter(value.to(mask.device), mask) for name, value in values.items()})
 
     def _from_hidden(
-        self, form: HeadForm, places: Places, targets: Int[Tensor, " N"], rollout: Float[Tensor, "N V"] | None
+        self, form: HeadForm, places: Places, targets: Int[Tensor, " N"], reported: Reported
     ) -> dict[str, Tensor]:
         """By the LM-head kernels: no [N, V] tensor but the engine's own, where it gave one."""
         with self._precision():
@@ -112,17 +152,17 @@ class Policy:
             form.of(self.model, hidden.dtype),
             targets,
             temperature=self.temperature,
-            rollout=rollout,
-            outputs=("entropy",) if rollout is None else ("entropy", *DIVERGENCES),
+            rollout=reported.distributions,
+            outputs=("entropy",) if reported.distributions is None else ("entropy", *DIVERGENCES),
+            gather_ids=reported.top_ids,
         )
         if found.entropy is not None and not self.entropy_gradient:
             found = replace(found, entropy=found.entropy.detach())
         values = {name: getattr(found, name) for name in ("logprobs", "entropy", *DIVERGENCES)}
-        return {name: value for name, value in values.items() if value is not None}
+        known = {name: value for name, value in values.items() if value is not None}
+        return known | reported.bounds(found.gathered_logprobs)
 
-    def _from_logits(
-        self, places: Places, targets: Int[Tensor, " N"], rollout: Float[Tensor, "N V"] | None
-    ) -> dict[str, Tensor]:
+    def _from_logits(self, places: Places, targets: Int[Tensor, " N"], reported: Reported) -> dict[str, Tensor]:
         """By all logits: for heads that cannot be reached, and to remove what lies outside the support."""
         input_ids, row, position = places
         with self._precision():
@@ -131,6 +171,9 @@ class Policy:
             else:
                 logits = self.head.logits(self.model, hidden_states(self.model, *places))
         logits = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
+        if self.renormalize and reported.distributions is None and reported.top_ids is not None:
+            logits, targets, reported = _on_support(logits, targets, reported)
+        rollout, top_ids = reported.distributions, reported.top_ids
         drift = {} if rollout is None else self._divergences(logits.detach(), rollout)
         if rollout is not None and self.renormalize:
             logits = logits.masked_fill(rollout == -torch.inf, -torch.inf)
@@ -140,6 +183,7 @@ class Policy:
             "logprobs": sampled,
             "entropy": entropy(log_policy if self.entropy_gradient else log_policy.detach()),
             **drift,
+            **reported.bounds(None if top_ids is None else log_policy.gather(1, top_ids)),
         }
 
     def _precision(self) -> torch.autocast:
@@ -153,6 +197,24 @@ class Policy:
             "tv_rollout": exact.tv.value.clamp(0.0, 1.0),
             "chi2_rollout": exact.chi2.value.clamp_min(0.0),
         }
+
+
+def _on_support(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], reported: Reported
+) -> tuple[Float[Tensor, "N K"], Int[Tensor, " N"], Reported]:
+    """The same tokens with the K reported ones for a vocabulary: all that the engine could sample is among them."""
+    ids, logprobs = reported.top_ids, reported.top_logprobs
+    assert ids is not None and logprobs is not None
+    open_rows = int((logprobs[:, -1] > -torch.inf).sum())
+    if open_rows:
+        raise DataError(
+            f"at {open_rows} of {len(ids)} tokens the engine could sample more than the {ids.shape[1]} tokens that it "
+            "reported, so the trainer cannot renormalise on the same ones: raise engine.top_logprobs, or set "
+            "engine.exact_kl = true for whole distributions"
+        )
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    targets = (ids == targets[:, None]).int().argmax(dim=1)
+    return logits.gather(1, ids), targets, Reported(logprobs, places, logprobs)
 
 
 def entropy(log_policy: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:

@@ -77,20 +77,23 @@ def reward_metrics(scores: Sequence[Score]) -> dict[str, Any]:
 def drift_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
     """How far the trainer's policy, before its update, is from the one that sampled; nats per token."""
     mask, stats = rollouts.sequences.response_mask, updated.stats
-    difference = stats.logprobs - rollouts.rollout_logprobs
-    log_ratio = difference[mask]
-    record: dict[str, Any] = {"rollout_k1_mean": float(k1(log_ratio).value.mean())}
+    log_ratio = stats.logprobs - rollouts.rollout_logprobs
+    record: dict[str, Any] = {"rollout_k1_mean": float(k1(log_ratio).value[mask].mean())}
     for name, value in (
         ("rollout_k2", k2(log_ratio).value),
         ("rollout_k3", k3(log_ratio).value),
         ("abs_log_ratio", abs_log(log_ratio).value),
-        ("kl_exact", None if stats.kl_rollout is None else stats.kl_rollout[mask]),
+        ("kl_exact", stats.kl_rollout),
+        ("kl_lower", stats.kl_rollout_lower),
+        ("tv_lower", stats.tv_rollout_lower),
+        ("tv_upper", stats.tv_rollout_upper),
     ):
         if value is not None:
-            record |= {f"{name}_mean": float(value.mean()), f"{name}_max": float(value.max())}
+            kept = value[mask]
+            record |= {f"{name}_mean": float(kept.mean()), f"{name}_max": float(kept.max())}
     if stats.entropy is not None:
         record["entropy"] = float(stats.entropy[mask].mean())
-    return record | {"drift_by_position": drift_by_position(mask, difference, stats.kl_rollout)}
+    return record | {"drift_by_position": drift_by_position(mask, log_ratio, stats.kl_rollout)}
 
 
 def drift_by_position(
@@ -122,10 +125,11 @@ def update_metrics(updated: Updated) -> dict[str, Any]:
 def bound_metrics(updated: Updated) -> dict[str, Any]:
     """What the drift at this step's contexts can cost, by every bound; halved values, a reward lying in [0, 1].
 
-    A commentary, not a certificate: maxima are over the contexts that were sampled. Nothing without exact KL.
+    A commentary, not a certificate: maxima are over the contexts that were sampled. Nothing without exact KL or an
+    upper bound of TV.
     """
     stats = updated.stats
-    if stats.kl_rollout is None:
+    if stats.kl_rollout is None and stats.tv_rollout_upper is None:
         return {}
     if stats.chi2_rollout is not None and not bool(torch.isfinite(stats.chi2_rollout).all()):
         stats = replace(stats, chi2_rollout=None)

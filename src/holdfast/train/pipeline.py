@@ -17,7 +17,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from holdfast.train.ledger import Ledger
 from holdfast.train.sampler import step_episodes
 from holdfast.train.worker import Answer, Round, receive, send, serve
 
-_WRITTEN = ("token_ids", "sampled", "versions", "turn_ids", "logprobs", "distributions", "finish_reason")
+_WRITTEN = [f.name for f in fields(Episode) if f.name not in ("sequence_id", "problem", "prompt_ids")]
 
 
 class Died(Exception):

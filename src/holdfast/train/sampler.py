@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
 from holdfast.rollout.engine import Engine, Sampling
 from holdfast.tasks.base import Environment
 from holdfast.train.config import RunConfig
 from holdfast.train.data import Prompts, PromptSource
 from holdfast.train.episodes import Episode, Writing
+from holdfast.train.forward import BOUNDS, DIVERGENCES
 from holdfast.train.seeds import derive_seed
 
 
@@ -117,6 +119,7 @@ def writing_of(config: RunConfig, source: PromptSource, objective: Objective) ->
     return Writing(
         sampling_of(config),
         distributions=wants_distributions(config, objective),
+        top=wanted_top(config, objective),
         reply=source.answer if talks else None,
         max_turns=task.max_turns if talks else 1,
     )
@@ -135,6 +138,26 @@ def sampling_of(config: RunConfig) -> Sampling:
 
 
 def wants_distributions(config: RunConfig, objective: Objective) -> bool:
-    """Whether the engine must return whole distributions: for exact KL, and to know the support it sampled from."""
+    """Whether the engine must return whole distributions: for exact divergences, and to know its support.
+
+    A support that top-K reports in full is known without them, and so are the divergences on it.
+    """
     renormalize = config.sampling.truncates and config.sampling.trainer_support == "processed"
-    return config.engine.exact_kl or renormalize or "kl_rollout" in objective.needs
+    reported = renormalize and 0 < config.sampling.top_k < config.engine.top_logprobs
+    exact = not objective.needs.isdisjoint(DIVERGENCES)
+    return config.engine.exact_kl or ((renormalize or exact) and not reported)
+
+
+def wanted_top(config: RunConfig, objective: Objective) -> int:
+    """How many likeliest tokens the engine must report per position.
+
+    Raises:
+        ConfigError: the objective reads bounds that follow from them, and none are asked for.
+    """
+    bounds = sorted(objective.needs & set(BOUNDS))
+    if bounds and not config.engine.top_logprobs:
+        raise ConfigError(
+            f"the objective needs {' and '.join(bounds)}, bounds that follow from the engine's likeliest tokens, but "
+            "engine.top_logprobs = 0; set it to a number that the engine can report, for example 20"
+        )
+    return config.engine.top_logprobs

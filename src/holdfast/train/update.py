@@ -17,7 +17,7 @@ from torch import Tensor
 from holdfast.errors import DataError
 from holdfast.objectives.metrics import merge_metrics
 from holdfast.objectives.objective import Objective, Plan
-from holdfast.objectives.whole_step import whole_step_parts
+from holdfast.objectives.whole_step import stand_in, whole_step_parts
 from holdfast.train.config import RunConfig
 from holdfast.train.data import Rollouts
 from holdfast.train.forward import Looks, Policy, Sequences, gather_stats, micro_batches, stats_of
@@ -167,9 +167,7 @@ class Updater:
 
     def _plan(self, batch: Batch, stats: TokenStats | None, step: int) -> Plan:
         """Whole-batch statistics; without `stats` the plan is known to ignore the policy and anything may stand in."""
-        if stats is None:
-            zeros = torch.zeros(batch.response_mask.shape)
-            stats = TokenStats(logprobs=zeros, **dict.fromkeys(KNOWN_STATS, zeros))
+        stats = stand_in(batch.response_mask)[1] if stats is None else stats
         return self.objective.prepare(batch, stats, step=step - 1)
 
     def _apply(self, step: int) -> Tensor:
@@ -183,9 +181,6 @@ class Updater:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         return norm
-
-
-KNOWN_STATS = ("entropy", "kl_rollout", "tv_rollout", "chi2_rollout")
 
 
 @dataclass(frozen=True)
