@@ -68,3 +68,19 @@ def test_a_run_samples_from_the_policy_it_trains_also_after_it_was_resumed(tmp_p
     assert all(abs(a - b) > 1e-2 for a, b in itertools.pairwise(entropies))
     assert max(record["kl_exact_max"] for record in records) < 1e-7
     assert all(record["reward_std"] > 0 for record in records)
+
+
+def test_a_run_on_likeliest_tokens_alone(tmp_path):
+    """bfloat16 against float32, so that there is drift; top-5 beside whole distributions, then alone."""
+    (tmp_path / "run.toml").write_text(CONFIG)
+    top = ["--engine.precision", "bfloat16", "--engine.top_logprobs", "5", "--objective.detector", "kl_lower"]
+    for name, more in (("both", []), ("alone", ["--engine.exact_kl", "false"])):
+        (tmp_path / name).mkdir()
+        for record in train(tmp_path / name, str(tmp_path / "run.toml"), *top, *more, "--objective.delta", "1e-6"):
+            assert 0 < record["kl_lower_mean"] < record["kl_lower_max"]
+            assert 0 < record["tv_lower_mean"] < record["tv_upper_mean"] < 1
+            assert 0 < record["masked_sequences"], "the mask reads the bound"
+            assert ("kl_exact_mean" in record) == (name == "both")
+            if name == "both":
+                assert record["kl_lower_mean"] <= record["kl_exact_mean"] + 1e-6
+                assert record["kl_lower_max"] <= record["kl_exact_max"] + 1e-6
