@@ -15,6 +15,9 @@ from holdfast.tasks.answers import answer_of, exact, last_number, numeric
         ("$1,234,567.5 in all", Fraction(2469135, 2)),
         ("first 3, then 4", Fraction(4)),
         ("3/4", Fraction(3, 4)),
+        ("3 / 4", Fraction(3, 4)),
+        ("options 1,23", Fraction(23)),
+        ("1e100", Fraction(10) ** 100),
         ("50 %", Fraction(1, 2)),
         ("1e-3", Fraction(1, 1000)),
         (".5", Fraction(1, 2)),
@@ -23,6 +26,8 @@ from holdfast.tasks.answers import answer_of, exact, last_number, numeric
         ("", None),
         ("1/0", None),
         ("1e999999999", None),
+        ("1e-999999999", None),
+        ("1E2000", None),
     ],
 )
 def test_the_last_number_is_read_exactly(text, value):
@@ -34,6 +39,8 @@ def test_the_last_number_is_read_exactly(text, value):
     [
         ("1,000", "1000.0", 1.0),
         ("0.3333333", "1/3", 1.0),
+        ("1", "1.000001", 1.0),
+        ("1.000001", "1", 1.0),
         ("0.333", "1/3", 0.0),
         ("0", "0", 1.0),
         ("1e-9", "0", 0.0),
@@ -47,7 +54,7 @@ def test_numbers_are_compared_to_a_millionth(answer, expected, reward):
 
 
 def test_texts_are_compared_after_stripping():
-    assert exact(" yes\n", "yes") == 1.0 and exact("Yes", "yes") == 0.0
+    assert exact(" yes\n", "yes") == exact("yes", " yes\n") == 1.0 and exact("Yes", "yes") == 0.0
 
 
 def test_the_answer_follows_the_last_marker():

@@ -15,6 +15,7 @@ def test_solutions_are_right_when_the_tool_is_asked():
     for problem in task.problems(0, 20, "train"):
         assert int(problem.answer) == eval(problem.prompt.rstrip("="))
         turns = problem.solution.split("\n")
+        assert task.max_turns == 2 * len(turns), "room for mistakes"
         assert len(turns) == 6 and [task.reply(problem, turn) is None for turn in turns] == [False] * 5 + [True]
         assert task.reward(problem, "".join(turns)) == 1.0
         # Every number of a call was in the prompt or in an earlier answer: the policy never has to calculate.
@@ -34,12 +35,26 @@ def test_solutions_are_right_when_the_tool_is_asked():
         ("12*", "?;"),
         ("1*2*3", "?;"),
         ("", "?;"),
+        ("1234567890*3", "?;"),
         ("#36", None),
+        ("so it is #36", None),
     ],
 )
 def test_the_tool(turn, answer):
     task = get_task("calculator")
     assert task.reply(task.problems(0, 1, "train")[0], turn) == answer
+
+
+def test_the_longest_answer_is_not_cut():
+    task = get_task("calculator", terms=1)
+    (problem,) = task.problems(0, 1, "train")
+    assert len(task.reply(problem, "999999999*999999999")) <= task.reply_tokens
+
+
+def test_the_answer_is_the_whole_number():
+    task = get_task("calculator", terms=1)
+    (problem,) = task.problems(0, 1, "train")
+    assert task.reward(problem, f"#{problem.answer}") == 1.0 and task.reward(problem, f"#{problem.answer}0") == 0.0
 
 
 def test_the_tool_s_answer_is_context_not_response():
@@ -59,6 +74,7 @@ def test_a_careless_teacher_misreads_and_gets_it_wrong():
     right = sum(task.reward(p, task.sloppy(p, 0, 0.2)) for p in problems) / 200
     assert 0.3 < right < 0.55, "four numbers, each right with .8 or by luck: .8^4 = .41"
     assert all(task.sloppy(p, 0, 0.0) == p.solution for p in problems)
+    assert any(task.sloppy(p, 0, 0.2) != task.sloppy(p, 1, 0.2) for p in problems)
 
 
 def test_an_instruction_stands_before_every_prompt():
@@ -70,9 +86,14 @@ def test_an_instruction_stands_before_every_prompt():
 
 
 def test_splits_are_disjoint_and_options_are_checked():
-    task = get_task("calculator", terms=2, digits=2)
+    task = get_task("calculator", terms=1, digits=1)
     train, held_out = ({p.prompt for p in task.problems(0, 200, split)} for split in ("train", "eval"))
-    assert not train & held_out
+    assert not train & held_out, "there are 81 prompts in all"
+    wide = get_task("calculator", terms=2, digits=2)
+    prompts = [p.prompt for p in wide.problems(0, 20, "train")]
+    assert prompts == [p.prompt for p in wide.problems(0, 20, "train")]
+    assert prompts != [p.prompt for p in wide.problems(1, 20, "train")]
+    assert all(len(number) == 2 for p in prompts for number in p.rstrip("=").replace("+", "*").split("*"))
     with pytest.raises(ConfigError, match=r"task.terms = 9: must be in \[1, 8\]; nearest valid value: 8"):
         get_task("calculator", terms=9)
 

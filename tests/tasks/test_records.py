@@ -5,6 +5,7 @@ import pytest
 
 from holdfast.errors import ConfigError, DataError
 from holdfast.tasks import get_task
+from holdfast.tasks.base import in_split
 
 
 def write(path, records):
@@ -55,6 +56,8 @@ def test_a_held_out_file_and_other_names(tmp_path):
         ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"', "line 2: not JSON"),
         ('{"prompt": "a", "reply": "b"}', "line 1: no field 'answer' .found: prompt, reply.; set task.prompt_key"),
         ("[1]", "line 1: no field 'prompt' .found: list."),
+        ('{"prompt": "a", "answer": null}', "line 1: field 'answer' is NoneType: text or a number is needed"),
+        ('{"prompt": "a", "answer": "b"}\n  \n[1]', "line 3: no field 'prompt'"),
     ],
 )
 def test_a_bad_file_names_the_line(tmp_path, text, message):
@@ -65,8 +68,15 @@ def test_a_bad_file_names_the_line(tmp_path, text, message):
 
 
 def test_what_cannot_be_done_says_why(tmp_path, questions):
+    missing = str(tmp_path / "missing.jsonl")
+    for key, paths in {
+        "path": {"path": missing},
+        "eval_path": {"path": questions, "eval_path": missing},
+    }.items():
+        with pytest.raises(ConfigError, match=rf"task\.{key} = .*there is no such file"):
+            get_task("jsonl", **paths)
     with pytest.raises(ConfigError, match="there is no such file"):
-        get_task("jsonl", path=str(tmp_path / "missing.jsonl"))
+        get_task("jsonl", path=str(tmp_path))
     task = get_task("jsonl", path=questions)
     with pytest.raises(ConfigError, match=r"no sloppy teacher: set warm_start.sloppy_steps = 0"):
         task.sloppy(task.problems(0, 1, "train")[0], 0, 0.1)
@@ -80,8 +90,26 @@ def test_numbers_and_marked_reference_answers(tmp_path):
     (problem,) = task.problems(0, 1, "train")
     assert problem.prompt == "Q: a!" and problem.answer == "1,007"
     assert task.reward(problem, "so #### 1007.0") == 1.0 and task.reward(problem, "1007") == 0.0
+    assert "#" in get_task("jsonl", path=path, answer_key="prompt", marker="####").alphabet
     with pytest.raises(DataError, match=r"line 1: no '@@' in 'answer'; set task.answer_marker"):
         get_task("jsonl", path=path, answer_marker="@@")
+
+
+def test_a_table_too_small_to_hold_out_a_tenth(tmp_path):
+    one = get_task("jsonl", path=write(tmp_path / "one.jsonl", [{"prompt": "1+1?", "answer": 2}]))
+    assert one.problems(0, 1, "train") == one.problems(0, 1, "eval")
+    prompts = [prompt for prompt in map(str, range(30)) if in_split(prompt, "train")][:9]
+    few = get_task("jsonl", path=write(tmp_path / "few.jsonl", [{"prompt": p, "answer": 0} for p in prompts]))
+    assert len(few.problems(0, 9, "train")) == 9
+    with pytest.raises(DataError, match=r"no prompts for the eval split \(9 in all\).*task\.eval_path"):
+        few.problems(0, 1, "eval")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "judge"), [("exact", None), ("numeric", None), ("math-verify", "math-verify"), ("a.b:c", "a.b:c")]
+)
+def test_who_judges(questions, verifier, judge):
+    assert get_task("jsonl", path=questions, verifier=verifier).judge == judge
 
 
 @pytest.mark.parametrize(
@@ -109,6 +137,9 @@ def test_parquet(tmp_path):
         get_task("parquet", path=str(path))
     with pytest.raises(DataError, match=r"row 1: field 'more' is list: text or a number is needed"):
         get_task("parquet", path=str(path), prompt_key="question", answer_key="more")
+    pq.write_table(pa.table({"prompt": ["a", None], "answer": [1, 2]}), tmp_path / "holes.parquet")
+    with pytest.raises(DataError, match=r"row 2: field 'prompt' is NoneType"):
+        get_task("parquet", path=str(tmp_path / "holes.parquet"))
     (tmp_path / "no.parquet").write_text("{}")
     with pytest.raises(DataError, match="is not a parquet file"):
         get_task("parquet", path=str(tmp_path / "no.parquet"))

@@ -20,6 +20,7 @@ import os, sys, time
 
 def equal(problem, response):
     print("noise on standard output")
+    print("noise on standard error", file=sys.stderr)
     return response == problem.answer
 
 def odd(problem, response):
@@ -38,6 +39,17 @@ def odd(problem, response):
 
 def pid(problem, response):
     return os.getpid()
+
+def session(problem, response):
+    return os.getsid(0)
+
+def meet(problem, response):
+    # Two at the same time, each waiting for the other.
+    own, other = response.split()
+    open(own, "w").close()
+    while not os.path.exists(other):
+        time.sleep(0.01)
+    return 1.0
 """
 
 
@@ -51,10 +63,11 @@ def isolated(name, **options):
     return Isolated(name, **({"timeout": 5.0, "workers": 2} | options))
 
 
-def test_a_function_is_called_by_name_and_what_it_prints_is_dropped(functions):
+def test_a_function_is_called_by_name_and_what_it_prints_is_dropped(functions, capfd):
     scorer = isolated("my_rewards:equal")
     assert scorer([PROBLEM] * 3, ["2", "3", "zwei ½"]) == [Score(1.0), Score(0.0), Score(0.0)]
     scorer.close()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_errors_and_endless_loops_give_zero_and_are_reported_and_the_others_are_not_touched(functions):
@@ -83,6 +96,38 @@ def test_workers_are_processes_of_their_own_and_end_with_the_scorer(functions):
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_workers_work_at_the_same_time(functions, tmp_path):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    scorer = isolated("my_rewards:meet", timeout=20.0)
+    assert scorer([PROBLEM] * 2, [f"{first} {second}", f"{second} {first}"]) == [Score(1.0)] * 2
+    scorer.close()
+
+
+def test_a_ctrl_c_does_not_reach_them(functions):
+    scorer = isolated("my_rewards:session")
+    assert scorer([PROBLEM], ["x"])[0].value != os.getsid(0)
+    scorer.close()
+
+
+def test_a_function_that_cannot_be_loaded_again_says_so_each_time(functions, tmp_path):
+    scorer = isolated("my_rewards:odd", workers=1)
+    scorer([PROBLEM], ["die"])
+    (tmp_path / "my_rewards.py").write_text("import os\n\nos._exit(3)\n")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"task.reward = .*its import ended the process"):
+            scorer([PROBLEM], ["1"])
+        assert scorer.idle.qsize() == 1, "the next response finds a worker"
+    scorer.close()
+
+
+def test_the_working_folder_is_searched(tmp_path, monkeypatch):
+    (tmp_path / "here_only.py").write_text("def always(problem, response):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    scorer = isolated("here_only:always")
+    assert scorer([PROBLEM], [""]) == [Score(1.0)]
+    scorer.close()
+
+
 def test_a_function_that_is_not_there_is_refused_before_anything_starts(functions):
     for name in ("my_rewards:third", "my_rewards", "nowhere:half"):
         with pytest.raises(ConfigError, match=r"task.reward = .*package.module:function"):
@@ -96,9 +141,10 @@ def test_whoever_is_named_judges(functions, tmp_path):
     table = tmp_path / "table.jsonl"
     table.write_text('{"prompt": "1+1=", "answer": "2"}\n')
     naming = get_task("jsonl", path=str(table), verifier="my_rewards:equal")
-    for named, function in ((naming, None), (task, "my_rewards:equal")):
+    for named, function in ((naming, None), (task, "my_rewards:equal"), (naming, "my_rewards:odd")):
         scorer = make_scorer(named, function, timeout=5.0, workers=1)
-        assert isinstance(scorer, Isolated) and scorer([PROBLEM], ["2"]) == [Score(1.0)]
+        expected = 2.0 if function == "my_rewards:odd" else 1.0
+        assert isinstance(scorer, Isolated) and scorer([PROBLEM], ["2"]) == [Score(expected)]
         scorer.close()
 
 

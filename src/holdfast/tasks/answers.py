@@ -44,7 +44,7 @@ def last_number(text: str) -> Fraction | None:
     found = [match for match in NUMBER.finditer(text) if any(map(str.isdigit, match.group()))]
     if not found:
         return None
-    numerator, _, denominator = found[-1].group().replace(",", "").replace(" ", "").partition("/")
+    numerator, _, denominator = found[-1].group().replace(",", "").partition("/")
     if abs(_exponent(numerator)) > 1000 or (denominator and not int(denominator)):
         return None
     value = Fraction(numerator) / int(denominator or 1)

@@ -120,7 +120,7 @@ def rewards_of(scores: Sequence[Score], problems: Sequence[Problem], responses: 
     Raises:
         DataError: not one response could be scored.
     """
-    if scores and all(score.error for score in scores):
+    if all(score.error for score in scores):
         raise DataError(
             f"the reward function {scores[0].error} for prompt {problems[0].prompt!r}, response "
             f"{shorten(responses[0])!r}, and failed for all the others of this step too; make it return a finite "
@@ -157,10 +157,11 @@ class _Judge:
             encoding="utf-8",
             start_new_session=True,  # a Ctrl-C is for the trainer: it must not look like a wrong answer
         )
-        answer, _ = self._exchange(None, START)
+        answer, late = self._exchange(None, START)
         if answer is None or answer["error"]:
             self.end()
-            reason = "its import never ended" if answer is None else answer["error"]
+            silent = "its import never ended" if late else "its import ended the process"
+            reason = silent if answer is None else answer["error"]
             raise ConfigError(
                 f"task.reward = {function!r} cannot be imported ({reason}); write package.module:function and start "
                 "holdfast where the module can be found"
