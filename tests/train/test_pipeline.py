@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -37,17 +38,21 @@ def engines(monkeypatch):
 
 
 def here():
-    """Engines in this process, which die in the rounds named in `deaths`, once for each time that they are named."""
+    """Engines in this process, which die in the rounds named in `deaths`, once for each time that they are named.
+
+    Every round takes them 1000 seconds.
+    """
 
     class Here:
         deaths: ClassVar[list[int]] = []
-        lives = 0
+        lives = ends = 0
 
         def __init__(self, config, folder, running):
             type(self).lives += 1
             self.scribe, self.asked = Scribe(config, folder, running), []
 
         def send(self, task):
+            assert task.weights.is_file(), "a round is asked for when its weights are there"
             self.asked.append(task)
 
         def receive(self, timeout):
@@ -55,10 +60,12 @@ def here():
             if task.number in self.deaths:
                 self.deaths.remove(task.number)
                 raise pipeline.Died("ended with code -9")
-            return self.scribe.play(task)
+            answer = self.scribe.play(task)
+            assert answer.error is not None or answer.cpu_seconds > 0
+            return replace(answer, cpu_seconds=1000.0)
 
         def end(self):
-            self.asked = []
+            type(self).ends += 1
 
     return Here
 
@@ -77,17 +84,40 @@ def test_every_token_is_as_old_as_the_schedule_says(small_run, engines):
         assert min(2, step - 1) <= line["policy_lag_mean"] <= 4
     # Rounds -2 to 7 began ten batches, eight of which were trained on.
     assert summary["sequences"] | {"finished": 0} == {"started": 160, "finished": 0, "trained": 128, "restarts": 0}
-    assert not (folder.path / "engine").exists()
+    # ... and the engine was not asked for the others.
+    assert folder.read_metrics()[8]["rounds_ahead"] == 0
+    assert not (folder.path / "engine").exists() and engines.lives == engines.ends == 1
+
+
+def test_the_engine_s_time_is_counted_in_the_step_that_waits_for_it(small_run, engines):
+    """Step 1 waits for the rounds -2, -1 and 0, every other step for one."""
+    folder, _ = small_run("ahead", *AHEAD)
+    assert [int(line["cpu_seconds"] // 1000) for line in folder.read_metrics()[1:]] == [3, 1, 1, 1, 1, 1]
+
+
+def test_weights_are_kept_for_the_rounds_to_come_and_no_longer(small_run, engines, tmp_path):
+    """After step j round j is next, under version max(0, j - 2)."""
+    kept = []
+
+    def look():
+        kept.append(sorted(int(path.stem.split("_")[1]) for path in tmp_path.glob("ahead/engine/weights_*.pt")))
+        return False
+
+    small_run("ahead", *AHEAD, stop=look)
+    assert kept == [list(range(max(0, step - 2), step + 1)) for step in range(len(kept))] and len(kept) == 6
 
 
 def test_no_death_changes_a_number(small_run, engines):
     whole, _ = small_run("whole", *AHEAD)
     draw = random.Random(0)
     engines.deaths = [-2, *(draw.randrange(-1, 6) for _ in range(4))]
-    deaths = len(engines.deaths)
+    deaths, dead = len(engines.deaths), sorted(engines.deaths)
     cut, summary = small_run("cut", *AHEAD)
     assert numbers(cut) == numbers(whole) and weights(cut) == weights(whole)
-    assert summary["sequences"]["restarts"] == deaths and not engines.deaths
+    assert summary["sequences"]["restarts"] == deaths == cut.read_metrics()[-1]["engine_restarts"]
+    assert not engines.deaths and engines.ends == engines.lives == 2 + deaths
+    redone = [e["redo"] for e in Ledger(cut.ledger).read() if "died" in e]
+    assert [rounds[0] for rounds in redone] == dead and redone[0] == [-2, -1, 0, 1, 2]
     trained = [e["trained"] for e in Ledger(cut.ledger).read() if "trained" in e]
     assert trained == [[16 * step, 16 * step + 15] for step in range(6)]
 
@@ -111,6 +141,9 @@ def test_a_resumed_run_repeats_the_rounds_that_were_under_way(small_run, engines
     asked = iter([False, False, False, True])
     cut, summary = small_run("cut", *AHEAD, stop=lambda: next(asked))
     assert summary["steps"] == 3
+    # As if it had been killed a step after the checkpoint.
+    Ledger(cut.ledger).write(round=3, version=1, started=[80, 95], finished=list(range(48, 64)))
+    Ledger(cut.ledger).write(step=4, trained=[48, 63])
     _, summary = small_run("cut", *AHEAD, resume=True)
     assert numbers(cut) == numbers(whole) and weights(cut) == weights(whole)
     assert summary["sequences"] == json.loads(whole.summary.read_text())["sequences"]

@@ -109,7 +109,7 @@ class Pipelined:
         }
         for version, weights in state["weights"].items():
             torch.save(weights, self._weights(int(version)))
-            self.version = max(self.version, int(version))
+            self.version = int(version)  # the last is the newest
         self.restarts = int(state["restarts"])
         self.ledger.rewind(self.received + 1, self.received)
 
@@ -117,7 +117,6 @@ class Pipelined:
         """End the engine's process and drop its files."""
         if self.engine is not None:
             self.engine.end()
-        self.engine = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _version_of(self, number: int) -> int:
