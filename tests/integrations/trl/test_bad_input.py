@@ -152,11 +152,12 @@ def test_reference_penalty_twice(tmp_path):
         trainer(tmp_path, objective, {"beta": 0.1})
 
 
-def test_trl_settings_become_penalties_and_the_config_stays(tmp_path):
-    args = runs.config(tmp_path, beta=0.1, entropy_coef=0.01, use_bias_correction_kl=False)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_trl_settings_become_penalties_and_the_config_stays(weighted, tmp_path):
+    args = runs.config(tmp_path, beta=0.1, entropy_coef=0.01, use_bias_correction_kl=weighted)
     objective, changed = resolve("grpo", args)
     kl, bonus = objective.penalties
-    assert (kl.coefficient, kl.estimator, kl.policy, kl.ratio_weighted) == (0.1, "k3", "ref", False)
+    assert (kl.coefficient, kl.estimator, kl.policy, kl.ratio_weighted) == (0.1, "k3", "ref", weighted)
     assert bonus.alpha == 0.01
     assert (changed.beta, changed.entropy_coef) == (0.1, 0.0)
     assert (args.beta, args.entropy_coef) == (0.1, 0.01)
