@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -183,7 +184,8 @@ def test_a_looping_function_ends_with_a_trainer_that_was_killed(tmp_path):
     trainer = (
         "import subprocess, sys, time\n"
         f"command = [sys.executable, {judge.__file__!r}, 'endless:loop', {json.dumps([str(tmp_path)])!r}]\n"
-        "judge = subprocess.Popen(command, stdin=subprocess.PIPE)\n"
+        "judge = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "judge.stdout.readline()\n"
         f"judge.stdin.write({request + chr(10)!r}.encode())\n"
         "judge.stdin.flush()\n"
         "print(judge.pid, flush=True)\n"
@@ -191,7 +193,8 @@ def test_a_looping_function_ends_with_a_trainer_that_was_killed(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", trainer], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    judging = Path(f"/proc/{int(process.stdout.readline().split()[0])}")
+    pid = int(process.stdout.readline())
+    judging = Path(f"/proc/{pid}")
     assert judging.exists()
     process.kill()
     process.wait()
@@ -199,4 +202,6 @@ def test_a_looping_function_ends_with_a_trainer_that_was_killed(tmp_path):
     deadline = time.monotonic() + 60
     while judging.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not judging.exists()
+    if left := judging.exists():
+        os.kill(pid, signal.SIGKILL)
+    assert not left

@@ -30,7 +30,6 @@ def load(name: str) -> Callable[[Any, str], Any]:
 
     def equal(problem: Any, response: str) -> float:
         gold = parse(f"${problem.answer}$", parsing_timeout=unlimited)
-        gold = gold or parse(problem.answer, parsing_timeout=unlimited)
         return float(verify(gold, parse(response, parsing_timeout=unlimited), timeout_seconds=unlimited))
 
     return equal
