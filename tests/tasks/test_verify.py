@@ -1,5 +1,6 @@
 """Rewards by somebody's function: in processes of its own that are killed when they take too long."""
 
+import io
 import json
 import os
 import signal
@@ -41,6 +42,9 @@ def odd(problem, response):
 def pid(problem, response):
     return os.getpid()
 
+def greedy(problem, response):
+    return float(sys.stdin.read() == "")
+
 def session(problem, response):
     return os.getsid(0)
 
@@ -69,6 +73,12 @@ def test_a_function_is_called_by_name_and_what_it_prints_is_dropped(functions, c
     assert scorer([PROBLEM] * 3, ["2", "3", "zwei ½"]) == [Score(1.0), Score(0.0), Score(0.0)]
     scorer.close()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_function_that_reads_its_input_takes_no_requests(functions):
+    scorer = isolated("my_rewards:greedy", workers=1)
+    assert scorer([PROBLEM] * 2, ["x", "y"]) == [Score(1.0)] * 2
+    scorer.close()
 
 
 def test_errors_and_endless_loops_give_zero_and_are_reported_and_the_others_are_not_touched(functions):
@@ -118,6 +128,22 @@ def test_a_function_that_cannot_be_loaded_again_says_so_each_time(functions, tmp
         with pytest.raises(ConfigError, match=r"task.reward = .*its import ended the process"):
             scorer([PROBLEM], ["1"])
         assert scorer.idle.qsize() == 1, "the next response finds a worker"
+    scorer.close()
+
+
+def test_a_process_that_ends_before_or_while_it_answers_gives_zero(functions):
+    scorer = isolated("my_rewards:equal", workers=1)
+    worker = scorer.idle.get()
+    assert worker is not None and worker.process.stdout is not None
+    worker.process.stdout.close()
+    worker.process.stdout = io.StringIO('{"value": 1.0')
+    assert worker.ask(PROBLEM, "2", 5.0) == Score(0.0, "ended its process")
+    scorer.idle.put(None)
+    assert scorer([PROBLEM], ["2"]) == [Score(1.0)]
+    worker = scorer.idle.get()
+    worker.process.kill()
+    worker.process.wait()
+    assert worker.ask(PROBLEM, "2", 5.0) == Score(0.0, "ended its process")
     scorer.close()
 
 

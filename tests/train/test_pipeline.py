@@ -16,6 +16,7 @@ from holdfast.rollout.store import read_rollouts
 from holdfast.train import pipeline
 from holdfast.train.checkpoint import latest_checkpoint
 from holdfast.train.configfile import build_config
+from holdfast.train.episodes import Writing
 from holdfast.train.ledger import Account, Ledger, audit
 from holdfast.train.worker import Answer, Scribe
 
@@ -45,11 +46,14 @@ def here():
 
     class Here:
         deaths: ClassVar[list[int]] = []
+        synced: ClassVar[list[int]] = []
         lives = ends = 0
 
         def __init__(self, config, folder, running):
             type(self).lives += 1
             self.scribe, self.asked = Scribe(config, folder, running), []
+            sync = self.scribe.engine.sync
+            self.scribe.engine.sync = lambda model, version: (self.synced.append(version), sync(model, version))
 
         def send(self, task):
             assert task.weights.is_file(), "a round is asked for when its weights are there"
@@ -86,6 +90,8 @@ def test_every_token_is_as_old_as_the_schedule_says(small_run, engines):
     assert summary["sequences"] | {"finished": 0} == {"started": 160, "finished": 0, "trained": 128, "restarts": 0}
     # ... and the engine was not asked for the others.
     assert folder.read_metrics()[8]["rounds_ahead"] == 0
+    # The five rounds of version 0 and every later one load their weights once.
+    assert engines.synced == list(range(6))
     assert not (folder.path / "engine").exists() and engines.lives == engines.ends == 1
 
 
@@ -93,6 +99,20 @@ def test_the_engine_s_time_is_counted_in_the_step_that_waits_for_it(small_run, e
     """Step 1 waits for the rounds -2, -1 and 0, every other step for one."""
     folder, _ = small_run("ahead", *AHEAD)
     assert [int(line["cpu_seconds"] // 1000) for line in folder.read_metrics()[1:]] == [3, 1, 1, 1, 1, 1]
+
+
+def test_no_two_requests_draw_the_same_numbers(small_run, engines, monkeypatch):
+    """Two requests in each of the rounds -2 to 5; evaluations are told by their budget."""
+    seeds, advance = [], Writing.advance
+
+    def spy(self, engine, episodes, *, budget, seed):
+        if budget == 7:
+            seeds.extend([seed(0), seed(1)])
+        return advance(self, engine, episodes, budget=budget, seed=seed)
+
+    monkeypatch.setattr(Writing, "advance", spy)
+    small_run("ahead", *AHEAD)
+    assert len(seeds) == len(set(seeds)) == 16
 
 
 def test_weights_are_kept_for_the_rounds_to_come_and_no_longer(small_run, engines, tmp_path):

@@ -5,6 +5,7 @@ A function that raises, returns no finite number or takes too long gives reward 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -188,7 +189,8 @@ class _Judge:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # a request that it did not live to read
+                    stream.close()
 
     def _exchange(self, line: str | None, timeout: float) -> tuple[dict[str, Any] | None, bool]:
         """Send a line, read one; None where the process ended first, True where that was our doing."""
