@@ -151,14 +151,29 @@ def test_entropy_counts_the_support_only(model):
     assert all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 8, 12, 100])
-def test_micro_batches_cover_every_row_once_within_the_limit(max_tokens):
-    lengths, rows = torch.tensor([3, 9, 1, 9, 4, 7]), torch.tensor([5, 0, 3, 1])
-    parts = list(micro_batches(lengths, rows, max_tokens))
+def of_lengths(lengths, prompts=None):
+    """Sequences of these lengths, each with a prompt of its own or, where `prompts` says so, of another row."""
+    heads = [(number,) for number in prompts or range(len(lengths))]
+    return pack(heads, [(9,) * (length - 1) for length in lengths], pad=0)
+
+
+@pytest.mark.parametrize(("max_tokens", "count"), [(2, 4), (8, 4), (14, 3), (100, 1)])
+def test_micro_batches_cover_every_row_once_within_the_limit(max_tokens, count):
+    sequences, rows = of_lengths([3, 9, 2, 9, 4, 7]), torch.tensor([5, 0, 3, 1])
+    parts = list(micro_batches(sequences, rows, max_tokens))
     assert sorted(torch.cat(parts).tolist()) == [0, 1, 3, 5]
     for part in parts:
-        assert len(part) == 1 or len(part) * int(lengths[part].max()) <= max_tokens
-    assert len(parts) == {1: 4, 8: 4, 12: 4, 100: 1}[max_tokens]
+        assert len(part) == 1 or len(part) * int(sequences.lengths[part].max()) <= max_tokens
+    assert len(parts) == count
+
+
+def test_rows_of_a_prompt_stay_together():
+    """Prompts in the order of their longest row: 3 (10 tokens) with its short row, then 1 (8), then 2 (7)."""
+    sequences = of_lengths([8, 10, 7, 2, 3], prompts=[1, 3, 2, 3, 1])
+    assert [part.tolist() for part in micro_batches(sequences, torch.arange(5), 1000)] == [[1, 3, 0, 4, 2]]
+    # 2 rows of 10, then 8 beside 2 would be 3 rows of 10: over 20; 2 rows of 8, and a third of 7 is 3 rows of 8.
+    assert [part.tolist() for part in micro_batches(sequences, torch.arange(5), 20)] == [[1, 3], [0, 4], [2]]
+    assert [part.tolist() for part in micro_batches(sequences, torch.tensor([3, 0]), 15)] == [[0], [3]]
 
 
 def test_statistics_come_back_in_the_order_that_was_asked_for(model):

@@ -62,6 +62,9 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass instead of keeping them"
     )
+    unpadded: bool = Field(
+        default=True, description="compute neither padding nor a group's prompt twice, where the model's attention can"
+    )
     chat: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
 
     @model_validator(mode="after")

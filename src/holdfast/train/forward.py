@@ -18,14 +18,16 @@ from holdfast.core.divergences import exact_from_logits, top_k
 from holdfast.errors import DataError
 from holdfast.kernels import lm_head_stats
 from holdfast.train.head import HeadForm, hidden_states
+from holdfast.train.unpadded import Layout, lay_out
+from holdfast.train.unpadded import hidden_states as unpadded_states
 from holdfast.types import TokenStats
 
 DIVERGENCES = ("kl_rollout", "tv_rollout", "chi2_rollout")
 BOUNDS = ("kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper")
 ENGINE_FIELDS = ("distributions", "top_ids", "top_logprobs")
 """Of `Sequences`: what an engine may report of each draw beside its log-probability."""
-Places = tuple[Tensor, Tensor, Tensor]
-"""Token ids [b, L] with the row [N] and position [N] of each token that is predicted."""
+Places = tuple[Tensor | Layout, Tensor, Tensor]
+"""Token ids [b, L], padded or laid out, with the row [N] and position [N] of each token that is predicted."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,13 @@ class Sequences:
             response_mask=self.response_mask[rows],
             **{name: tuple(values[i] for i in rows.tolist()) for name, values in known.items()},
         )
+
+    def same_prompts(self) -> Int[Tensor, " B"]:
+        """A number for each row; rows whose prompts are the same token by token have the same number."""
+        prompts = zip(self.input_ids.tolist(), self.prompt_lengths.tolist(), strict=True)
+        numbers: dict[tuple[int, ...], int] = {}
+        found = [numbers.setdefault(tuple(ids[:length]), len(numbers)) for ids, length in prompts]
+        return torch.tensor(found, dtype=torch.long)
 
     def reported(self, device: torch.device) -> Reported:
         """What the engine said of all sampled tokens, in one piece."""
@@ -108,7 +117,7 @@ class Policy:
     gradient only where `entropy_gradient` asks for one. `head` says how logits follow from hidden states, for
     `holdfast.kernels.lm_head_stats`; without it all logits are made. With `autocast` the model multiplies in bfloat16
     whatever its weights are kept in. Where the engine gave no whole distributions, the support must fit into its K
-    likeliest tokens.
+    likeliest tokens. With `unpadded` (see `make_unpadded`; it needs a head) padding and shared prompts cost nothing.
     """
 
     model: Any
@@ -117,6 +126,7 @@ class Policy:
     entropy_gradient: bool = False
     head: HeadForm | None = None
     autocast: bool = False
+    unpadded: bool = False
 
     def stats(self, sequences: Sequences) -> TokenStats:
         """Log-probabilities (with gradient), entropy and what the engine's report allows of divergences.
@@ -134,7 +144,8 @@ class Policy:
         device = self.model.device
         targets = sequences.input_ids[row, position].to(device)
         reported = sequences.reported(device)
-        places = (sequences.input_ids.to(device), row.to(device), (position - 1).to(device))
+        where = self._layout(sequences) if self.unpadded else sequences.input_ids
+        places = (where.to(device), row.to(device), (position - 1).to(device))
         if self.head is None or (self.renormalize and reported.knows_support):
             values = self._from_logits(places, targets, reported)
         else:
@@ -146,7 +157,7 @@ class Policy:
     ) -> dict[str, Tensor]:
         """By the LM-head kernels: no [N, V] tensor but the engine's own, where it gave one."""
         with self._precision():
-            hidden = hidden_states(self.model, *places)
+            hidden = _hidden_states(self.model, places)
         found = lm_head_stats(
             hidden,
             form.of(self.model, hidden.dtype),
@@ -164,12 +175,12 @@ class Policy:
 
     def _from_logits(self, places: Places, targets: Int[Tensor, " N"], reported: Reported) -> dict[str, Tensor]:
         """By all logits: for heads that cannot be reached, and to remove what lies outside the support."""
-        input_ids, row, position = places
+        where, row, position = places
         with self._precision():
             if self.head is None:
-                logits = self.model(input_ids=input_ids, use_cache=False).logits[row, position]
+                logits = self.model(input_ids=where, use_cache=False).logits[row, position]
             else:
-                logits = self.head.logits(self.model, hidden_states(self.model, *places))
+                logits = self.head.logits(self.model, _hidden_states(self.model, places))
         logits = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
         if self.renormalize and reported.distributions is None and reported.top_ids is not None:
             logits, targets, reported = _on_support(logits, targets, reported)
@@ -186,6 +197,12 @@ class Policy:
             **reported.bounds(None if top_ids is None else log_policy.gather(1, top_ids)),
         }
 
+    def _layout(self, sequences: Sequences) -> Layout:
+        width = self.model.get_input_embeddings().weight.shape[1]
+        return lay_out(
+            sequences.input_ids, sequences.prompt_lengths, sequences.lengths, sequences.same_prompts(), width
+        )
+
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)
 
@@ -197,6 +214,13 @@ class Policy:
             "tv_rollout": exact.tv.value.clamp(0.0, 1.0),
             "chi2_rollout": exact.chi2.value.clamp_min(0.0),
         }
+
+
+def _hidden_states(model: Any, places: Places) -> Float[Tensor, "N d"]:
+    where, row, position = places
+    if isinstance(where, Layout):
+        return unpadded_states(model, where, row, position)
+    return hidden_states(model, where, row, position)
 
 
 def _on_support(
@@ -223,22 +247,29 @@ def entropy(log_policy: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     return -(log_policy.exp() * finite).sum(dim=-1)
 
 
-def micro_batches(
-    lengths: Int[Tensor, " B"], rows: Int[Tensor, " b"], max_tokens: int
-) -> Iterator[Int[Tensor, " micro"]]:
-    """Split rows into groups of similar length, each of at most `max_tokens` padded tokens (at least one row)."""
-    order = rows[torch.argsort(lengths[rows], descending=True, stable=True)]
-    start = 0
-    while start < len(order):
-        count = max(1, max_tokens // max(1, int(lengths[order[start]])))
-        yield order[start : start + count]
-        start += count
+def micro_batches(sequences: Sequences, rows: Int[Tensor, " b"], max_tokens: int) -> Iterator[Int[Tensor, " micro"]]:
+    """Split rows into parts of similar length, each of at most `max_tokens` padded tokens (at least one row).
+
+    Rows with the same prompt stay together: prompts follow in the order of their longest row.
+    """
+    lengths, prompts = sequences.lengths, sequences.same_prompts()
+    order = rows[torch.argsort(lengths[rows], descending=True, stable=True)].tolist()
+    turn = {int(prompts[row]): number for number, row in reversed(list(enumerate(order)))}
+    part, longest = [], 0
+    for row in sorted(order, key=lambda row: turn[int(prompts[row])]):
+        longest = max(longest, int(lengths[row]))
+        if part and (len(part) + 1) * longest > max_tokens:
+            yield torch.tensor(part)
+            part, longest = [], int(lengths[row])
+        part.append(row)
+    if part:
+        yield torch.tensor(part)
 
 
 @torch.no_grad()
 def stats_of(policy: Looks, sequences: Sequences, rows: Int[Tensor, " b"], max_tokens: int) -> TokenStats:
     """`TokenStats` of these rows, in their order, without a gradient."""
-    parts = list(micro_batches(sequences.lengths, rows, max_tokens))
+    parts = list(micro_batches(sequences, rows, max_tokens))
     return gather_stats([policy.stats(sequences.select(part)) for part in parts], parts, rows)
 
 

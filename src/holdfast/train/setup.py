@@ -33,6 +33,7 @@ from holdfast.train.pipeline import Pipelined
 from holdfast.train.routing import router_drift
 from holdfast.train.sampler import Sampler, Synchronous, writing_of
 from holdfast.train.seeds import derive_seed
+from holdfast.train.unpadded import make_unpadded
 from holdfast.train.update import Updater
 from holdfast.train.warmstart import Progress, cached_warm_start, has_warm_start, warm_start
 
@@ -187,6 +188,7 @@ def _assemble(
 def _policy(config: RunConfig, objective: Objective, model: Any) -> tuple[Policy, tuple[str, ...]]:
     """The model as the objective sees it, and what there is to say about its head."""
     head, obstacle = find_head(model)
+    unpadded = config.model.unpadded and head is not None and not make_unpadded(model)
     processed = config.sampling.trainer_support == "processed"
     policy = Policy(
         model,
@@ -195,6 +197,7 @@ def _policy(config: RunConfig, objective: Objective, model: Any) -> tuple[Policy
         entropy_gradient="entropy" in objective.needs,
         head=head,
         autocast=config.model.autocast,
+        unpadded=unpadded,
     )
     if head is not None:
         return policy, ()

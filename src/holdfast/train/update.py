@@ -161,8 +161,8 @@ class Updater:
         silent = torch.zeros(len(rows), dtype=torch.bool)
         if not self.objective.penalties:
             silent = ~batch.advantages[rows].any(dim=1)
-        loud = list(micro_batches(sequences.lengths, rows[~silent], self.max_tokens))
-        quiet = list(micro_batches(sequences.lengths, rows[silent], self.max_tokens))
+        loud = list(micro_batches(sequences, rows[~silent], self.max_tokens))
+        quiet = list(micro_batches(sequences, rows[silent], self.max_tokens))
         return loud + quiet, len(quiet)
 
     def _plan(self, batch: Batch, stats: TokenStats | None, step: int) -> Plan:

@@ -78,7 +78,7 @@ def _update(
     sequences = pack(prompts.token_ids, ids, source.tokenizer.pad_token_id, sampled)
     tokens = sequences.response_mask.sum()
     loss = 0.0
-    for rows in micro_batches(sequences.lengths, torch.arange(len(prompts)), config.batch.micro_batch_tokens):
+    for rows in micro_batches(sequences, torch.arange(len(prompts)), config.batch.micro_batch_tokens):
         share = -policy.stats(sequences.select(rows)).logprobs.sum() / tokens
         share.backward()
         loss += float(share.detach())

@@ -1,0 +1,216 @@
+"""Sequences in one row, prompts shared, against the model's own passes over each sequence alone."""
+
+import copy
+import json
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from holdfast.train.config import LoraConfig
+from holdfast.train.data import pack
+from holdfast.train.forward import Policy
+from holdfast.train.head import HeadForm
+from holdfast.train.model import keep_only_inputs
+from holdfast.train.unpadded import NAME, lay_out, make_unpadded
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+SHARE, KEEP_APART = 10**6, 0
+"""Widths of a model for which sharing a prompt always pays, and never does."""
+
+
+def make(name, **changes):
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**SIZES | changes)
+    torch.manual_seed(0)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make("Qwen3")
+
+
+@pytest.fixture(scope="module")
+def unpadded(model):
+    twin = copy.deepcopy(model)
+    assert make_unpadded(twin) == ""
+    return twin
+
+
+def rollouts(sizes):
+    """[(prompt length, response lengths)] as padded sequences of varied tokens."""
+    prompts, responses = [], []
+    for number, (length, answers) in enumerate(sizes):
+        prompt = tuple(1 + (7 * number + 3 * i) % 39 for i in range(length))
+        for seat, answer in enumerate(answers):
+            prompts.append(prompt)
+            responses.append(tuple(1 + (5 * seat + 11 * i + number) % 39 for i in range(answer)))
+    return pack(prompts, responses, pad=0)
+
+
+def alone(model, sequences):
+    """Σ log p over all sampled tokens and each of them, from unpadded single passes; gradients of the sum."""
+    model.zero_grad()
+    found = []
+    for ids, head, length in zip(sequences.input_ids, sequences.prompt_lengths, sequences.lengths, strict=True):
+        logp = torch.log_softmax(model(input_ids=ids[None, :length]).logits[0], dim=-1)
+        found.append(logp[head - 1 : length - 1].gather(1, ids[head:length, None])[:, 0])
+    torch.cat(found).sum().backward()
+    return torch.cat(found).detach(), [p.grad.clone() for p in model.parameters()]
+
+
+def laid_out(model, sequences):
+    model.zero_grad()
+    stats = Policy(model, head=HeadForm(), unpadded=True).stats(sequences)
+    stats.logprobs.sum().backward()
+    return stats.logprobs[sequences.response_mask].detach(), [p.grad.clone() for p in model.parameters()]
+
+
+def close(found, expected):
+    return torch.allclose(found[0], expected[0], atol=1e-5) and all(
+        (a - b).norm() <= 1e-5 * b.norm() + 1e-6 for a, b in zip(found[1], expected[1], strict=True)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=1, max_size=4)), min_size=1, max_size=3),
+    st.sampled_from([SHARE, KEEP_APART]),
+)
+def test_values_and_gradients_are_those_of_the_sequences_alone(model, unpadded, sizes, width):
+    sequences = rollouts(sizes)
+    expected = alone(model, sequences)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.train.forward.lay_out", lambda *args: lay_out(*args[:-1], width))
+        assert close(laid_out(unpadded, sequences), expected)
+
+
+def test_layers_see_every_real_token_once(unpadded):
+    """3 prompts of 5, 9 and 2 tokens with 4 + 6, 3 and 1 + 1 response tokens: 16 + 15 rather than 5 rows of 12."""
+    seen = []
+    handle = unpadded.model.layers[0].mlp.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
+    try:
+        sequences = rollouts([(5, [4, 6]), (9, [3]), (2, [1, 1])])
+        Policy(unpadded, head=HeadForm(), unpadded=True).stats(sequences)
+    finally:
+        handle.remove()
+    assert seen == [torch.Size([1, 16 + 15, 32])]
+
+
+def tokens(prompt, answer, group, width):
+    sequences = rollouts([(prompt, [answer] * group)])
+    numbers = sequences.same_prompts()
+    return len(lay_out(sequences.input_ids, sequences.prompt_lengths, sequences.lengths, numbers, width).input_ids)
+
+
+def test_a_prompt_is_shared_where_that_saves_more_than_attention_costs():
+    """P = 100, R = 20, G = 8, d = 32: 6·32·700 saved, far above 8·(20·120 - 120²/2) + 100²/2 pairs: shared.
+
+    P = 4, R = 200: 6·32·28 = 5376 against 8·(200·204 - 204²/2) + 8 = 159,944 more pairs: apart.
+    """
+    assert tokens(100, 20, 8, 32) == 100 + 8 * 20
+    assert tokens(4, 200, 8, 32) == 8 * 204
+    assert tokens(4, 200, 8, 1000) == 4 + 8 * 200  # 168,000 saved
+    assert tokens(4, 200, 8, 950) == 8 * 204  # 159,600 saved
+
+
+def test_equal_prompts_of_different_groups_are_one():
+    sequences = pack([(1, 2, 3), (1, 2), (1, 2, 3)], [(3, 4), (3, 3, 4), (5,)], pad=0)
+    assert sequences.same_prompts().tolist() == [0, 1, 0]
+
+
+def test_recomputed_activations_give_the_same_gradients(model):
+    sequences = rollouts([(6, [4, 5, 3]), (3, [5, 5])])
+    twin = make("Qwen3")
+    twin.load_state_dict(model.state_dict())
+    assert make_unpadded(twin) == ""
+    keep_only_inputs(twin)
+    assert close(laid_out(twin, sequences), alone(model, sequences))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("Llama", {}),
+        ("Qwen2", {"head_dim": None}),
+        ("Qwen3Moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+        ("Gemma3", {"layer_types": ["full_attention"] * 2}),
+    ],
+)
+def test_other_models(name, changes):
+    if name == "Gemma3":
+        from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+        torch.manual_seed(0)
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES | changes)).eval()
+    else:
+        model = make(name, **{key: value for key, value in changes.items() if value is not None})
+    sequences = rollouts([(6, [4, 5, 3]), (3, [5, 5])])
+    expected = alone(model, sequences)
+    assert make_unpadded(model) == ""
+    assert close(laid_out(model, sequences), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("Mistral", {"sliding_window": 16}, "attention with sliding_window"),
+        ("Gemma2", {}, "attention is 'eager'|attention with|softcap"),
+        ("Qwen3", {"attn_implementation": "eager"}, "attention is 'eager', not 'sdpa'"),
+        ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48}, "depend on more than the tokens"),
+    ],
+)
+def test_models_that_cannot_do_it_stay_as_they_are(name, changes, reason):
+    model = make(name, **changes)
+    before, ids = model.config._attn_implementation, torch.tensor([[1, 2, 3, 4]])
+    expected = model(input_ids=ids).logits
+    obstacle = make_unpadded(model)
+    assert re.search(reason, obstacle), obstacle
+    assert model.config._attn_implementation == before != NAME
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_padded_passes_and_saved_models_are_as_before(model, unpadded, tmp_path):
+    ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 10]])
+    seen = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    for mask in (None, seen):
+        found, expected = (m(input_ids=ids, attention_mask=mask).logits for m in (unpadded, model))
+        assert torch.equal(found, expected)
+    written = unpadded.generate(ids, attention_mask=seen, max_new_tokens=5, do_sample=False)
+    assert torch.equal(written, model.generate(ids, attention_mask=seen, max_new_tokens=5, do_sample=False))
+    unpadded.save_pretrained(tmp_path)
+    assert NAME not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+
+
+def test_a_second_time_changes_nothing(unpadded):
+    assert make_unpadded(unpadded) == "" and unpadded.config._attn_implementation == NAME
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning:transformers")
+def test_adapters_train_through_it():
+    """Layers that PEFT wraps hand the layout on as any other."""
+    pytest.importorskip("peft")
+    from holdfast.train.lora import add_lora
+
+    model, sequences = make("Qwen3"), rollouts([(6, [4, 5, 3]), (3, [5, 5])])
+    for name, parameter in add_lora(model, LoraConfig(rank=2), base="", seed=0).named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    expected = Policy(model, head=HeadForm()).stats(sequences).logprobs
+    assert make_unpadded(model) == ""
+    found = Policy(model, head=HeadForm(), unpadded=True).stats(sequences).logprobs
+    assert torch.allclose(found, expected, atol=1e-5)
