@@ -26,8 +26,8 @@ class Episode:
     """One response: what the policy sampled, under which weights, and what an environment said in between.
 
     `sampled` is False on tokens that the environment wrote; `versions` and `turn_ids` are per token. What the engine
-    reported (the fields from `logprobs` to `top_logprobs`, as in a Completion) is per sampled token. `finish_reason` is
-    None while the response is being written.
+    reported (`logprobs` to `top_logprobs`, as in a Completion) is per sampled token, and so are the `experts` that its
+    model chose, if it is a mixture; they follow once a piece is written. `finish_reason` is None until the response is.
     """
 
     sequence_id: int
@@ -41,6 +41,7 @@ class Episode:
     distributions: Float[Tensor, "N V"] | None = None
     top_ids: Int[Tensor, "N K"] | None = None
     top_logprobs: Float[Tensor, "N K"] | None = None
+    experts: Int[Tensor, "M layers E"] | None = None
     finish_reason: str | None = None
 
     @property

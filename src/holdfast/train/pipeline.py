@@ -79,10 +79,6 @@ class Pipelined:
         """Engines that died so far, and rounds that are asked for and not back yet."""
         return {"engine_restarts": self.restarts, "rounds_ahead": self.sent - self.received}
 
-    def engine_model(self) -> Any:
-        """It is in another process."""
-        return None
-
     def cpu_seconds(self) -> float:
         """Of the rounds taken so far."""
         return self.spent

@@ -15,6 +15,7 @@ from holdfast.train.config import RunConfig
 from holdfast.train.data import Prompts, PromptSource
 from holdfast.train.episodes import Episode, Writing
 from holdfast.train.forward import BOUNDS, DIVERGENCES
+from holdfast.train.routing import with_experts
 from holdfast.train.seeds import derive_seed
 
 
@@ -32,10 +33,6 @@ class Sampler(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Numbers for the step's line in metrics.jsonl."""
-        ...
-
-    def engine_model(self) -> Any:
-        """The model that the engine runs now, where it is in this process; else None."""
         ...
 
     def cpu_seconds(self) -> float:
@@ -64,12 +61,14 @@ class Synchronous:
     def episodes(self, step: int) -> list[Episode]:
         """Written now."""
         first = derive_seed(self.config.seed, "sample")
-        return self.writing.advance(
+        started = step_episodes(self.config, self.source, step)
+        written = self.writing.advance(
             self.engine,
-            step_episodes(self.config, self.source, step),
+            started,
             budget=self.writing.sampling.max_tokens,
             seed=lambda call: derive_seed(first, call) if call else first,
         )
+        return with_experts(self.engine, started, written, self.config.batch.micro_batch_tokens)
 
     def publish(self, model: Any, version: int) -> None:
         """To the engine at once."""
@@ -78,10 +77,6 @@ class Synchronous:
     def facts(self) -> dict[str, Any]:
         """Nothing that the step does not know."""
         return {}
-
-    def engine_model(self) -> Any:
-        """The engine's own copy, if it has one that can be run."""
-        return getattr(self.engine, "model", None)
 
     def cpu_seconds(self) -> float:
         """All of it is this process's."""

@@ -81,11 +81,11 @@ class Run:
             self.engine_checked = True
 
     def router_drift(self, rollouts: Rollouts) -> dict[str, float]:
-        """For a mixture of experts whose engine is at hand: how often it chose other experts (before the update)."""
-        engine = self.sampler.engine_model()
-        if engine is None:
+        """For a mixture of experts in an engine of ours: how often it chose other experts (before the update)."""
+        experts = [episode.experts for episode in rollouts.episodes if episode.experts is not None]
+        if len(experts) < len(rollouts.episodes):
             return {}
-        return router_drift(self.policy.model, engine, rollouts.sequences, self.config.batch.micro_batch_tokens)
+        return router_drift(self.policy.model, rollouts.sequences, experts, self.config.batch.micro_batch_tokens)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the model folder."""

@@ -32,6 +32,7 @@ from holdfast.train.config import RunConfig
 from holdfast.train.data import PromptSource
 from holdfast.train.engines import build_engine
 from holdfast.train.episodes import Episode
+from holdfast.train.routing import with_experts
 from holdfast.train.sampler import writing_of
 from holdfast.train.seeds import derive_seed
 
@@ -80,12 +81,14 @@ class Scribe:
             self.model.load_state_dict(torch.load(task.weights, weights_only=True))
             self.engine.sync(self.model, task.version)
             self.version = task.version
+        begun = [*self.running, *task.started]
         written = self.writing.advance(
             self.engine,
-            [*self.running, *task.started],
+            begun,
             budget=math.ceil(self.config.sampling.max_tokens / self.config.asynchronous.segments),
             seed=lambda call: derive_seed(self.config.seed, "sample", task.number, call),
         )
+        written = with_experts(self.engine, begun, written, self.config.batch.micro_batch_tokens)
         self.running = [episode for episode in written if episode.finish_reason is None]
         return Answer(task.number, tuple(written), time.process_time() - started)
 
