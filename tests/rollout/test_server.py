@@ -157,9 +157,17 @@ def hang_up(handler):
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-def refuse(handler):
-    text = json.dumps({"error": {"message": "Requested sample logprobs of 30, which is greater than max allowed: 20"}})
-    handler.send_response(400)
+def babble(handler):
+    """No HTTP at all."""
+    handler.wfile.write(b"who is there?\r\n\r\n")
+
+
+def refuse(handler, text="Requested sample logprobs of 30, which is greater than max allowed: 20", status=400):
+    answer(handler, json.dumps({"error": {"message": text}}), status)
+
+
+def answer(handler, text, status):
+    handler.send_response(status)
     handler.send_header("Content-Length", str(len(text)))
     handler.end_headers()
     handler.wfile.write(text.encode())
@@ -224,7 +232,7 @@ def test_seeds_differ_by_seed_sequence_and_start():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("fault", [error_500, too_many, broken_off, hang_up])
+@pytest.mark.parametrize("fault", [error_500, too_many, broken_off, hang_up, babble])
 def test_what_may_pass_is_tried_again_after_ever_longer_waits(server, engine, fault, monkeypatch):
     waits = []
     monkeypatch.setattr(time, "sleep", waits.append)
@@ -240,6 +248,8 @@ def test_what_may_pass_is_tried_again_after_ever_longer_waits(server, engine, fa
         (error_500, "status 500: no message"),
         (broken_off, "the answer of 32 characters is not whole JSON, it ends with .*token_ids"),
         (hang_up, "RemoteDisconnected|ConnectionReset"),
+        (babble, "BadStatusLine: who is there"),
+        (lambda handler: answer(handler, "", 302), "status 302: no message"),
     ],
 )
 def test_what_does_not_pass_is_an_error_after_a_bounded_number_of_tries(server, engine, fault, message):
@@ -263,6 +273,48 @@ def test_a_refused_request_is_not_repeated(server, engine):
     with pytest.raises(EngineError, match="refused the request with status 400: Requested sample logprobs of 30"):
         draw(engine, prompts=[(1, 4)])
     assert server.asked.count("/v1/completions") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"error": {"message": "no such key", "type": "x"}}', "no such key"),
+        ('{"message": "too long"}', "too long"),
+        ('{"detail": "not found"}', "not found"),
+        ('{"code": 7}', "{'code': 7}"),
+        ("<html>" + "x" * 999, "<html>x{294}$"),
+    ],
+)
+def test_the_server_s_own_words_are_passed_on(server, engine, text, words):
+    server.fail("/v1/completions", 1, lambda handler: answer(handler, text, 401))
+    with pytest.raises(EngineError, match=rf"with status 401: {words}"):
+        draw(engine, prompts=[(1, 4)])
+
+
+def test_an_empty_answer_is_an_answer(server):
+    server.fail("/v1/models", 1, lambda handler: answer(handler, "", 200))
+    assert client(server).get("/v1/models") == {}
+
+
+def test_the_key_is_sent_where_there_is_one(server, monkeypatch):
+    keys = []
+
+    def listen(handler):
+        keys.append(handler.headers["Authorization"])
+        answer(handler, "{}", 200)
+
+    server.fail("/v1/models", 2, listen)
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    client(server).get("/v1/models")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    client(server).get("/v1/models")
+    assert keys == [None, "Bearer secret"]
+
+
+def test_an_encrypted_address_is_not_asked_in_the_open(server):
+    encrypted = HttpClient(server.url.replace("http:", "https:"), timeout=2.0, retries=0)
+    with pytest.raises(EngineError, match=r"was asked once and failed, the last time with SSLError"):
+        encrypted.get("/v1/models")
 
 
 def edit(path, value):
