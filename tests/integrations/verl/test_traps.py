@@ -33,6 +33,8 @@ def test_a_sound_config_has_no_trap():
     assert found() == []
     assert found(f"{POLICY_LOSS}.loss_mode=holdfast_grpo") == []
     assert found(f"{CORRECTION}.rollout_is=token") == []
+    precision = f"+{ACTOR}.fsdp_config.mixed_precision.param_dtype"
+    assert found(f"{precision}=fp32") == found(f"{ACTOR}.fsdp_config.dtype=float16", f"{precision}=fp16") == []
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,15 @@ def test_a_sound_config_has_no_trap():
         (
             [f"{POLICY_LOSS}.loss_mode=holdfast_grpo", f"{ACTOR}.clip_ratio_high=0.28"],
             ["actor.clip_ratio_high=0.28 with loss_mode=holdfast_grpo: the objective has its own clip"],
+        ),
+        (
+            [f"{ACTOR}.fsdp_config.dtype=float16"],
+            ["fsdp_config.dtype=float16: verl's FSDP engine does not read it and computes in bfloat16. Set "
+             f"+{ACTOR}.fsdp_config.mixed_precision.param_dtype=float16"],
+        ),
+        (
+            [f"{ACTOR}.fsdp_config.dtype=float16", f"+{ACTOR}.fsdp_config.mixed_precision.param_dtype=fp32"],
+            ["computes in float32"],
         ),
         (["actor_rollout_ref.rollout.top_p=0.9"], ["top_p=0.9: the engine samples from a truncated distribution"]),
         (

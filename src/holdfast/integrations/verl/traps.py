@@ -165,6 +165,21 @@ def _truncated_support(config: Any) -> Iterator[Trap]:
         )
 
 
+def _unread_precision(config: Any) -> Iterator[Trap]:
+    actor = config.actor_rollout_ref.actor
+    if not str(actor.strategy).startswith("fsdp"):
+        return
+    asked, mixed = str(actor.fsdp_config.dtype), actor.fsdp_config.get("mixed_precision") or {}
+    used = str(mixed.get("param_dtype", "bfloat16"))
+    used = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(used, used)
+    if asked not in ("bfloat16", used):
+        yield Trap(
+            f"actor.fsdp_config.dtype={asked}",
+            f"verl's FSDP engine does not read it and computes in {used}",
+            f"Set +actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype={asked}",
+        )
+
+
 def _other_advantage(config: Any) -> Iterator[Trap]:
     if (objective := _objective(config)) is None:
         return
@@ -215,6 +230,7 @@ TRAPS: tuple[Callable[[Any], Iterator[Trap]], ...] = (
     _split_dependent_losses,
     _read_by_nobody,
     _truncated_support,
+    _unread_precision,
     _other_advantage,
     _one_for_all,
 )
