@@ -173,6 +173,14 @@ def test_a_resumed_run_repeats_the_rounds_that_were_under_way(small_run, engines
     assert [n | {"rounds_ahead": 0} for n in numbers(short)] == [n | {"rounds_ahead": 0} for n in numbers(whole)]
 
 
+def test_a_resumed_run_remembers_its_engine_s_deaths(small_run, engines):
+    engines.deaths = [0]
+    asked = iter([False, True])
+    small_run("cut", *AHEAD, "--steps", "3", stop=lambda: next(asked))
+    folder, summary = small_run("cut", *AHEAD, "--steps", "3", resume=True)
+    assert folder.read_metrics()[-1]["engine_restarts"] == summary["sequences"]["restarts"] == 1
+
+
 def test_without_pieces_and_slack_it_is_one_update_behind(small_run, engines):
     """staleness 1, one segment: as far behind as an engine with lag 1."""
     ahead, _ = small_run("ahead", "--engine.lag", "0", "--async.staleness", "1")
