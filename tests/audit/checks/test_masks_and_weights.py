@@ -1,5 +1,7 @@
 """Masks that reject by length or too much, clips that cannot act, weights that vanish, entropy that falls: by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from holdfast.audit.checks.lengths import BINS, ByLength, length_bin, length_of
 from holdfast.audit.checks.masks_reject_most import MasksRejectMost
 from holdfast.audit.checks.vanishing_weights import VanishingWeights
 from holdfast.audit.columns import chunk_of
+from holdfast.audit.simulate import clean_run
 from holdfast.audit.view import View
 from holdfast.types import Rollout
 
@@ -218,6 +221,71 @@ def test_entropy_that_is_gone_is_critical(look):
     assert got.severity == "critical"
 
 
+def rewarded(entropies, rewards, scale=1.0, shift=0.0):
+    """Steps of 40 prompts, of which this share is right: reward `scale` + `shift` instead of `shift`."""
+    return [
+        rollout(100 * step + i, 30, entropy=(entropy,) * 30, step=step, reward=scale * (i < 40 * right) + shift)
+        for step, (entropy, right) in enumerate(zip(entropies, rewards, strict=True))
+        for i in range(40)
+    ]
+
+
+GONE = [1.0, 0.9, 0.7, 0.5, 0.2, 0.1]  # critical without rewards: .15 of .95
+
+
+@pytest.mark.parametrize(
+    ("rewards", "severity", "words"),
+    [
+        ([0.2, 0.4, 0.6, 0.8, 0.95, 0.95], "info", "with the reward at 0.95 now"),
+        ([0.9, 0.9, 0.9, 0.9, 0.9, 0.9], "info", "with the reward at 0.9 now"),  # solved before, and sure of it now
+        ([0.2, 0.3, 0.4, 0.4, 0.5, 0.5], "warning", "while the reward rose (0.25 to 0.5)"),
+        ([0.3, 0.3, 0.3, 0.3, 0.3, 0.3], "critical", "while the reward did not rise (0.3 to 0.3)"),
+        ([0.5, 0.5, 0.4, 0.3, 0.2, 0.1], "critical", "while the reward did not rise (0.5 to 0.15)"),
+        ([0.1, 0.1, 0.7, 0.7, 0.4, 0.4], "critical", "while the reward did not rise (0.1 to 0.4)"),  # fell from .7
+    ],
+)
+def test_the_reward_says_how_bad_lost_entropy_is(look, rewards, severity, words):
+    """Thirds of two steps; the newest two steps; 80 rollouts a third, whose mean has a deviation of at most .056."""
+    (got,) = look(EntropyCollapse, rewarded(GONE, rewards))
+    assert got.severity == severity and got.headline.endswith(words)
+    thirds = [np.mean(rewards[i : i + 2]) for i in (0, 2, 4)]
+    for name, mean in zip(
+        ("first third", "middle third", "last third", "newest steps"), [*thirds, thirds[-1]], strict=True
+    ):
+        assert got.evidence[f"reward, {name}"] == pytest.approx(mean, abs=1e-6)
+    assert bool(got.settings) == (severity != "info"), "a solved task needs no other objective"
+    assert ("all but solved" in got.meaning) == (severity == "info")
+    assert ("before the fall" in got.fix) == (severity == "critical")
+
+
+def test_a_mild_fall_is_no_more_than_a_warning_whatever_the_reward(look):
+    (got,) = look(EntropyCollapse, rewarded([1.0, 0.9, 0.7, 0.5, 0.4, 0.3], [0.3] * 6))
+    assert got.severity == "warning"
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "severity"),
+    [
+        (2.0, -1.0, "info"),  # -1 and 1
+        (10.0, 0.0, "info"),
+        (0.2, 0.0, "warning"),  # nobody ever got a whole reward: sure of part of an answer
+    ],
+)
+def test_solved_means_the_best_of_the_run_and_at_least_a_whole_reward(look, scale, shift, severity):
+    (got,) = look(EntropyCollapse, rewarded(GONE, [0.2, 0.4, 0.6, 0.8, 0.95, 0.95], scale, shift))
+    assert got.severity == severity
+
+
+def test_rewards_that_say_nothing_excuse_nothing(look):
+    """All equal, not recorded in a part of the run, or not numbers."""
+    same = rewarded(GONE, [1.0] * 6)
+    early = [r if r.step < 3 else replace(r, reward=None) for r in rewarded(GONE, [0.2, 0.4, 0.6, 0.8, 0.9, 0.9])]
+    broken = [replace(r, reward=float("nan")) for r in same]
+    for run in (same, early, broken):
+        (got,) = look(EntropyCollapse, run)
+        assert got.severity == "critical"
+
+
 @pytest.mark.parametrize("entropies", [
     [1.0, 0.9, 0.8, 0.75, 0.7, 0.65],  # healthy learning
     [1.0, 0.3, 1.0, 0.3, 1.0, 0.3, 0.3],  # up and down
@@ -272,3 +340,12 @@ def test_a_few_tokens_that_carry_the_covariance(look):
 def test_healthy_runs_show_none(look, healthy):
     for check in (AcceptanceByLength, MasksRejectMost, DeadClip, VanishingWeights, EntropyCollapse):
         assert look(check, healthy(turns=3)) == []
+
+
+def test_a_run_that_solves_its_task_is_healthy(look):
+    """Logits treble while nearly everything becomes right: worth a word, no alarm."""
+    run = clean_run(3, mean_length=60, prompts=16, sharpen=2.0, solved=0.98)
+    (got,) = look(EntropyCollapse, run)
+    assert got.severity == "info"
+    (got,) = look(EntropyCollapse, [replace(r, reward=None) for r in run])
+    assert got.severity == "warning"

@@ -12,7 +12,8 @@ from holdfast.audit.finding import Finding, Where
 from holdfast.audit.view import View
 
 BUCKETS = 1 << 16
-FEWEST_PROMPTS = 32
+FEWEST_PROMPTS = 48
+"""Below, one prompt is more than one in fifty, and a few expert flips in it stand out."""
 SHARE = 0.15
 EXCESS = 6.0
 """The share must also be this multiple of the same prompts' share of tokens: long prompts may carry more."""

@@ -23,14 +23,15 @@ from holdfast.audit.columns import Chunk, as_rollouts, pack
 from holdfast.audit.finding import at_least
 from holdfast.audit.reading import Reading
 from holdfast.audit.simulate import FAULTS
-from holdfast.audit.simulate.run import Plan, clean_chunks
-from holdfast.audit.simulate.world import World
+from holdfast.audit.simulate.run import Plan, clean_chunks, plan_of
 from holdfast.types import Rollout
 
 SIZES = ((64, 50, 0.3), (256, 100, 0.3), (512, 200, 0.25), (1000, 300, 0.1), (5000, 500, 0.05))
 """Healthy runs: sequences, mean length, share of the runs."""
 FAULTY = (512, 100)
 """Faulty runs: sequences and mean length."""
+PLAIN = {"steps": 8, "temperature": 1.0, "top_p": 1.0, "sharpen": 0.0, "solved": None}
+"""What all of them have in common, but for what a fault needs."""
 
 PAGE = """# What the audit looks for, and how far its checks can be believed
 
@@ -47,8 +48,10 @@ vocabulary's tail. Strengths at which little is found are listed too: they are w
 
 {healthy} random healthy runs (sequences × tokens: {sizes}): dense or with
 expert flips on 0.5 to 5 % of the tokens, logit noise of 0.003 to 0.06, rollouts 0 to 2 updates old, temperature
-0.7, 1 or 1.2, with and without top-p on both sides, one or three turns. An alarm is a warning or worse, also one
-that a data error would withhold. None in 200 means: below 1.5 % with 95 % confidence.
+0.7, 1 or 1.2, with and without top-p on both sides, one or three turns. One in six of them solves its task: over
+eight steps its logits grow by a half to three times themselves, so that little entropy is left, and 98 % of its last
+responses are right. An alarm is a warning or worse, also one that a data error would withhold. None in 200 means:
+below 1.5 % with 95 % confidence.
 
 | check | the question it answers | false alarms |
 |-|-|-|
@@ -83,11 +86,12 @@ def healthy_plan(seed: int, sequences: int, length: int, **fixed: Any) -> Plan:
         "temperature": float(rng.choice([1, 1, 0.7, 1.2])),
         "top_p": float(rng.choice([1, 1, 0.95])),
     }
+    if rng.random() < 1 / 6:
+        # Fresh rollouts: growing this fast, a policy soon leaves older ones behind, which drift checks then say.
+        drawn.update(steps=8, age=0, sharpen=float(rng.uniform(0.5, 3)), solved=0.98)
     drawn.update(fixed)
-    steps = int(drawn["steps"])
-    prompts = int(drawn.pop("prompts", max(1, round(sequences / steps / 8))))
-    size = {name: drawn.pop(name) for name in ("steps", "group_size", "mean_length", "age", "turns")}
-    return Plan(World(seed, versions=steps, **drawn), prompts=prompts, **size)
+    drawn.setdefault("prompts", max(1, round(sequences / drawn["steps"] / 8)))
+    return plan_of(seed, **drawn)
 
 
 def alarms(chunks: Iterable[Chunk], checks: Sequence[Callable[[], Check]] = CHECKS) -> set[str]:
@@ -111,7 +115,7 @@ def detected(seed: int, names: Sequence[str], strongest: bool = False) -> set[tu
     healthy: dict[str, list[Rollout]] = {}
     found = set()
     for fault in map(FAULTS.__getitem__, names):
-        plan = healthy_plan(1000 + seed, *FAULTY, **{"steps": 8, "temperature": 1.0, "top_p": 1.0, **fault.run})
+        plan = healthy_plan(1000 + seed, *FAULTY, **{**PLAIN, **fault.run})
         if repr(plan) not in healthy:
             healthy[repr(plan)] = [rollout for chunk in clean_chunks(plan) for rollout in as_rollouts(chunk)]
         check = [check for check in CHECKS if check.name == fault.check]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ class Plan:
     """What a run is like: its size, its policies, and how many updates old the rollouts are.
 
     With `age` a, rollout i of a group is min(i mod (a + 1), step - 1) updates old. Prompt tokens are numbers below the
-    vocabulary; lengths are log-normal about `mean_length`.
+    vocabulary; lengths are log-normal about `mean_length`. Rewards stay about one half, or go to `solved`, the share of
+    the last step's responses that are right.
     """
 
     world: World
@@ -34,27 +35,21 @@ class Plan:
     age: int = 0
     turns: int = 1
     texts: bool = False
+    solved: float | None = None
 
 
-def clean_run(
-    seed: int,
-    *,
-    steps: int = 8,
-    prompts: int = 8,
-    group_size: int = 8,
-    mean_length: int = 200,
-    age: int = 0,
-    turns: int = 1,
-    texts: bool = False,
-    **world: Any,
-) -> list[Rollout]:
-    """A healthy run: every field filled, steps × prompts × group_size rollouts in reading order.
+def clean_run(seed: int, **options: Any) -> list[Rollout]:
+    """A healthy run: every field filled, steps × prompts × group_size rollouts in reading order (see `plan_of`)."""
+    return [rollout for chunk in clean_chunks(plan_of(seed, **options)) for rollout in as_rollouts(chunk)]
 
-    `world` are fields of `World` (noise, flips, update, temperature, top_p). Steps count from 1; the trainer of step s
-    has weight version s - 1.
+
+def plan_of(seed: int, **options: Any) -> Plan:
+    """A plan from fields of `Plan` and of its `World`, mixed.
+
+    Steps count from 1; the trainer of step s has weight version s - 1.
     """
-    plan = Plan(World(seed, versions=steps, **world), steps, prompts, group_size, mean_length, age, turns, texts)
-    return [rollout for chunk in clean_chunks(plan) for rollout in as_rollouts(chunk)]
+    own = {f.name: options.pop(f.name) for f in fields(Plan) if f.name in options}
+    return Plan(World(seed, versions=own.get("steps", Plan.steps), **options), **own)
 
 
 def clean_chunks(plan: Plan) -> Iterator[Chunk]:
@@ -76,7 +71,7 @@ def _step(plan: Plan, world: World, step: int, rng: np.random.Generator) -> Chun
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = _token_columns(world, ids, rows, np.repeat(age, lengths))
     tokens["weight_versions"] = np.repeat(step - 1 - age, lengths).astype(np.int32)
-    rewards, advantages = _rewards(plan, rng)
+    rewards, advantages = _rewards(plan, step, rng)
     tokens["advantages"] = np.repeat(advantages, lengths).astype(np.float32)
     _add_turns(plan, tokens, offsets, rng)
     columns = {
@@ -130,10 +125,12 @@ def _token_columns(world: World, ids: Column, rows: Column, age: Column) -> dict
     }
 
 
-def _rewards(plan: Plan, rng: np.random.Generator) -> tuple[Column, Column]:
+def _rewards(plan: Plan, step: int, rng: np.random.Generator) -> tuple[Column, Column]:
     """Rewards 0 or 1 of prompts of different difficulty, and GRPO's advantages."""
-    difficulty = rng.beta(1.5, 1.5, (plan.prompts, 1))
-    rewards = (rng.random((plan.prompts, plan.group_size)) < difficulty).astype(np.float64)
+    right = rng.beta(1.5, 1.5, (plan.prompts, 1))
+    if plan.solved is not None:
+        right = right + (plan.solved - right) * (step - 1) / max(1, plan.steps - 1)
+    rewards = (rng.random((plan.prompts, plan.group_size)) < right).astype(np.float64)
     centred = rewards - rewards.mean(1, keepdims=True)
     return rewards.ravel(), (centred / (rewards.std(1, keepdims=True) + 1e-6)).ravel()
 

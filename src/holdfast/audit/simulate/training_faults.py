@@ -217,4 +217,12 @@ TRAINING_FAULTS = (
         sharper_every_step,
         run=QUIET,
     ),
+    Fault(
+        "entropy_collapse_while_learning",
+        "entropy_collapse",
+        "the same in runs whose reward goes from one half to two thirds, and stays short of the best",
+        (1.0, 3.0),
+        sharper_every_step,
+        run={**QUIET, "solved": 2 / 3},
+    ),
 )

@@ -26,7 +26,9 @@ class World:
 
     `noise` is the standard deviation of the engine's logits about the trainer's at equal weights (a forward pass in
     bfloat16: 0.01 to 0.05), `flips` the share of tokens at which the engine is `flip_noise` off, `update` the size of
-    one weight update in logits. Sampling is from softmax(logits / temperature) renormalised on the top-p set.
+    one weight update in logits. From the first version to the last the trainer's logits grow by `sharpen` times
+    themselves, as those of a policy that learns do. Sampling is from softmax(logits / temperature) renormalised on the
+    top-p set.
     """
 
     seed: int = 0
@@ -35,6 +37,7 @@ class World:
     flips: float = 0.0
     flip_noise: float = 0.5
     update: float = 0.03
+    sharpen: float = 0.0
     temperature: float = 1.0
     top_p: float = 1.0
 
@@ -47,7 +50,8 @@ class World:
         pace = np.exp(rng.normal(-0.3, 0.8, (CONTEXTS, 1)))
         moves = self.update * pace * rng.normal(size=(self.versions, CONTEXTS, VOCABULARY))
         moves[0] = 0
-        return start + np.cumsum(moves, 0)
+        grown = 1 + self.sharpen * np.linspace(0, 1, self.versions)[:, None, None]
+        return grown * (start + np.cumsum(moves, 0))
 
     @cached_property
     def engine_logits(self) -> Column:
