@@ -468,6 +468,7 @@ def test_no_server_is_an_error(server, tokenizer, tmp_path):
     [
         ({"url": "127.0.0.1:8000"}, "engine.url = '127.0.0.1:8000': write it like http://"),
         ({"url": "http://host:8000/v1"}, "without a path"),
+        ({"url": "http://:8000"}, "write it like http://"),
         ({"url": "http://host:8000", "timeout": 0.0}, "engine.timeout = 0.0"),
         ({"url": "http://host:8000", "retries": -1}, "engine.retries = -1"),
     ],
