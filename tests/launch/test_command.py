@@ -31,7 +31,14 @@ def test_shared_example(backend, folder, capsys):
 def test_single_gpu_example(folder, capsys):
     code, said = launch(capsys, "--backend", "trl", EXAMPLES / "single_gpu.toml", "--dry-run")
     assert code == 0, said.err
-    for line in ("use_vllm=True", "per_device_train_batch_size=4", "gradient_accumulation_steps=32", "bf16=True"):
+    for line in (
+        "use_vllm=True",
+        "per_device_train_batch_size=4",
+        "gradient_accumulation_steps=32",
+        "bf16=True",
+        "gradient_checkpointing=True",
+        "torch_compile=False",
+    ):
         assert line in said.out
     assert "trm+sspo+kl_cov:  L = " in said.out
 

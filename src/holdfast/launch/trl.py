@@ -32,11 +32,13 @@ HONOURED: Honoured = {
     "sampling.temperature": None, "sampling.max_tokens": None,
     "sampling.top_p": (1.0,), "sampling.top_k": (0,), "sampling.min_p": (0.0,),
     "sampling.trainer_support": ("processed",),
+    "model.unpadded": (False,),
     "evaluation.every": None, "evaluation.problems": None, "evaluation.greedy": (False,),
     "warm_start.clean_steps": (0,), "warm_start.sloppy_steps": (0,),
 }  # fmt: skip
 _SUPPORT = "TRL scores every token over the whole vocabulary, whatever the engine could sample"
 REASONS = {
+    "model.unpadded": "TRL computes padding",
     "engine.exact_kl": "a rollout for TRL carries one log-probability per token",
     "engine.*": "vLLM is the engine here; its settings are the vllm_* keys of [trl]",
     "sampling.top_p": _SUPPORT,
@@ -66,7 +68,9 @@ def grpo_settings(run: RunFile, folder: Path, world: int = 1) -> dict[str, Any]:
         "seed": config.seed,
         "max_completion_length": config.sampling.max_tokens,
         "temperature": config.sampling.temperature,
-        "bf16": config.model.dtype == "bfloat16",
+        "bf16": config.model.dtype == "bfloat16" or config.model.autocast,
+        "gradient_checkpointing": config.model.gradient_checkpointing,
+        "torch_compile": config.model.compile,
         "shuffle_dataset": False,
     }
     if clash := sorted(own.keys() & settings.keys()):

@@ -25,6 +25,7 @@ HONOURED: Honoured = {
     "task.*": None, "objective.*": None, "optimizer.*": None, "batch.*": None,
     "checkpoint.*": None, "evaluation.*": None,
     "model.source": None, "model.dtype": None, "model.chat": (True,),
+    "model.gradient_checkpointing": None,
     "engine.precision": ("float32", "bfloat16"), "engine.lag": (0,), "engine.exact_kl": (False,),
     "async.staleness": (0,),
     "sampling.temperature": None, "sampling.max_tokens": None,
@@ -36,6 +37,9 @@ HONOURED: Honoured = {
 _SUPPORT = "verl scores every token over the whole vocabulary, whatever the engine could sample"
 REASONS = {
     "threads": "Ray places its workers",
+    "model.autocast": "verl multiplies in model.dtype over float32 weights",
+    "model.unpadded": "verl's switch is a key of [verl]: actor_rollout_ref.model.use_remove_padding",
+    "model.compile": "verl's switch is a key of [verl]: actor_rollout_ref.actor.use_torch_compile",
     "model.*": "verl loads a Hugging Face model: give model.source",
     "model.chat": "verl wraps every prompt in the chat template",
     "engine.precision": "the engine is vLLM or SGLang; further numerics are keys of [verl]",
@@ -199,6 +203,7 @@ def _policy(config: RunConfig) -> dict[str, Any]:
     short = {"float32": "fp32", "bfloat16": "bf16"}[config.model.dtype]
     return {
         "actor_rollout_ref.model.path": config.model.source,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": config.model.gradient_checkpointing,
         f"{_ACTOR}.strategy": "fsdp2",
         # verl's fsdp_config.dtype is not read by its FSDP engine; this is.
         f"+{_ACTOR}.fsdp_config.mixed_precision": {

@@ -65,6 +65,9 @@ class ModelConfig(Section):
     unpadded: bool = Field(
         default=True, description="compute neither padding nor a group's prompt twice, where the model's attention can"
     )
+    compile: bool = Field(
+        default=False, description="compile the layers with torch.compile: minutes once, then faster steps"
+    )
     chat: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
 
     @model_validator(mode="after")

@@ -65,3 +65,20 @@ def keep_only_inputs(model: Any) -> None:
     # transformers renamed it in the course of version 5.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def compile_layers(model: Any) -> None:
+    """Compile every decoder layer in place, for any length; equal layers share what is compiled.
+
+    Copies made before, such as the engine's and the reference policy, stay as they are.
+
+    Raises:
+        ConfigError: the model has no layers of the kind that transformers recomputes, which are what is compiled.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(f"model.compile: {type(model).__name__} has no layers that can be compiled; leave it out")
+    for layer in layers:
+        layer.compile(dynamic=True)

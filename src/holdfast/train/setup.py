@@ -28,7 +28,7 @@ from holdfast.train.forward import Looks, Policy
 from holdfast.train.head import find_head
 from holdfast.train.ledger import Ledger
 from holdfast.train.lora import Merged, WithoutAdapter, add_lora, load_adapter
-from holdfast.train.model import build_model, keep_only_inputs
+from holdfast.train.model import build_model, compile_layers, keep_only_inputs
 from holdfast.train.pipeline import Pipelined
 from holdfast.train.routing import router_drift
 from holdfast.train.sampler import Sampler, Synchronous, writing_of
@@ -165,6 +165,8 @@ def _assemble(
     reference = _reference(policy, objective, adapted)
     if config.model.gradient_checkpointing:
         keep_only_inputs(model)
+    if config.model.compile:
+        compile_layers(model)
     optimizer = _optimizer(config, model)
     return Run(
         config=config,

@@ -1,0 +1,54 @@
+"""Compiled layers against plain ones; the graphs run without a C++ compiler here, which is all that is different."""
+
+from functools import partialmethod
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+
+from holdfast.errors import ConfigError
+from holdfast.rollout.models import character_tokenizer, tiny_model
+from holdfast.train.data import pack
+from holdfast.train.forward import Policy
+from holdfast.train.head import HeadForm
+from holdfast.train.model import compile_layers, keep_only_inputs
+from holdfast.train.unpadded import make_unpadded
+
+SEQUENCES = [
+    pack([(1, 5, 6)] * 2 + [(1, 7)], [(8, 9, 10, 2), (5, 2), (6, 7, 8)], pad=0),
+    pack([(1, 5, 6, 7)] * 2, [(8, 9, 10, 2, 4), (5, 2)], pad=0),
+]
+
+
+@pytest.fixture
+def graphs_only(monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shape checks cannot be traced
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_compiled_layers_give_the_same_values_and_gradients(graphs_only, recompute):
+    plain, compiled = (tiny_model(character_tokenizer("0123456789"), hidden=32, layers=2, heads=2) for _ in range(2))
+    assert make_unpadded(compiled) == ""
+    if recompute:
+        keep_only_inputs(compiled)
+    compile_layers(compiled)
+    assert all(layer._compiled_call_impl is not None for layer in compiled.model.layers)
+    for sequences in SEQUENCES:
+        found = Policy(compiled, head=HeadForm(), unpadded=True).stats(sequences).logprobs
+        expected = Policy(plain, head=HeadForm()).stats(sequences).logprobs
+        assert torch.allclose(found, expected, atol=1e-5)
+        found.sum().backward()
+        expected.sum().backward()
+    for a, b in zip(compiled.parameters(), plain.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None and torch.allclose(a.grad, b.grad, atol=1e-4)
+
+
+def test_a_model_without_such_layers_is_refused():
+    with pytest.raises(ConfigError, match=r"model.compile: Linear has no layers"):
+        compile_layers(nn.Linear(2, 2))
