@@ -9,6 +9,7 @@ from holdfast.tasks import get_task
 from holdfast.tasks.base import in_split
 from holdfast.train.configfile import build_config
 from holdfast.train.data import PromptSource
+from holdfast.train.episodes import Writing
 from holdfast.train.sampler import Synchronous, sampling_of, step_episodes, wants_distributions, writing_of
 
 BATCH = {"batch": {"prompts": 3, "group_size": 4}}
@@ -28,9 +29,8 @@ def test_a_step_s_groups_depend_on_seed_and_step_alone():
     assert all(len(group) == 1 for group in groups) and len(set.union(*groups)) == 3
     assert all(e.token_ids == () and e.finish_reason is None for e in first)
     assert all(source.decode(e.prompt_ids).endswith(e.problem.prompt) for e in first)
-    assert all(
-        in_split(e.problem.prompt, "train") for step in range(1, 20) for e in step_episodes(config, source, step)
-    )
+    drawn = [episode.problem.prompt for step in range(1, 20) for episode in step_episodes(config, source, step)]
+    assert all(in_split(prompt, "train") for prompt in drawn)
     assert first == step_episodes(config, source, 1)
     others = second, step_episodes(build_config(BATCH | {"seed": 1}), source, 1)
     assert all([e.problem for e in other] != [e.problem for e in first] for other in others)
@@ -50,6 +50,8 @@ def test_all_that_restricts_the_support_reaches_the_engine():
         ({"engine": {"exact_kl": False}}, "trm_max+ppo by kl_exact", True),
         ({"engine": {"exact_kl": False}, "sampling": {"top_p": 0.9}}, "ppo", True),
         ({"engine": {"exact_kl": False}, "sampling": {"top_p": 0.9, "trainer_support": "raw"}}, "ppo", False),
+        ({"engine": {"exact_kl": False, "top_logprobs": 20}, "sampling": {"top_k": 5}}, "ppo", False),
+        ({"engine": {"exact_kl": False, "top_logprobs": 5}, "sampling": {"top_k": 5}}, "ppo", True),
     ],
 )
 def test_distributions_are_asked_for_where_something_needs_them(sections, objective, wanted):
@@ -68,15 +70,15 @@ def test_conversations_have_as_many_turns_as_the_task_allows():
 
 
 class Recorder:
-    """Stands for an engine and for the writing: keeps what it is given."""
+    """Stands for an engine: keeps what it is given."""
+
+    policy_version = 3
 
     def __init__(self):
         self.calls, self.state, self.closed = [], {"policy_version": 3}, False
-        self.sampling = Sampling(max_tokens=33)
 
-    def advance(self, engine, episodes, *, budget, seed):
-        self.calls.append((len(episodes), budget, seed(0), seed(1), seed(2)))
-        return episodes
+    def generate(self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0):
+        raise AssertionError
 
     def sync(self, model, version):
         self.calls.append((model, version))
@@ -91,18 +93,22 @@ class Recorder:
         self.closed = True
 
 
-def test_the_engine_in_this_process_writes_whole_responses_and_keeps_its_own_state():
-    engine, source = Recorder(), source_of(entries=1)
-    sampler, other = (Synchronous(build_config(BATCH | {"seed": s}), source, engine, engine) for s in (0, 1))
+def test_the_engine_in_this_process_writes_whole_responses_and_keeps_its_own_state(monkeypatch):
+    engine, source, writing = Recorder(), source_of(entries=1), Writing(Sampling(max_tokens=33))
+
+    def advance(self, engine, episodes, *, budget, seed):
+        engine.calls.append((len(episodes), budget, seed(0), seed(1), seed(2)))
+        return episodes
+
+    monkeypatch.setattr(Writing, "advance", advance)
+    sampler, other = (Synchronous(build_config(BATCH | {"seed": s}), source, writing, engine) for s in (0, 1))
     assert sampler.episodes(1) == step_episodes(sampler.config, source, 1)
     other.episodes(1)
     (count, budget, *seeds), (_, _, *others) = engine.calls
     assert (count, budget) == (12, 33) and len({*seeds, *others}) == 6
     sampler.publish("weights", 7)
     assert engine.calls[-1] == ("weights", 7)
-    assert sampler.engine_model() is None and sampler.cpu_seconds() == 0 and sampler.facts() == {}
-    engine.model = object()
-    assert sampler.engine_model() is engine.model
+    assert sampler.cpu_seconds() == 0 and sampler.facts() == {}
     assert sampler.state_dict() == {"policy_version": 3}
     sampler.load_state_dict({"policy_version": 4})
     assert engine.state == {"policy_version": 4}
