@@ -401,7 +401,10 @@ def test_one_bad_answer_among_many_stops_the_call(server, engine):
 
 def test_a_sync_hands_over_the_weights_and_is_checked(server, engine, tokenizer):
     model = tiny_model(tokenizer, hidden=16, layers=1, heads=2)
+    (engine.folder / "version-1").mkdir(parents=True)
+    (engine.folder / "version-1" / "model-00002-of-00002.safetensors").touch()
     engine.sync(model, 1)
+    assert "model-00002-of-00002.safetensors" not in server.loaded[-1][1], "left there by an earlier run"
     engine.sync(model, 2)
     method, files, weights = server.loaded[-1]
     assert method == "reload_weights"
@@ -417,8 +420,9 @@ def test_a_sync_hands_over_the_weights_and_is_checked(server, engine, tokenizer)
         draw(engine)
     engine.close()
     assert not list(engine.folder.iterdir())
-    with pytest.raises(EngineError, match="the engine is closed"):
-        draw(engine)
+    for use in (draw, lambda engine: engine.sync(model, 3)):
+        with pytest.raises(EngineError, match="the engine is closed"):
+            use(engine)
 
 
 def test_a_server_that_cannot_reload_or_forget_says_so(server, engine, tokenizer):

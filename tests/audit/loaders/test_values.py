@@ -51,8 +51,8 @@ def test_slime_lengths_that_cannot_be(tmp_path, length):
 
 
 def test_slime_fields_of_a_rollout_dump(tmp_path):
-    (got,), _ = slime(tmp_path, group_index=5, source_names="sums", remove_sample=True, loss_mask=None)
-    assert (got.group_id, got.environment, got.mask_reason) == (5, "sums", "remove_sample")
+    (got,), _ = slime(tmp_path, index=9, group_index=5, source_names="sums", remove_sample=True, loss_mask=None)
+    assert (got.sequence_id, got.group_id, got.environment, got.mask_reason) == (9, 5, "sums", "remove_sample")
     assert (got.prompt_text, got.response_text) == ("what?", "this")
     assert all(got.response_mask)
 

@@ -82,7 +82,7 @@ def sample_record(sample: Mapping[str, Any], payload: Mapping[str, Any], reading
         columns,
         numbers={
             "step": whole(payload.get("rollout_id"), "rollout_id"),
-            "sequence_id": whole(get("sample_index", "sample_indices", "index"), "index"),
+            "sequence_id": whole(get("sample_index", "index"), "index"),
             "group_id": whole(get("group_index"), "group_index"),
             "reward": _reward(get, payload),
         },
