@@ -78,9 +78,11 @@ class FakeServer:
         if path == "/v1/models":
             return {"data": [{"id": "tiny", "max_model_len": 64}]}
         if path == "/tokenize":
-            return {"tokens": self.tokenizer.encode(body["prompt"], add_special_tokens=False)}
+            tokens = self.tokenizer.encode(body["prompt"], add_special_tokens=False)
+            return {"tokens": [1] * body["add_special_tokens"] + tokens}
         if path == "/collective_rpc":
             folder = Path(body["kwargs"]["weights_path"])
+            assert folder.is_absolute(), "the server may run elsewhere"
             self.loaded.append(
                 (body["method"], {p.name for p in folder.iterdir()}, load_file(folder / "model.safetensors"))
             )
@@ -217,8 +219,9 @@ def test_without_top_only_the_sampled_token_is_read(server, engine):
     assert {body["logprobs"] for body in server.bodies} == {1}
 
 
-def test_whole_distributions_have_their_tokens_in_order(engine):
+def test_whole_distributions_have_their_tokens_in_order(server, engine):
     completion = draw(engine, return_distributions=True)[0]
+    assert {body["logprobs"] for body in server.bodies} == {-1}
     assert completion.distributions.tolist() == [[-torch.inf, -3.0, -2.0, -0.5, -1.5]] * 3
 
 
@@ -371,6 +374,8 @@ def test_a_response_longer_than_asked_for_is_an_error(server, engine):
     ("tables", "message"),
     [
         (None, "asked for 2 tokens per position, the server reports 0 at 0 of 3 positions"),
+        ([TABLE] * 2, "reports 5 at 2 of 3 positions"),
+        ([TABLE, TABLE, {"token_id:3": -0.5}], "reports 1 at 3 of 3 positions"),
         ([{"token_id:3": -0.5}] * 3, "reports 1 at 3 of 3 positions; raise its --max-logprobs"),
         ([{" the": -0.5, " a": -1.0}] * 3, "named by text"),
     ],
@@ -395,8 +400,30 @@ def test_requests_are_on_their_way_together(server, engine):
 
 def test_one_bad_answer_among_many_stops_the_call(server, engine):
     server.fail("/v1/completions", 1, refuse)
+    engine.concurrency = 1
     with pytest.raises(EngineError, match="refused"):
         draw(engine, prompts=[(1, 4)] * 40)
+    assert server.asked.count("/v1/completions") < 40, "the others are not asked for any more"
+
+
+def test_what_servers_may_leave_out_is_not_missed(server, engine):
+    def change(answer):
+        edit(["prompt_token_ids"], KeyError)(answer)
+        edit(["finish_reason"], "length")(answer)
+        del answer["usage"]
+
+    server.change = change
+    (completion,) = draw(engine, prompts=[(1, 4)])
+    assert (completion.token_ids, completion.finish_reason) == ((3, 3, EOS), "length")
+
+
+def test_an_answer_without_a_response_is_an_error(server, engine):
+    server.change = dict.clear
+    with pytest.raises(EngineError, match="the answer has no token ids"):
+        draw(engine, prompts=[(1, 4)])
+    server.missing = {"/v1/completions"}
+    with pytest.raises(EngineError, match="has no /v1/completions, or no longer serves 'tiny'"):
+        draw(engine, prompts=[(1, 4)])
 
 
 def test_a_sync_hands_over_the_weights_and_is_checked(server, engine, tokenizer):
@@ -436,6 +463,19 @@ def test_a_server_that_cannot_reload_or_forget_says_so(server, engine, tokenizer
         engine.sync(model, 1)
 
 
+def test_every_sync_leaves_a_mark_of_its_own(server, tokenizer, tmp_path, monkeypatch):
+    """Also from a folder that is named relative to the trainer's."""
+    monkeypatch.chdir(tmp_path)
+    engine = ServerEngine(client(server), folder=Path("weights"), eos_token_id=EOS, tokenizer=tokenizer)
+    model, marks = tiny_model(tokenizer, hidden=16, layers=1, heads=2), []
+    for version in (1, 2):
+        engine.sync(model, version)
+        marks.append(server.version)
+    monkeypatch.setattr("holdfast.rollout.server.os.getpid", lambda: 1)
+    engine.sync(model, 2)
+    assert len({*marks, server.version}) == 3
+
+
 def test_a_resumed_engine_waits_for_its_weights(server, engine, tokenizer):
     engine.load_state_dict({"policy_version": 3})
     with pytest.raises(EngineError, match=r"call sync\(model, version\) before generate"):
@@ -454,6 +494,11 @@ def test_a_server_without_tokenizer_is_taken_at_its_word(server, tokenizer, tmp_
     engine = ServerEngine(client(server), folder=tmp_path, eos_token_id=EOS, tokenizer=tokenizer)
     engine.sync(tiny_model(tokenizer, hidden=16, layers=1, heads=2), 1)
     assert len(draw(engine)) == 2
+
+
+def test_a_server_that_counts_tokens_only_is_taken_at_its_word(server, tokenizer, tmp_path):
+    server.fail("/tokenize", 1, lambda handler: answer(handler, '{"count": 30}', 200))
+    assert ServerEngine(client(server), folder=tmp_path, eos_token_id=EOS, tokenizer=tokenizer).model == "tiny"
 
 
 def test_no_server_is_an_error(server, tokenizer, tmp_path):
