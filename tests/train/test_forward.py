@@ -290,7 +290,7 @@ def test_a_support_that_is_reported_in_full_needs_no_whole_distributions(model, 
         for d in some_distributions()
     )
     for row, response in enumerate(RESPONSES):  # what was sampled is among them
-        kept[row].scatter_(1, torch.tensor(response)[:, None], 0.0)
+        kept[row].scatter_(1, torch.tensor(response)[:, None], -2.0)
     kept = tuple(torch.log_softmax(d, dim=-1) for d in kept)
     policy = Policy(model, renormalize=True, entropy_gradient=True, head=head)
     whole, top = policy.stats(packed(kept)), policy.stats(replace(packed(), **likeliest(kept, 7)))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from holdfast.errors import ConfigError
 from holdfast.objectives.presets import preset
 from holdfast.rollout.engine import Sampling
 from holdfast.rollout.models import character_tokenizer
@@ -10,7 +11,7 @@ from holdfast.tasks.base import in_split
 from holdfast.train.configfile import build_config
 from holdfast.train.data import PromptSource
 from holdfast.train.episodes import Writing
-from holdfast.train.sampler import Synchronous, sampling_of, step_episodes, wants_distributions, writing_of
+from holdfast.train.sampler import Synchronous, sampling_of, step_episodes, wanted_top, wants_distributions, writing_of
 
 BATCH = {"batch": {"prompts": 3, "group_size": 4}}
 
@@ -52,12 +53,35 @@ def test_all_that_restricts_the_support_reaches_the_engine():
         ({"engine": {"exact_kl": False}, "sampling": {"top_p": 0.9, "trainer_support": "raw"}}, "ppo", False),
         ({"engine": {"exact_kl": False, "top_logprobs": 20}, "sampling": {"top_k": 5}}, "ppo", False),
         ({"engine": {"exact_kl": False, "top_logprobs": 5}, "sampling": {"top_k": 5}}, "ppo", True),
+        ({"engine": {"exact_kl": False}}, "trm_max+ppo by tv_exact", True),
+        ({"engine": {"exact_kl": False, "top_logprobs": 5}}, "trm_max+ppo by tv_upper", False),
+        ({"engine": {"top_logprobs": 5}}, "trm_max+ppo by kl_lower", True),
+        ({"engine": {"exact_kl": False, "top_logprobs": 5}, "sampling": {"top_p": 0.9}}, "ppo", True),
+        # On a support that is reported in full exact divergences follow too; not without renormalising on it.
+        ({"engine": {"exact_kl": False, "top_logprobs": 5}, "sampling": {"top_k": 4}}, "trm_max by kl_exact", False),
+        (
+            {
+                "engine": {"exact_kl": False, "top_logprobs": 5},
+                "sampling": {"top_k": 4, "trainer_support": "raw"},
+            },
+            "trm_max by kl_exact",
+            True,
+        ),
     ],
 )
 def test_distributions_are_asked_for_where_something_needs_them(sections, objective, wanted):
     name, _, detector = objective.partition(" by ")
     chosen = preset(name, detector=detector) if detector else preset(name)
     assert wants_distributions(build_config(sections), chosen) is wanted
+
+
+@pytest.mark.parametrize("detector", ["kl_lower", "tv_lower", "tv_upper"])
+def test_a_bound_needs_its_tokens(detector):
+    objective = preset("trm_max", detector=detector)
+    with pytest.raises(ConfigError, match=r"needs [kt][lv]_rollout_\w+, bounds .* engine.top_logprobs = 0"):
+        wanted_top(build_config({}), objective)
+    assert wanted_top(build_config({"engine": {"top_logprobs": 5}}), objective) == 5
+    assert wanted_top(build_config({}), preset("trm_max")) == 0
 
 
 def test_conversations_have_as_many_turns_as_the_task_allows():
