@@ -214,6 +214,11 @@ def test_an_answer_becomes_a_completion(server, engine):
     }
 
 
+def test_responses_to_one_prompt_are_drawn_apart(server, engine):
+    draw(engine, prompts=[(1, 4)] * 3)
+    assert {body["seed"] for body in server.bodies} == {request_seed(7, i, 2) for i in range(3)}
+
+
 def test_without_top_only_the_sampled_token_is_read(server, engine):
     assert draw(engine)[0].top_ids is None
     assert {body["logprobs"] for body in server.bodies} == {1}

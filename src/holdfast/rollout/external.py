@@ -125,10 +125,9 @@ def split_rows(
         dense = torch.full((len(ids), vocabulary), -torch.inf)
         fields["distributions"] = dense.scatter_(1, ids[:, 1:], logprobs[:, 1:])
     if top:
-        kept = min(top, ids.shape[1] - 1)
         fields["top_logprobs"], order = logprobs[:, 1:].sort(dim=1, descending=True, stable=True)
-        fields["top_logprobs"] = fields["top_logprobs"][:, :kept]
-        fields["top_ids"] = ids[:, 1:].gather(1, order[:, :kept])
+        fields["top_logprobs"] = fields["top_logprobs"][:, :top]
+        fields["top_ids"] = ids[:, 1:].gather(1, order[:, :top])
     return fields
 
 
