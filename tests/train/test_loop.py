@@ -199,19 +199,21 @@ def test_evaluation_samples_and_decodes_held_out_problems_with_the_newest_weight
     from holdfast.train.setup import set_up
 
     run = set_up(
-        small_config("--engine.lag", "3"), RunFolder(tmp_path), resume=False, warm_starts=warm_starts,
+        small_config("--engine.lag", "3", "--engine.top_logprobs", "3"), RunFolder(tmp_path), resume=False, warm_starts=warm_starts,
         progress=lambda *progress: None,
     )  # fmt: skip
-    asked, splits = [], []
+    asked, reports, splits = [], [], []
     generate, draw = run.judge.generate, run.source.draw
     run.judge.generate = lambda prompts, sampling, **options: (
         asked.append((len(prompts), sampling.temperature, run.judge.policy_version))
+        or reports.append((options["return_distributions"], options["return_top"]))
         or generate(prompts, sampling, **options)
     )
     run.source.draw = lambda seed, count, split: splits.append(split) or draw(seed, count, split)
     run.step = 5
     record = evaluate(run)
     assert asked == [(16, 1.0, 5), (16, 0.0, 5)] and splits == ["eval", "eval"]
+    assert reports == [(False, 0)] * 2, "nothing is measured of evaluations"
     assert set(record) == {"eval_accuracy", "eval_greedy_accuracy"}
     run.scorer = InProcess(lambda problem, text: 0.5)
     assert evaluate(run)["eval_accuracy"] == 0.0, "accuracy counts full rewards only"
