@@ -199,8 +199,8 @@ def test_evaluation_samples_and_decodes_held_out_problems_with_the_newest_weight
     from holdfast.train.setup import set_up
 
     run = set_up(
-        small_config("--engine.lag", "3", "--engine.top_logprobs", "3"), RunFolder(tmp_path), resume=False, warm_starts=warm_starts,
-        progress=lambda *progress: None,
+        small_config("--engine.lag", "3", "--engine.top_logprobs", "3"), RunFolder(tmp_path),
+        resume=False, warm_starts=warm_starts, progress=lambda *progress: None,
     )  # fmt: skip
     asked, reports, splits = [], [], []
     generate, draw = run.judge.generate, run.source.draw
