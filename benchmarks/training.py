@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Problem
 from holdfast.tasks.chains import ChainTask
@@ -45,6 +46,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 STILL = {"optimizer": {"learning_rate": 1e-8}}
 """For the comparison: a coin flip teaches nothing but to write other lengths, and both are to write the same."""
 PARTS = ("generate", "old_logprobs", "update", "reward", "other")
+
+
+BESIDE_TRL: dict[str, int | None] = {
+    "vocabulary of the task": None,
+    "vocabulary of 32768, random weights": 32768,
+}
+"""Vocabularies with which the first shape is trained beside TRL."""
 
 
 def settings(shape: dict[str, Any], steps: int, preset: str) -> dict[str, Any]:
@@ -93,28 +101,47 @@ def show_shapes(steps: int) -> None:
 
 
 def compare(python: str, steps: int, pairs: int) -> None:
-    """Take turns with TRL on the first shape, and print both, their ratio and the share of generation."""
-    name, shape = next(iter(SHAPES.items()))
-    shape = shape | STILL
+    """Take turns with TRL, with and without compiled layers; print all, and the ratios."""
+    for name, vocabulary in BESIDE_TRL.items():
+        with tempfile.TemporaryDirectory() as folder:
+            speeds = _take_turns(python, steps, pairs, Path(folder), vocabulary)
+        for who in ("ours", "ours, compiled"):
+            ratios = [own / peer for own, peer in zip(speeds[who], speeds["TRL"], strict=True)]
+            listed = ", ".join(f"{ratio:.1f}" for ratio in ratios)
+            print(f"{name}, {who}: {statistics.median(ratios):.1f} times TRL ({listed})", flush=True)
+
+
+def _take_turns(python: str, steps: int, pairs: int, folder: Path, vocabulary: int | None) -> dict[str, list[float]]:
+    shape: dict[str, Any] = next(iter(SHAPES.values())) | STILL
+    task = get_task("ledger", entries=12)
+    if vocabulary is not None:
+        write_model(folder / "wide", task.alphabet, vocabulary, shape["model"])
+        shape |= {"model": {"source": str(folder / "wide")}, "warm_start": {"clean_steps": 0}}
+    (folder / "shape.json").write_text(json.dumps(shape))
     config = build_config(settings(shape, steps, "grpo"))
-    with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        measure(shape, 4, "grpo", here)  # makes the warm-started model
-        task = get_task("ledger", entries=12)
-        texts = [problem.prompt for problem in task.problems(0, shape["batch"]["prompts"] * (steps + 2), "train")]
-        same = {**shape["batch"], **shape["sampling"], "learning_rate": config.optimizer.learning_rate, "texts": texts}
-        (here / "prompts.json").write_text(json.dumps(same))
-        peer = [python, str(Path(__file__).with_name("training_trl.py")), str(cached_warm_start(here, config))]
-        peer += [str(here / "prompts.json"), str(steps)]
-        own = [sys.executable, __file__, "--steps", str(steps), "--measure", str(here)]
-        rows = []
-        for _ in range(pairs):
-            pair = [json.loads(_last_line(command)) for command in (own, peer)]
-            rows.append(pair)
-            print(f"  ours {_words(pair[0], pair[0]['split']['generate'])}")
-            print(f"  TRL  {_words(pair[1], pair[1]['generation_share'])}", flush=True)
-    ratios = [ours["tokens_per_cpu_second"] / theirs["tokens_per_cpu_second"] for ours, theirs in rows]
-    print(f"{name}: {statistics.median(ratios):.1f} times TRL (pairs: {', '.join(f'{r:.1f}' for r in ratios)})")
+    measure(shape, 4, "grpo", folder)  # makes the warm-started model
+    model = shape["model"].get("source") or str(cached_warm_start(folder, config))
+    texts = [problem.prompt for problem in task.problems(0, shape["batch"]["prompts"] * (steps + 2), "train")]
+    same = {**shape["batch"], **shape["sampling"], "learning_rate": config.optimizer.learning_rate, "texts": texts}
+    (folder / "prompts.json").write_text(json.dumps(same))
+    own = [sys.executable, __file__, "--steps", str(steps), "--measure", str(folder)]
+    peer = [python, str(Path(__file__).with_name("training_trl.py")), model, str(folder / "prompts.json"), str(steps)]
+    commands = {"ours": own, "ours, compiled": [*own, "--compile"], "TRL": peer}
+    speeds: dict[str, list[float]] = {who: [] for who in commands}
+    for _ in range(pairs):
+        for who, command in commands.items():
+            found = json.loads(_last_line(command))
+            speeds[who].append(found["tokens_per_cpu_second"])
+            print(f"  {who:15} {_words(found)}", flush=True)
+    return speeds
+
+
+def write_model(folder: Path, alphabet: str, vocabulary: int, sizes: dict[str, int]) -> None:
+    """A model of random weights whose vocabulary is filled up with words that no prompt has."""
+    tokenizer = character_tokenizer(alphabet)
+    tokenizer.add_tokens([f"<word {number}>" for number in range(vocabulary - len(tokenizer))])
+    tiny_model(tokenizer, **sizes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _last_line(command: list[str]) -> str:
@@ -124,8 +151,9 @@ def _last_line(command: list[str]) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def _words(found: dict[str, Any], generation: float) -> str:
+def _words(found: dict[str, Any]) -> str:
     speed, tokens = found["tokens_per_cpu_second"], found["tokens_per_step"]
+    generation = found["split"]["generate"] if "split" in found else found["generation_share"]
     return f"{speed:.0f} tokens per CPU-second, {tokens:.0f} tokens a step, generation {generation:.0%}"
 
 
@@ -135,10 +163,14 @@ def main() -> None:
     parser.add_argument("--trl", metavar="PYTHON", help="an interpreter that has TRL 1.16")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(next(iter(SHAPES.values())) | STILL, options.steps, "grpo", options.measure)))
+        shape = json.loads((options.measure / "shape.json").read_text())
+        if options.compile:
+            shape["model"]["compile"] = True
+        print(json.dumps(measure(shape, options.steps, "grpo", options.measure)))
     elif options.trl:
         compare(options.trl, options.steps, options.pairs)
     else:

@@ -9,6 +9,7 @@ import torch
 from holdfast.errors import ConfigError, EngineError
 from holdfast.rollout.decoder import HubDecoder
 from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.embedded import draw as draw_tokens
 from holdfast.rollout.engine import Engine, Sampling, sampling_logprobs
 from holdfast.rollout.fused import FusedDecoder
 
@@ -128,6 +129,25 @@ def test_the_likeliest_tokens_are_those_of_the_distribution(make_model, support)
         assert torch.equal(top.top_ids[:, :kept], order[:, :kept])
         assert bool(top.top_logprobs[:, kept:].isneginf().all())
     assert made.generate(**arguments, return_top=99)[0].top_ids.shape[1] == 30
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 257, 1000, 3000])
+def test_draws_follow_the_cumulated_probabilities(vocabulary):
+    """Against one float64 sum over all tokens; half of them impossible, among them the first and the last."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 3 * torch.randn(400, vocabulary, generator=generator)
+    logits[:, 1::2] = -torch.inf
+    logits[:, [0, -1]] = -torch.inf
+    logits[:, 2] = 1.0
+    logprobs = logits.log_softmax(dim=1)
+    uniforms = torch.rand(400, generator=generator, dtype=torch.float64)
+    uniforms[:3] = torch.tensor([0.0, 1 - 2**-53, 0.5])
+    drawn = draw_tokens(logprobs, uniforms)
+    cumulated = logprobs.double().exp().cumsum(dim=1)
+    low, high = (torch.cat([torch.zeros(400, 1), cumulated], dim=1).gather(1, (drawn + k)[:, None]) for k in (0, 1))
+    level = (uniforms * cumulated[:, -1])[:, None]
+    assert bool((low - 1e-6 <= level).all()) and bool((level <= high + 1e-6).all())
+    assert bool(torch.isfinite(logprobs.gather(1, drawn[:, None])).all())
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says(make_model):

@@ -110,5 +110,7 @@ def test_warm_start_key_changes_with_what_the_warm_start_depends_on_only():
     base = RunConfig()
     same = build_config({"objective": {"preset": "gspo"}, "steps": 3, "engine": {"lag": 8}})
     assert same.warm_start_key() == base.warm_start_key()
+    later = build_config({"model": {"unpadded": False, "compile": True, "gradient_checkpointing": True}})
+    assert later.warm_start_key() == base.warm_start_key()
     for values in ({"seed": 1}, {"task": {"name": "multiplication"}}, {"warm_start": {"clean_steps": 9}}):
         assert build_config(values).warm_start_key() != base.warm_start_key()

@@ -3,19 +3,22 @@
 import copy
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
 
 from holdfast.train.config import LoraConfig
 from holdfast.train.data import pack
 from holdfast.train.forward import Policy
 from holdfast.train.head import HeadForm
 from holdfast.train.model import keep_only_inputs
-from holdfast.train.unpadded import NAME, lay_out, make_unpadded
+from holdfast.train.unpadded import NAME, Unsupported, lay_out, make_unpadded
 
 SIZES = {
     "vocab_size": 40,
@@ -169,7 +172,7 @@ def test_other_models(name, changes):
     ("name", "changes", "reason"),
     [
         ("Mistral", {"sliding_window": 16}, "attention with sliding_window"),
-        ("Gemma2", {}, "attention is 'eager'|attention with|softcap"),
+        ("Gemma2", {}, "attention is 'eager', not 'sdpa'"),
         ("Qwen3", {"attn_implementation": "eager"}, "attention is 'eager', not 'sdpa'"),
         ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48}, "depend on more than the tokens"),
     ],
@@ -194,6 +197,26 @@ def test_padded_passes_and_saved_models_are_as_before(model, unpadded, tmp_path)
     assert torch.equal(written, model.generate(ids, attention_mask=seen, max_new_tokens=5, do_sample=False))
     unpadded.save_pretrained(tmp_path)
     assert NAME not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "softcap", "s_aux", "position_bias", "cache"])
+def test_attention_of_another_kind_is_refused(unpadded, name):
+    layout = lay_out(torch.tensor([[1, 2]]), torch.tensor([1]), torch.tensor([2]), torch.tensor([0]), 8)
+    states = torch.zeros(1, 2, 2, 4)
+    attend = partial(AttentionInterface._global_mapping[NAME], None, states, states, states, None)
+    assert attend(unpadded_layout=layout, **{name: None})[0].shape == (1, 2, 2, 4)
+    with pytest.raises(Unsupported, match=name):
+        attend(unpadded_layout=layout, **{name: 4})
+
+
+def test_no_mask_over_all_pairs_of_tokens_is_made(unpadded, monkeypatch):
+    """It would have N² entries: transformers takes positions that start anew for packed sequences and makes one."""
+    made = []
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, NAME, lambda *args, **others: made.append(others))
+    Policy(unpadded, head=HeadForm(), unpadded=True).stats(rollouts([(6, [4, 5, 3]), (3, [5, 5])]))
+    assert not made
+    unpadded(input_ids=torch.ones(2, 9, dtype=torch.long), position_ids=torch.arange(9).flip(0)[None])
+    assert made
 
 
 def test_a_second_time_changes_nothing(unpadded):

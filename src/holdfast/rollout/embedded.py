@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from holdfast.core.entropy import token_uniforms
 from holdfast.errors import ConfigError, EngineError
@@ -20,6 +21,8 @@ from holdfast.rollout.engine import Completion, Sampling, sampling_logprobs
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when less than this share is still running: each compaction copies the cache."""
+BLOCK = 256
+"""Tokens whose probabilities are summed before they are cumulated."""
 
 
 class EmbeddedEngine:
@@ -140,7 +143,7 @@ class EmbeddedEngine:
         running = torch.ones_like(rows, dtype=torch.bool)
         for position in range(sampling.max_tokens):
             logprobs = sampling_logprobs(batch.logits, sampling)
-            tokens = _draw(logprobs, uniforms[rows, position])
+            tokens = draw(logprobs, uniforms[rows, position])
             record.add(rows, position, tokens, logprobs)
             running = running & (tokens != self.eos_token_id)
             live = int(running.sum())
@@ -209,11 +212,25 @@ class _Record:
         return dense
 
 
-def _draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF draw in float64: the first token whose cumulated probability exceeds u, never an impossible one."""
-    cumulated = logprobs.double().exp_().cumsum(dim=-1)
-    threshold = (uniforms * cumulated[:, -1])[:, None]
-    return torch.searchsorted(cumulated, threshold, right=True).squeeze(1).clamp_(max=logprobs.shape[-1] - 1)
+def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse-CDF draw: the first token whose cumulated probability exceeds u, never an impossible one.
+
+    Probabilities are cumulated in float64 over blocks of tokens first, then over the tokens of the block that it is.
+    """
+    width = min(BLOCK, logprobs.shape[1])
+    blocks = functional.pad(logprobs.exp(), (0, -logprobs.shape[1] % width)).unflatten(1, (-1, width))
+    ends = functional.pad(blocks.sum(dim=2).double().cumsum(dim=1), (1, 0))
+    threshold = torch.minimum(uniforms[:, None] * ends[:, -1:], _just_below(ends[:, -1:]))
+    block = torch.searchsorted(ends, threshold, right=True).clamp_(max=ends.shape[1] - 1) - 1
+    cumulated = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].double().cumsum(dim=1)
+    # A block as a whole is summed in float32 and may come out larger than its parts one after the other.
+    within = torch.minimum(threshold - ends.gather(1, block), _just_below(cumulated[:, -1:]))
+    token = block * width + torch.searchsorted(cumulated, within, right=True)
+    return token.squeeze(1).clamp_(max=logprobs.shape[1] - 1)  # not a number has no place; it is reported later
+
+
+def _just_below(x: Tensor) -> Tensor:
+    return torch.nextafter(x, torch.zeros_like(x))
 
 
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -295,4 +295,6 @@ class RunConfig(Section):
     def warm_start_key(self) -> str:
         """Names the model that the warm start produces: equal for two runs exactly when they may share it."""
         parts = self.model_dump(mode="json", include={"seed", "threads", "task", "model", "warm_start"})
+        for key in ("unpadded", "compile", "gradient_checkpointing"):  # only what comes after it knows of these
+            del parts["model"][key]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
