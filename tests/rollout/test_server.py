@@ -574,9 +574,11 @@ def test_a_server_of_ours_is_started_again_on_the_new_weights(tokenizer, tmp_pat
         connection, folder=tmp_path / "w", eos_token_id=EOS, tokenizer=tokenizer, sync="restart", process=process
     )
     assert engine.model == str(tmp_path / "first")
+    said = process.log.read_text()
     engine.sync(tiny_model(tokenizer, hidden=16, layers=1, heads=2), 5)
     assert engine.model == str(tmp_path / "w" / "version-5")
     assert engine.policy_version == 5
+    assert "GET /v1/models" in said and process.log.read_text().startswith(said), "the log goes on"
     engine.close()
     with pytest.raises(EngineError, match="ConnectionRefused"):
         HttpClient(connection.url, retries=0).get("/v1/models")

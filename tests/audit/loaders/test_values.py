@@ -9,6 +9,7 @@ import torch
 
 import dumps
 from holdfast.audit.loaders import LOADERS
+from holdfast.errors import DataError
 
 GOOD = dumps.sample_rollouts(count=3)
 
@@ -18,6 +19,13 @@ def test_no_two_loaders_claim_a_file(tmp_path, write):
     path = write(tmp_path, GOOD)
     head = path.read_bytes()[: 1 << 16]
     assert len([loader.name for loader in LOADERS if loader.matches(path, head)]) == 1
+
+
+@pytest.mark.parametrize("record", [{"choices": [{"text": "a"}]}, {"prompt_tokens": [1]}], ids=str)
+def test_what_only_looks_like_a_log_is_left_alone(tmp_path, record):
+    (tmp_path / "log.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(DataError, match="none of 1 files"):
+        dumps.load(tmp_path / "log.jsonl")
 
 
 def slime(tmp_path, write=dumps.slime_rollout, top=None, **fields):
@@ -152,6 +160,11 @@ def test_the_prompt_is_the_choice_s_or_the_answer_s(tmp_path):
     got, _ = answers(tmp_path, own, both, none)
     assert [r.prompt_ids for r in got] == [(2,), (3,), (1,)]
     assert [r.prompt_text for r in got] == [None, "p", "p"]
+
+
+def test_a_response_without_tokens_needs_no_stand_ins(tmp_path):
+    (got,), reading = answers(tmp_path, choice(logprobs={"tokens": [], "token_logprobs": []}))
+    assert got.response_ids == () and not any("stand-ins" in note for note in reading.notes)
 
 
 def test_completions_say_minus_infinity_and_their_texts(tmp_path):

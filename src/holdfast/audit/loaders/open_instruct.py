@@ -46,7 +46,7 @@ def _record(line: Mapping[str, Any], reading: Reading) -> Record:
     advantage = real(line.get("advantage"), "advantage")
     if advantage is not None:
         tokens["advantages"] = np.full(len(response), advantage, np.float32)
-    if logprobs is not None and len(logprobs) == len(response):
+    if logprobs is not None:
         own = ~(np.isnan(logprobs) & (len(logprobs) == 1))
         if whole(mapping(line.get("request_info"), "request_info").get("num_calls"), "request_info.num_calls"):
             own &= logprobs != 0

@@ -135,7 +135,7 @@ def _texts(values: list[Any], name: str) -> list[str]:
 
 def _ids_of(texts: list[str], reading: Reading) -> Column:
     numbers = [digits(text.removeprefix(_PREFIX)) if text.startswith(_PREFIX) else None for text in texts]
-    if texts and None not in numbers:
+    if None not in numbers:
         return ids(numbers, "tokens")
     reading.note(STAND_IN)
     return np.array([crc32(text.encode(errors="replace")) & 0xFFFFF for text in texts], np.int32)
