@@ -87,7 +87,8 @@ def test_tensors_of_a_step():
     tool = (True, False, True, True)
     episodes = [
         Episode(40, prompts.problems[0], prompts.token_ids[0], one, (True,) * 2, (3, 3), (0, 0),
-                torch.tensor([-0.5, -0.25]), torch.zeros(2, 8), torch.ones(2, 3).int(), torch.zeros(2, 3), finish_reason="stop"),
+                torch.tensor([-0.5, -0.25]), torch.zeros(2, 8), torch.ones(2, 3).int(), torch.zeros(2, 3),
+                finish_reason="stop"),
         Episode(41, prompts.problems[0], prompts.token_ids[0], (*two, one[0]), tool, (2, 2, 3, 3), (0, 0, 1, 1),
                 torch.tensor([-1.0, -2.0, -3.0]), torch.zeros(3, 8), torch.ones(3, 3).int(), torch.zeros(3, 3),
                 finish_reason="length"),
