@@ -590,6 +590,10 @@ def test_a_server_that_does_not_start_shows_its_last_words(tmp_path, free_port):
     process = ServerProcess(command, connection, tmp_path / "log")
     with pytest.raises(EngineError, match=r"ended with exit code 1 while starting(.|\n)*no memory for .*model"):
         process.start(tmp_path / "model")
+    command[2] = "import os, sys; sys.exit(os.environ['MINE'] + ' and ' + str('PATH' in os.environ))"
+    told = ServerProcess(command, connection, tmp_path / "told", environment={"MINE": "own"})
+    with pytest.raises(EngineError, match="own and True"):
+        told.start(tmp_path / "model")
     slow = ServerProcess([sys.executable, "-c", "import time; time.sleep(60)", "{folder}"], connection, tmp_path / "l")
     with pytest.raises(EngineError, match=r"did not answer at .* within 0\.3 s"):
         slow.start(tmp_path / "model", patience=0.3)

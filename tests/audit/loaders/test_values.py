@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import dumps
-from holdfast.audit.loaders import LOADERS
+from holdfast.audit.loaders import LOADERS, jsonl
+from holdfast.audit.loaders.fields import Unusable
 from holdfast.errors import DataError
 
 GOOD = dumps.sample_rollouts(count=3)
@@ -202,6 +203,52 @@ def test_a_broken_first_line_is_judged_by_the_file_s_name(tmp_path):
         (tmp_path / name).write_text(lines)
         got, reading = dumps.load(tmp_path / name)
         assert list(reading.rejected) == kinds and len(got) == (name == "a.jsonl")
+
+
+def test_one_indented_answer_or_a_list_of_them_in_a_file(tmp_path):
+    path = tmp_path / "a.json"
+    for value, count in ((choice(), 1), ([choice(), choice()], 2)):
+        path.write_text(json.dumps(value, indent=1))
+        got, reading = dumps.load(path)
+        assert len(got) == count and reading.bytes_read == path.stat().st_size
+    path.write_text(json.dumps([choice(), {"choices": []}], indent=1))
+    assert "entry 2: " in dumps.load(path)[1].examples[0].reason
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [(b'\xef\xbb\xbf{"a": 1}', {"a": 1}), (b'{"a": -Infinity}', {"a": -np.inf}), (b" [1] \n", [1])],
+)
+def test_json_as_it_is_written_elsewhere(text, value):
+    assert jsonl.parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (b'{"a": ', "cut off in mid-record"),
+        (b'{"a": [1, 2], "b": "x}', "cut off in mid-record"),
+        (b'{"a": tru}', "not JSON"),
+        (b"[" * 100_000 + b"NaN" + b"]" * 100_000, "not JSON"),
+    ],
+)
+def test_json_that_is_none(text, kind):
+    with pytest.raises(Unusable) as raised:
+        jsonl.parse(text)
+    assert raised.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("line", "rest"),
+    [
+        (b'{"a":[1,2],"b":[3],"c":[4]}', b'{"a":[],"b":[],"c":[4]}'),
+        (b'{"b":[3],"c":[4]}', b'{"b":[],"c":[4]}'),
+        (b"[1]", b"[1]"),
+        (b'{"c":1,"a":[1', b'{"c":1,"a":[1'),
+    ],
+)
+def test_arrays_that_nobody_reads_are_cut_out(line, rest):
+    assert jsonl._without(line, [b'"a":[', b'"b":[']) == rest
 
 
 def miles(tmp_path, size=1, change=lambda columns: None, **payload):

@@ -54,7 +54,7 @@ def _batch(path: Path) -> Mapping[str, Any]:
             value = _Lenient(file).load()
     except Exception as error:  # a pickle can raise anything
         raise DataError(f"{path} could not be unpickled: {type(error).__name__}: {error}") from error
-    return {k: plain(v) for k, v in value.items() if isinstance(k, str)} if isinstance(value, dict) else {}
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else {}
 
 
 class _Lenient(pickle.Unpickler):
