@@ -73,6 +73,8 @@ def test_refusal_names_key_value_what_is_possible_and_why():
 REFUSED_BY_BOTH = [
     ({"warm_start": {"clean_steps": 5}}, "warm_start.clean_steps = 5"),
     ({"engine": {"exact_kl": True}}, "engine.exact_kl = True"),
+    ({"engine": {"top_logprobs": 20}}, "engine.top_logprobs = 20"),
+    ({"model": {"source": "owner/model", "chat": True, "unpadded": True}}, "model.unpadded = True"),
     ({"async": {"staleness": 2}}, "async.staleness = 2"),
     ({"sampling": {"top_p": 0.9}}, "sampling.top_p = 0.9"),
     ({"sampling": {"top_k": 20}}, "sampling.top_k = 20"),

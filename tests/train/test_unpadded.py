@@ -15,9 +15,11 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from holdfast.train.config import LoraConfig
 from holdfast.train.data import pack
+from holdfast.train.folder import RunFolder
 from holdfast.train.forward import Policy
 from holdfast.train.head import HeadForm
 from holdfast.train.model import keep_only_inputs
+from holdfast.train.setup import set_up
 from holdfast.train.unpadded import NAME, Unsupported, lay_out, make_unpadded
 
 SIZES = {
@@ -237,3 +239,14 @@ def test_adapters_train_through_it():
     assert make_unpadded(model) == ""
     found = Policy(model, head=HeadForm(), unpadded=True).stats(sequences).logprobs
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_run_does_as_configured(small_config, tmp_path, warm_starts, monkeypatch, wanted):
+    compiled = []
+    monkeypatch.setattr("holdfast.train.setup.compile_layers", compiled.append)
+    config = small_config("--model.unpadded", str(wanted).lower(), "--model.compile", str(wanted).lower())
+    run = set_up(config, RunFolder(tmp_path), resume=False, warm_starts=warm_starts, progress=lambda *progress: None)
+    run.close()
+    assert run.policy.unpadded == wanted == (run.policy.model.config._attn_implementation == NAME)
+    assert compiled == [run.policy.model] * wanted

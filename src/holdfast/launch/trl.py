@@ -27,7 +27,7 @@ HONOURED: Honoured = {
     "steps": None, "seed": None, "threads": None,
     "task.*": None, "model.*": None, "engine.*": None, "objective.*": None,
     "optimizer.*": None, "batch.*": None, "checkpoint.*": None, "log.*": None,
-    "engine.exact_kl": (False,),
+    "engine.exact_kl": (False,), "engine.top_logprobs": (0,),
     "async.staleness": (0,),
     "sampling.temperature": None, "sampling.max_tokens": None,
     "sampling.top_p": (1.0,), "sampling.top_k": (0,), "sampling.min_p": (0.0,),
@@ -40,6 +40,7 @@ _SUPPORT = "TRL scores every token over the whole vocabulary, whatever the engin
 REASONS = {
     "model.unpadded": "TRL computes padding",
     "engine.exact_kl": "a rollout for TRL carries one log-probability per token",
+    "engine.top_logprobs": "a rollout for TRL carries one log-probability per token",
     "engine.*": "vLLM is the engine here; its settings are the vllm_* keys of [trl]",
     "sampling.top_p": _SUPPORT,
     "sampling.top_k": _SUPPORT,
