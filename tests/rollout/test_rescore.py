@@ -9,7 +9,7 @@ import torch
 from holdfast.errors import EngineError
 from holdfast.rollout.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Sampling, sampling_logprobs
-from holdfast.rollout.rescore import check_engine, rescore
+from holdfast.rollout.rescore import Agreement, check_engine, rescore
 
 PROMPTS = [[2, 3, 4, 5], [2, 7], [2, 9, 8, 9], [2, 11]] * 4
 SUPPORTS = [
@@ -83,6 +83,9 @@ def test_another_vocabulary_is_caught(model, make_model):
     shuffled = [replace(c, token_ids=tuple(order[token] for token in c.token_ids)) for c in completions]
     with pytest.raises(EngineError, match="another vocabulary"):
         check_engine(model, PROMPTS, shuffled, SUPPORTS[0])
+    edge = [replace(completions[0], token_ids=(30, *completions[0].token_ids[1:]))]
+    with pytest.raises(EngineError, match=r"sampled token 30, the trainer's model has 30"):
+        check_engine(model, PROMPTS[:1], edge, SUPPORTS[0])
     larger = draw(make_model(vocab_size=60, initializer_range=0.25))
     assert max(max(completion.token_ids) for completion in larger) >= 30
     with pytest.raises(EngineError, match=r"sampled token \d\d, the trainer's model has 30: they do not run the same"):
@@ -147,6 +150,15 @@ def test_the_likeliest_tokens_instead_of_the_sampled_ones_are_named(model):
         changed.append(replace(completion, logprobs=best))
     with pytest.raises(EngineError, match="those of the likeliest tokens"):
         check_engine(model, PROMPTS, changed, SUPPORTS[0])
+
+
+@pytest.mark.parametrize(
+    ("mean", "explained", "name"), [(0.4, 0.09, "earlier"), (0.4, 0.11, None), (0.008, 0.0, None), (0.4, None, None)]
+)
+def test_a_wrong_reading_is_named_where_it_leaves_a_quarter_of_more_than_noise(mean, explained, name):
+    suspects = {} if explained is None else {"earlier": explained, "raw": 0.3}
+    found = Agreement(tokens=9, mean_abs=mean, max_abs=1.0, k3=0.1, correlation=0.9, suspects=suspects)
+    assert found.reading(["earlier", "raw"]) == name
 
 
 def test_greedy_responses_say_nothing_and_pass(model):

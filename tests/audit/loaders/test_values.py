@@ -10,6 +10,7 @@ import torch
 import dumps
 from holdfast.audit.loaders import LOADERS, jsonl
 from holdfast.audit.loaders.fields import Unusable
+from holdfast.audit.reading import Reading
 from holdfast.errors import DataError
 
 GOOD = dumps.sample_rollouts(count=3)
@@ -249,6 +250,18 @@ def test_json_that_is_none(text, kind):
 )
 def test_arrays_that_nobody_reads_are_cut_out(line, rest):
     assert jsonl._without(line, [b'"a":[', b'"b":[']) == rest
+
+
+def test_the_longest_line_that_is_read(tmp_path, monkeypatch):
+    path = dumps.open_instruct(tmp_path, GOOD)
+    monkeypatch.setattr(jsonl, "LONGEST_LINE", max(map(len, path.read_bytes().splitlines(keepends=True))))
+    got, reading = dumps.load(path)
+    assert len(got) == 3 and reading.rejected == {}
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.jsonl could not be read"):
+        list(jsonl.read_jsonl(tmp_path / "gone.jsonl", Reading(), lambda line: []))
 
 
 def miles(tmp_path, size=1, change=lambda columns: None, **payload):
