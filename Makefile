@@ -26,7 +26,7 @@ test-verl: .venv-verl/.installed
 	.venv-verl/bin/python -m pytest tests/oracles/test_verl.py tests/integrations/verl tests/launch/test_verl_compose.py
 
 test-trl: .venv-trl/.installed
-	.venv-trl/bin/python -m pytest tests/oracles/test_trl.py tests/integrations/trl
+	.venv-trl/bin/python -m pytest tests/oracles/test_trl.py tests/integrations/trl tests/tasks/test_records.py
 
 # A real engine on the CPU, in process and as a server.
 test-vllm: .venv-vllm/.installed
