@@ -247,7 +247,7 @@ def test_a_ledger_is_added_up_and_rewound(tmp_path):
 
 @pytest.mark.slow
 def test_two_hundred_steps_with_the_engine_killed_three_times(small_run, monkeypatch):
-    """The soak: real processes, killed three times and once frozen; every sequence is accounted for, no number changes."""
+    """The soak: real processes, killed three times, frozen once; all sequences accounted for, no number changed."""
     options = [*AHEAD, "--steps", "200", "--async.timeout", "30", "--evaluation.every", "0", "--batch.prompts", "2"]
     options += ["--checkpoint.every", "50"]
     with monkeypatch.context() as patch:

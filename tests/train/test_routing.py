@@ -97,6 +97,18 @@ def test_experts_are_compared_as_sets():
     assert _other_sets(first, second).tolist() == [[False], [True]]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_compiled_layers_tell_their_choices_too(mixture):
+    """A compiled layer calls no hook that came after it was compiled."""
+    compiled = copy.deepcopy(mixture)
+    for layer in compiled.model.layers:
+        layer.compile(backend="eager")
+    with torch.no_grad():  # the same pass as is made for the experts, which therefore is not compiled again
+        compiled.base_model(input_ids=SEQUENCES.input_ids, use_cache=False)
+    expected, found = (chosen_experts(model, SEQUENCES, 1000) for model in (mixture, compiled))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_models_without_routers_have_no_drift(mixture):
     from holdfast.rollout.models import tiny_model
 

@@ -88,7 +88,8 @@ def _other_sets(first: Int[Tensor, "N layers K"], second: Int[Tensor, "N layers 
 
 def _chosen(model: Any, found: list[nn.Module], ids: Int[Tensor, "b L"]) -> Int[Tensor, "layers N K"]:
     """The experts of every position, [layers, b·L, K]."""
-    with _listening(found) as heard:
+    # Compiled layers may not call hooks that came after their compilation.
+    with torch.compiler.set_stance("force_eager"), _listening(found) as heard:
         model.base_model(input_ids=ids, use_cache=False)
     return torch.stack([heard[index].reshape(ids.numel(), -1).cpu() for index in range(len(found))])
 
