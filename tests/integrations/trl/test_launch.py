@@ -53,7 +53,6 @@ every = 3
 rollouts_every = 1
 
 [trl]
-gradient_checkpointing = false
 disable_tqdm = true
 use_cpu = true
 """
