@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from holdfast.rollout.engine import sampling_logprobs
 from holdfast.rollout.models import character_tokenizer, tiny_model
 
 HERE = Path(__file__).parent
@@ -60,3 +61,21 @@ def whole_forward():
             return model(ids).logits[0, len(prompt) - 1 : -1].float()
 
     return logits
+
+
+@pytest.fixture(scope="session")
+def reported_exactly(whole_forward):
+    """reported_exactly(model, prompt, completion, sampling): asserts that the completion's whole distributions are the
+    model's, and that its log-probabilities and its 20 likeliest tokens are taken from them."""
+
+    def check(model, prompt, completion, sampling):
+        expected = sampling_logprobs(whole_forward(model, prompt, completion), sampling)
+        assert completion.distributions.shape == expected.shape == (len(completion.token_ids), model.config.vocab_size)
+        assert torch.equal(completion.distributions.isfinite(), expected.isfinite())
+        assert torch.allclose(completion.distributions, expected, atol=2e-4)
+        tokens = torch.tensor(completion.token_ids)[:, None]
+        assert torch.equal(completion.logprobs, completion.distributions.gather(1, tokens)[:, 0])
+        assert torch.equal(completion.top_logprobs, completion.distributions.topk(20, dim=1).values)
+        assert torch.equal(completion.top_logprobs, completion.distributions.gather(1, completion.top_ids))
+
+    return check
