@@ -5,6 +5,7 @@ Shapes: B sequences, T response tokens (right padded), V vocabulary. Log-probabi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -121,6 +122,15 @@ class Rollout:
     `rollout_logprobs` are the log-probabilities the engine really sampled with (after temperature and support
     truncation); `trainer_logprobs` the trainer's for the same tokens on the same support. `weight_versions` is the
     policy version that sampled each token. A field the source does not give is None, never zero.
+
+    With p the engine's and q the trainer's probabilities at one context, `kl_exact` is Σ_v p log(p/q) over the whole
+    vocabulary, in nats. Where the engine reports its K likeliest tokens alone, `BOUNDS` say what these and the mass of
+    all others, p_tail and q_tail, prove: `kl_lower` = Σ_K p log(p/q) + p_tail log(p_tail/q_tail) nats ≤ KL, and
+    `tv_lower` = ½(Σ_K|p - q| + |p_tail - q_tail|) ≤ TV ≤ ½(Σ_K|p - q| + p_tail + q_tail) = `tv_upper`, from 0 to 1.
+
+    Raises:
+        DataError: bounds without the other two, of another length than the response, or that no two distributions
+            have at a token that the policy sampled.
     """
 
     prompt_ids: tuple[int, ...]
@@ -129,6 +139,9 @@ class Rollout:
     trainer_logprobs: tuple[float, ...] | None = None
     response_mask: tuple[bool, ...] | None = None
     kl_exact: tuple[float, ...] | None = None
+    kl_lower: tuple[float, ...] | None = None
+    tv_lower: tuple[float, ...] | None = None
+    tv_upper: tuple[float, ...] | None = None
     entropy: tuple[float, ...] | None = None
     advantages: tuple[float, ...] | None = None
     trust_mask: tuple[bool, ...] | None = None
@@ -149,6 +162,45 @@ class Rollout:
     response_text: str | None = None
     token_texts: tuple[str, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = {name: values for name in BOUNDS if (values := getattr(self, name)) is not None}
+        if not given:
+            return
+        count = len(self.response_ids)
+        if len(given) < len(BOUNDS) or any(len(values) != count for values in given.values()):
+            found = ", ".join(f"{name}: {len(given[name]) if name in given else 'none'}" for name in BOUNDS)
+            raise DataError(
+                f"Rollout has {count} response tokens and these bounds of divergences: {found}. The three come "
+                "together, one number per response token: give all of them, or none"
+            )
+        own = self.response_mask or (True,) * count
+        for name, possible in possible_bounds({n: torch.tensor(v).double() for n, v in given.items()}).items():
+            for place in (~possible).nonzero().flatten().tolist():
+                if own[place]:
+                    raise DataError(
+                        f"Rollout.{name} is {given[name][place]:g} at response token {place}, allowed are "
+                        f"{BOUNDS[name]}: compute the three from one report of the engine's likeliest tokens, both "
+                        "policies normalised on the same support (holdfast.core.divergences.top_k)"
+                    )
+
+
+BOUNDS: Mapping[str, str] = {
+    "kl_lower": "finite numbers from 0",
+    "tv_lower": "numbers from 0 to 1",
+    "tv_upper": "numbers from tv_lower to 1",
+}
+"""Of `Rollout`: what the engine's likeliest tokens prove, and which numbers each can be."""
+
+
+def possible_bounds(bounds: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether each number of `BOUNDS`, all three as arrays or tensors of one shape, can be what its name says."""
+    kl, low, high = (bounds[name] for name in BOUNDS)
+    return {
+        "kl_lower": (kl >= 0) & (kl < math.inf),
+        "tv_lower": (low >= 0) & (low <= 1),
+        "tv_upper": (high >= low) & (high <= 1),
+    }
 
 
 def _check_shape(name: str, value: Tensor | None, allowed: list[tuple[int, ...]]) -> None:

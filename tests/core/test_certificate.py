@@ -236,6 +236,20 @@ def test_logged_rollouts_of_different_lengths():
     assert without.bound is None
 
 
+def test_an_upper_bound_of_tv_certifies_and_a_lower_bound_of_kl_does_not():
+    # path: Σ_t |ρ_t - 1| Σ_{k>t} TV_k Π_{t<s<k} min(1, ρ_s) = |2 - 1| · .3 = .3 and, with one token, 0: mean .15.
+    # The lower bounds would give smaller numbers: |2 - 1| · .2, or √(.02/2) = .1.
+    bounds = {"kl_lower": (0.01, 0.02), "tv_lower": (0.05, 0.2), "tv_upper": (0.1, 0.3)}
+    records = [
+        replace(rollout((math.log(2), -math.log(2)), None, 1.0), **bounds),
+        replace(rollout((-math.log(2),), None, 0.0), **{name: values[:1] for name, values in bounds.items()}),
+    ]
+    found = certify_rollouts(records)
+    assert set(found.bounds) == {"path"} and found.bounds["path"].estimate == pytest.approx(0.15)
+    partly = certify_rollouts([replace(records[0], kl_lower=None, tv_lower=None, tv_upper=None), records[1]])
+    assert partly.bound is None
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -161,6 +161,15 @@ def test_top_k_where_one_policy_excludes_a_token():
     assert disjoint.tv_upper.value.item() == 1
 
 
+def test_bounds_of_a_report_that_sums_to_more_than_1_do_not_cross():
+    # p = (.6, .41), q = (.5, .3 | .2): gap .1 + .11 = .21. The tails alone would give TV ≥ (.21 + .21)/2 = .21 and
+    # TV ≤ (.21 + .2 + 0)/2 = .205; the smaller number serves as both.
+    bounds = top_k(torch.tensor([0.5, 0.3]).log(), torch.tensor([0.6, 0.41]).log())
+    assert bounds.tv_upper.value.item() == pytest.approx(0.205, abs=1e-6)
+    assert bounds.tv_lower.value.item() == bounds.tv_upper.value.item()
+    assert bounds.kl_lower.value.item() >= 0
+
+
 def test_top_k_upper_bound_survives_float32():
     generator = torch.Generator().manual_seed(1)
     rollout = 4 * torch.randn(2000, 100, generator=generator)

@@ -58,6 +58,15 @@ def test_every_token_carries_its_numbers(parse):
     assert tips[4] == ("5", "–|−1|–|0|not the policy's own")
 
 
+def test_a_lower_bound_of_kl_is_not_called_exact(parse):
+    bounds = {"kl_lower": (0.0, 0.0, 0.25, 0.5, 0.0), "tv_lower": (0.0,) * 5, "tv_upper": (1.0,) * 5}
+    view = token_view(with_(kl_exact=None, **bounds), heading="H")
+    assert [a["data-tip"] for a in parse(view).all("span") if "data-tip" in a][3] == "−1|−3|−2|0.5|masked"
+    assert "|KL at least|mask" in view and "largest KL at least 0.5" in parse(view).text and "exact KL" not in view
+    both = token_view(with_(**bounds), heading="H")
+    assert "|exact KL|mask" in both and "largest exact KL 1.5" in parse(both).text
+
+
 def test_token_text_cannot_become_markup(parse):
     hostile = '</span><script>alert(1)</script>"onload="x'
     view = token_view(

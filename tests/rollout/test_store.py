@@ -7,6 +7,7 @@ import random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from holdfast.errors import DataError
 from holdfast.rollout.store import SCHEMA, read_rollouts, write_rollouts
@@ -19,6 +20,9 @@ FULL = Rollout(
     trainer_logprobs=(-0.75, -1.5),
     response_mask=(True, False),
     kl_exact=(0.125, 0.0),
+    kl_lower=(0.0625, 0.0),
+    tv_lower=(0.125, 0.0),
+    tv_upper=(0.25, 1.0),
     entropy=(1.5, 0.25),
     advantages=(0.5, 0.5),
     trust_mask=(False, True),
@@ -55,6 +59,16 @@ def test_absent_is_not_empty_and_infinities_survive(tmp_path):
     write_rollouts(tmp_path / "r.parquet", [rollout])
     found = next(read_rollouts(tmp_path / "r.parquet"))
     assert (found.rollout_logprobs, found.kl_exact, found.trainer_logprobs) == ((-math.inf,), (), None)
+
+
+def test_bounds_come_back_bit_for_bit(tmp_path):
+    bounds = torch.rand(3, 500, generator=torch.Generator().manual_seed(0)).sort(dim=0).values
+    kl, low, high = (tuple(row.tolist()) for row in bounds)
+    rollout = Rollout((1,), tuple(range(500)), kl_lower=kl, tv_lower=low, tv_upper=high)
+    write_rollouts(tmp_path / "r.parquet", [rollout])
+    assert next(read_rollouts(tmp_path / "r.parquet")) == rollout
+    column = pq.ParquetFile(tmp_path / "r.parquet").metadata.row_group(0).column(6)
+    assert column.path_in_schema == "kl_lower.list.element" and "BYTE_STREAM_SPLIT" in column.encodings
 
 
 def test_rollouts_stream_through_in_batches(tmp_path):

@@ -24,10 +24,19 @@ from holdfast.objectives.objective import Objective
 from holdfast.objectives.presets import list_presets, preset
 from holdfast.objectives.terms import Terms
 from holdfast.objectives.weights import ImportanceWeight
-from holdfast.types import Batch, Rollout, TokenStats
+from holdfast.types import BOUNDS, Batch, Rollout, TokenStats
 
 PADDED = 1_000_000
 _RESAMPLES = 400
+_ESTIMATED = (
+    "error bounds and certified errors: they need the exact KL of engine and trainer at every sampled context "
+    "(`kl_exact`); log-ratios of single tokens only estimate it. Holdfast's own trainer logs it."
+)
+_BOUNDED = (
+    "error bounds under masks and certified errors: they need the exact KL of engine and trainer at every sampled "
+    "context (`kl_exact`); the engine's likeliest tokens bound it from below only. The bounds without a mask and the "
+    "certificate rest on the upper bound of TV."
+)
 
 
 @dataclass(frozen=True)
@@ -109,10 +118,7 @@ def advise_on(audit: Audit, seed: int = 0) -> SampleAdvice:
     span = _reward_range(audit.statistics.rewards) if sampled.rewards is not None else None
     certificate = _certificate(sampled, span, missing)
     if sampled.stats.kl_rollout is None:
-        missing.append(
-            "error bounds and certified errors: they need the exact KL of engine and trainer at every sampled context "
-            "(`kl_exact`); log-ratios of single tokens only estimate it. Holdfast's own trainer logs it."
-        )
+        missing.append(_ESTIMATED if sampled.stats.tv_rollout_upper is None else _BOUNDED)
     return SampleAdvice(
         rollouts=len(sampled.batch.response_mask),
         tokens=int(sampled.batch.response_mask.sum()),
@@ -183,7 +189,16 @@ def _tensors(numbered: Sequence[tuple[int, Rollout]]) -> _Sampled:
         rollout_logprobs=torch.where(mask, engine, 0.0),
     )
     exact = None if kl is None or bool((mask & ~(kl >= -1e-6)).any()) else torch.where(mask, kl.clamp(min=0), 0.0)
-    stats = TokenStats(logprobs=torch.where(mask, trainer, 0.0), kl_rollout=exact, entropy=entropy)
+    proven = [None if (v := padded(name, torch.float32)) is None else torch.where(mask, v, 0.0) for name in BOUNDS]
+    kl_lower, tv_lower, tv_upper = proven
+    stats = TokenStats(
+        logprobs=torch.where(mask, trainer, 0.0),
+        entropy=entropy,
+        kl_rollout=exact,
+        kl_rollout_lower=kl_lower,
+        tv_rollout_lower=tv_lower,
+        tv_rollout_upper=tv_upper,
+    )
     groups = torch.tensor([numbers[_group(r, n)] for n, r in numbered])
     rewards_known = known if known is not None and bool(known.isfinite().all()) else None
     return _Sampled(batch, stats, rewards_known, groups, padded("trust_mask", torch.bool))
@@ -231,8 +246,8 @@ def _certified_errors(
 
 
 def _bounds(sampled: _Sampled) -> dict[str, float]:
-    """Every bound at the sample's means, tightest first; empty without exact KL."""
-    if sampled.stats.kl_rollout is None:
+    """Every bound at the sample's means, tightest first; empty without exact KL and without an upper bound of TV."""
+    if sampled.stats.kl_rollout is None and sampled.stats.tv_rollout_upper is None:
         return {}
     rows = observed(sampled.batch, sampled.stats)
     values = {name: bound.halved.item() for name, bound in rows.items()}

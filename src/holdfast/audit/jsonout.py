@@ -15,7 +15,7 @@ import numpy as np
 import holdfast
 from holdfast.audit.advice import SampleAdvice
 from holdfast.audit.auditor import Audit
-from holdfast.audit.statistics.running import ESTIMATORS, Statistics, per
+from holdfast.audit.statistics.running import ESTIMATORS, PROVEN, Statistics, per
 from holdfast.audit.statistics.tables import Table
 from holdfast.audit.verdict import verdict_of
 from holdfast.errors import DataError
@@ -87,6 +87,7 @@ def plain(value: Any) -> Any:
 def _statistics(statistics: Statistics) -> dict[str, Any]:
     return {
         "estimators": {name: statistics.mean(name) for name in ESTIMATORS},
+        "regions": statistics.regions(),
         "abs_log_quantiles": {f"{share:g}": statistics.sizes.quantile(share) for share in QUANTILES},
         "abs_log_largest": statistics.sizes.largest if statistics.sizes.counts.any() else None,
         "by_position": [
@@ -122,6 +123,7 @@ def rows_of(table: Table) -> list[tuple[Any, dict[str, Any]]]:
                 **{name: table.mean(name, per(name), key) for name in ESTIMATORS},
                 "accepted": table.mean("accepted", "judged", key),
                 "within_trm_max": table.mean("within", "compared", key),
+                **{name: table.mean(name, "bounded", key) for name in PROVEN},
                 "reward": table.mean("reward", "paid", key),
             },
         )

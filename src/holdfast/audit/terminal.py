@@ -10,8 +10,8 @@ from rich.text import Text
 from holdfast.audit.auditor import Audit
 from holdfast.audit.finding import Finding
 from holdfast.audit.jsonout import QUANTILES
-from holdfast.audit.statistics.running import ESTIMATORS
-from holdfast.audit.verdict import Verdict, interval, verdict_of
+from holdfast.audit.statistics.running import ESTIMATORS, Region
+from holdfast.audit.verdict import REGION_HEADS, Verdict, interval, region_row, verdict_of
 from holdfast.report.scales import number
 from holdfast.report.svg import visible
 
@@ -22,6 +22,9 @@ _NAMES = {
     "k3": "k3 = e^r − 1 − r",
     "abs_log": "|r|, log-ratio",
     "kl_exact": "exact KL",
+    "kl_lower": "KL, at least",
+    "tv_lower": "TV (0 to 1), at least",
+    "tv_upper": "TV (0 to 1), at most",
 }
 
 
@@ -37,6 +40,8 @@ def summary(audit: Audit, missing: tuple[str, ...] = ()) -> RenderableType:
         parts += [_findings(audit.findings), Text()]
     if (numbers := _numbers(audit)) is not None:
         parts += [numbers, Text()]
+    if regions := audit.statistics.regions():
+        parts += [_regions(regions), Text()]
     parts += _unknown(audit, missing)
     return Group(*parts)
 
@@ -77,6 +82,14 @@ def _numbers(audit: Audit) -> Table | None:
     for share in QUANTILES:
         table.add_row(f"|r|, {100 * share:g} % of tokens below", interval(audit.statistics.sizes.quantile(share)))
     table.add_row("|r|, largest", number(audit.statistics.sizes.largest, 3))
+    return table
+
+
+def _regions(regions: tuple[Region, ...]) -> Table:
+    title = "What the engine's likeliest tokens prove of the sequences"
+    table = Table(*REGION_HEADS, box=None, padding=(0, 3, 0, 0), pad_edge=False, title=title, title_justify="left")
+    for region in regions:
+        table.add_row(*region_row(region))
     return table
 
 

@@ -7,8 +7,11 @@ from typing import Literal
 
 from holdfast.audit.auditor import Audit
 from holdfast.audit.finding import Estimate
+from holdfast.audit.statistics.running import Region
 from holdfast.report.scales import number
+from holdfast.report.words import percent
 
+REGION_HEADS = ("at every sampled token", "proven", "refuted", "undecided")
 Tone = Literal["clean", "warning", "critical"]
 
 
@@ -62,6 +65,23 @@ def interval(estimate: Estimate | None) -> str:
     if not abs(estimate.low) < float("inf") or not abs(estimate.high) < float("inf"):
         return number(estimate.value, 2)
     return f"{number(estimate.value, 2)} ({number(estimate.low, 2)} to {number(estimate.high, 2)})"
+
+
+def shares(estimate: Estimate) -> str:
+    r"""A share as people read it.
+
+    >>> shares(Estimate(0.24, 0.2, 0.29))
+    '24\xa0% (20 to 29)'
+    """
+    if not abs(estimate.low) < float("inf") or not abs(estimate.high) < float("inf"):
+        return percent(estimate.value)
+    return f"{percent(estimate.value)} ({number(100 * estimate.low, 2)} to {number(100 * estimate.high, 2)})"
+
+
+def region_row(region: Region) -> tuple[str, str, str, str]:
+    """The trust region, and the shares of sequences inside it, outside it and undecided."""
+    name = f"{region.divergence.upper()} ≤ {number(region.threshold)}"
+    return name, shares(region.inside), shares(region.outside), shares(region.undecided)
 
 
 def sentence(text: str) -> str:

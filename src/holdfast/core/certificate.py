@@ -140,8 +140,8 @@ def certify_rollouts(
 ) -> Certificate:
     """`certify` for logged rollouts: `trainer_logprobs` are the current policy's, `kl_exact` its KL at each context.
 
-    Rollouts of one `group_id` are one unit. Raises DataError for rollouts without rewards or log-probabilities; a log
-    without `kl_exact` is certified nothing, and the certificate says so.
+    `tv_upper` bounds its TV there. Rollouts of one `group_id` are one unit. Raises DataError for rollouts without
+    rewards or log-probabilities; a log with neither divergence is certified nothing, and the certificate says so.
     """
     records = list(rollouts)
     columns = {name: [getattr(r, name) for r in records] for name in ("rollout_logprobs", "trainer_logprobs", "reward")}
@@ -168,10 +168,15 @@ def certify_rollouts(
         response_mask=padded(masks).bool(),
         rollout_logprobs=padded(columns["rollout_logprobs"]),
     )
-    exact = [record.kl_exact for record in records]
+
+    def padded_if_known(name: Literal["kl_exact", "tv_upper"]) -> Tensor | None:
+        rows = [getattr(record, name) for record in records]
+        return None if any(row is None for row in rows) else padded(rows)
+
     stats = TokenStats(
         logprobs=padded(columns["trainer_logprobs"]),
-        kl_rollout=None if any(row is None for row in exact) else padded(exact),
+        kl_rollout=padded_if_known("kl_exact"),
+        tv_rollout_upper=padded_if_known("tv_upper"),
     )
     groups = [record.group_id for record in records]
     return certify(

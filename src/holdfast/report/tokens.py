@@ -15,7 +15,6 @@ from holdfast.report.svg import Box, Drawing, Row, Svg, escape, label, tag
 from holdfast.types import Rollout
 
 EDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
-_NAMES = ("engine logprob", "trainer logprob", "log ratio", "exact KL", "mask")
 _PIECES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
 
 
@@ -69,7 +68,7 @@ def token_view(rollout: Rollout, *, heading: str, note: str = "", most: int = 15
     strip = figure(_strip(rollout, ratios), full=True, heading=False) if drawn else ""
     body = [_token(rollout, ratios, i) if i >= 0 else _gap(-i) for i in _shown(ratios, most)]
     shown = element("span", _text(rollout.prompt_text), css="prompt") if rollout.prompt_text else ""
-    names = escape("|".join(_NAMES))
+    names = escape(f"engine logprob|trainer logprob|log ratio|{_kl(rollout)[0]}|mask")
     spoken = escape(f"{heading}: tokens; arrow keys read them one by one")
     return element(
         "div",
@@ -114,20 +113,29 @@ def _numbers(rollout: Rollout) -> Markup:
         parts += [("mean |log ratio|", number(sum(ratios) / len(ratios))), ("largest", number(max(ratios)))]
     else:
         parts.append(("log ratio", "not recorded"))
-    if rollout.kl_exact:
-        parts.append(("largest exact KL", number(max(rollout.kl_exact))))
+    name, kl = _kl(rollout)
+    if kl:
+        parts.append((f"largest {name}", number(max(kl))))
     return join((join((k, " ", element("b", v))) for k, v in parts), " · ")
+
+
+def _kl(rollout: Rollout) -> tuple[str, tuple[float, ...] | None]:
+    """What the log holds of each token's KL: the exact one, or what it is at least."""
+    if rollout.kl_exact is None and rollout.kl_lower is not None:
+        return "KL at least", rollout.kl_lower
+    return "exact KL", rollout.kl_exact
 
 
 def _token(rollout: Rollout, ratios: list[float | None], i: int) -> Markup:
     own = _own(rollout)[i]
     kept = rollout.trust_mask is None or rollout.trust_mask[i]
+    kl = _kl(rollout)[1]
     mask = "not the policy's own" if not own else "masked" if not kept else "kept"
     values = [
         number(rollout.rollout_logprobs[i] if rollout.rollout_logprobs else None),
         number(rollout.trainer_logprobs[i] if rollout.trainer_logprobs else None),
         number(ratios[i]),
-        number(rollout.kl_exact[i] if rollout.kl_exact else None),
+        number(kl[i] if kl else None),
         mask if rollout.trust_mask is not None or not own else "–",
     ]
     css = [_shade(ratios[i]), "" if own else "given", "out" if own and not kept else ""]

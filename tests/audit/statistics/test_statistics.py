@@ -1,5 +1,7 @@
 """Sums by step, length, environment and position against plain loops; intervals that cover; bounded memory."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,16 @@ from holdfast.audit.view import FOLDS, View
 from holdfast.types import Rollout
 
 
+def bounds_of(rng, length):
+    """TV between two numbers of every size, so that all verdicts occur; KL of at least 2 TV² and the exact one."""
+    low = 0.1 * rng.random() ** 2 + rng.exponential(0.01, length)
+    high = low + rng.exponential(0.02, length) * (rng.random() < 0.7)
+    kl = 2 * low**2 * (1 + rng.random(length))
+    exact = kl + rng.exponential(0.01, length)
+    columns = {"kl_lower": kl, "tv_lower": low, "tv_upper": high, "kl_exact": exact}
+    return {name: tuple(values.tolist()) for name, values in columns.items()}
+
+
 def logged(rng, number, **fields):
     length = int(rng.integers(1, 40))
     engine = -rng.exponential(1, length)
@@ -17,7 +29,7 @@ def logged(rng, number, **fields):
     own = rng.random(length) < 0.8
     given = {
         "response_mask": tuple(own.tolist()),
-        "kl_exact": tuple(rng.exponential(0.02, length).tolist()),
+        **bounds_of(rng, length),
         "trust_mask": tuple((rng.random(length) < 0.98).tolist()),
         "reward": float(rng.random()),
         "step": number // 20,
@@ -42,27 +54,28 @@ def rollouts():
 
 
 def tokens_of(rollouts):
-    """(rollout, position, log-ratio, exact KL) of every own token, one by one."""
+    """(rollout, position, log-ratio) of every own token, one by one."""
     for rollout in rollouts:
         for place, own in enumerate(rollout.response_mask):
             if own:
                 ratio = rollout.trainer_logprobs[place] - rollout.rollout_logprobs[place]
-                yield rollout, place, ratio, rollout.kl_exact[place]
+                yield rollout, place, ratio
 
 
 FORMULAS = {
-    "k1": lambda r, kl: -r,
-    "k2": lambda r, kl: r * r / 2,
-    "k3": lambda r, kl: np.exp(r) - 1 - r,
-    "abs_log": lambda r, kl: abs(r),
-    "kl_exact": lambda r, kl: kl,
+    "k1": lambda r: -r,
+    "k2": lambda r: r * r / 2,
+    "k3": lambda r: np.exp(r) - 1 - r,
+    "abs_log": abs,
 }
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_means_over_everything(rollouts, name):
     mean = measured(rollouts).mean(name)
-    expected = np.mean([FORMULAS[name](r, kl) for _, _, r, kl in tokens_of(rollouts)])
+    expected = np.mean(
+        [FORMULAS[name](r) if name in FORMULAS else getattr(rollout, name)[t] for rollout, t, r in tokens_of(rollouts)]
+    )
     assert mean.value == pytest.approx(expected, rel=1e-5)
     assert mean.low <= mean.value <= mean.high
     assert mean.low < mean.high
@@ -77,7 +90,7 @@ def test_means_by_step_environment_and_length(rollouts):
     ):
         for key in {key_of(r) for r in rollouts}:
             here = [r for r in rollouts if key_of(r) == key]
-            ratios = [abs(ratio) for _, _, ratio, _ in tokens_of(here)]
+            ratios = [abs(ratio) for _, _, ratio in tokens_of(here)]
             assert table.total("sequences", key) == len(here)
             assert table.total("tokens", key) == len(ratios)
             if ratios:
@@ -102,10 +115,45 @@ def test_without_exact_kl_the_published_threshold_is_on_k2():
     assert measured(pair).by_length.mean("within", "compared").value == 0.5
 
 
+def largest(rollout, name):
+    return max(value for value, own in zip(getattr(rollout, name), rollout.response_mask, strict=True) if own)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["with exact KL", "without"])
+def test_what_bounds_prove_of_each_sequence(rollouts, exact):
+    """δ = .05 for KL; for TV what a KL of δ allows at most, √(δ/2) = .158."""
+    half = [dataclasses.replace(r, kl_exact=r.kl_exact if exact else None) for r in rollouts]
+    half[::3] = [dataclasses.replace(r, kl_lower=None, tv_lower=None, tv_upper=None) for r in half[::3]]
+    bounded = [r for r in half if r.kl_lower and any(r.response_mask)]
+    by = ("kl_exact", "inside") if exact else ("kl_lower", "undecided")
+    kl = ["outside" if largest(r, by[0]) > 0.05 else by[1] for r in bounded]
+    edge = (0.05 / 2) ** 0.5
+    tv = [
+        "inside" if largest(r, "tv_upper") <= edge else "outside" if largest(r, "tv_lower") > edge else "undecided"
+        for r in bounded
+    ]
+    statistics = measured(half)
+    assert [region.divergence for region in statistics.regions()] == ["kl", "tv"]
+    for region, verdicts in zip(statistics.regions(), (kl, tv), strict=True):
+        for name in ("inside", "outside", "undecided"):
+            share = getattr(region, name)
+            assert share.value == pytest.approx(verdicts.count(name) / len(bounded)), (region.divergence, name)
+            assert share.low <= share.value <= share.high
+    assert set(tv) == {"inside", "outside", "undecided"} and len(set(kl)) == 2
+    assert statistics.regions()[1].threshold == pytest.approx(0.15811, abs=1e-5)
+    low = [value for r, t, _ in tokens_of(bounded) for value in [r.tv_lower[t]]]
+    assert statistics.mean("tv_lower").value == pytest.approx(np.mean(low), rel=1e-5)
+
+
+def test_a_log_without_bounds_proves_nothing(rollouts):
+    bare = [dataclasses.replace(r, kl_lower=None, tv_lower=None, tv_upper=None) for r in rollouts]
+    assert measured(bare).regions() == () and measured(bare).mean("tv_upper") is None
+
+
 def test_by_position(rollouts):
     statistics = measured(rollouts)
     for place in range(DEPTHS):
-        inside = [abs(ratio) for _, at, ratio, _ in tokens_of(rollouts) if int(np.frexp(at)[1]) == place]
+        inside = [abs(ratio) for _, at, ratio in tokens_of(rollouts) if int(np.frexp(at)[1]) == place]
         assert statistics.by_depth.count()[place] == len(inside)
         if inside:
             assert statistics.by_depth.mean()[place] == pytest.approx(np.mean(inside), rel=1e-5)

@@ -25,7 +25,7 @@ from holdfast.audit.columns import (
 from holdfast.audit.loaders.loader import Loader
 from holdfast.audit.reading import Reading
 from holdfast.rollout.store import open_rollouts, rollout_of
-from holdfast.types import Rollout
+from holdfast.types import BOUNDS, Rollout, possible_bounds
 
 _MEASURED = ("prompt_ids", *TOKEN_COLUMNS, *NUMBER_COLUMNS, *WORD_COLUMNS)
 _ROWS = 4096
@@ -37,7 +37,7 @@ def matches(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
-    """Chunks of a file; a sequence whose fields differ in length is left out by name."""
+    """Chunks of a file; a sequence whose fields differ in length, or whose bounds cannot be, is left out by name."""
     with open_rollouts(path) as file:
         columns = [name for name in _MEASURED if name in file.schema_arrow.names]
         share = path.stat().st_size / max(1, file.metadata.num_rows)
@@ -58,20 +58,15 @@ def _rows_per_batch(file: pq.ParquetFile) -> int:
 
 
 def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> Chunk:
+    rows = np.arange(batch.num_rows)
+    for faults in (_unequal_lengths, _impossible_bounds):
+        found = faults(batch)
+        for place, (kind, detail) in sorted(found.items()):
+            reading.reject(path, first + int(rows[place]), kind, detail)
+        if found:
+            good = np.delete(np.arange(batch.num_rows), [*found])
+            batch, rows = batch.take(pa.array(good)), rows[good]
     lengths = _lengths(batch.column("response_ids"))
-    good = np.ones(batch.num_rows, bool)
-    for name in TOKEN_COLUMNS:
-        if name in batch.schema.names and name != "response_ids":
-            column = batch.column(name)
-            for row in np.flatnonzero((_lengths(column) != lengths) & ~_nulls(column) & good):
-                good[row] = False
-                found = int(_lengths(column)[row])
-                reading.reject(
-                    path, first + int(row), "lengths differ", f"{name} has {found} entries, response_ids {lengths[row]}"
-                )
-    rows = np.flatnonzero(good)
-    if len(rows) < batch.num_rows:
-        batch, lengths = batch.take(pa.array(rows)), lengths[rows]
     tokens, numbers, words, present = {}, {}, {}, {}
     for name in batch.schema.names:
         column = batch.column(name)
@@ -122,6 +117,47 @@ def texts_of(path: Path, row: int) -> dict[str, Any]:
     return {}
 
 
+def _unequal_lengths(batch: pa.RecordBatch) -> dict[int, tuple[str, str]]:
+    """Kind and detail of each row with a token field of another length than its response."""
+    lengths, found = _lengths(batch.column("response_ids")), {}
+    for name in TOKEN_COLUMNS:
+        if name in batch.schema.names:
+            column = batch.column(name)
+            other = _lengths(column)
+            for row in np.flatnonzero((other != lengths) & ~_nulls(column)).tolist():
+                found.setdefault(
+                    row, ("lengths differ", f"{name} has {other[row]} entries, response_ids {lengths[row]}")
+                )
+    return found
+
+
+def _impossible_bounds(batch: pa.RecordBatch) -> dict[int, tuple[str, str]]:
+    """Kind and detail of each row whose bounds of divergences `Rollout` would refuse."""
+    given = {name: ~_nulls(batch.column(name)) for name in BOUNDS if name in batch.schema.names}
+    if not given:
+        return {}
+    some, every = np.any([*given.values()], 0), np.all([*given.values()], 0) & (len(given) == len(BOUNDS))
+    found: dict[int, tuple[str, str]] = {}
+    for row in np.flatnonzero(some & ~every).tolist():
+        found[row] = "missing field", f"{', '.join(BOUNDS)} come together"
+    if not every.any():
+        return found
+    lengths = _lengths(batch.column("response_ids"))
+    sequence, starts = np.repeat(np.arange(len(lengths)), lengths), np.cumsum(lengths) - lengths
+    flat = {name: _flat(batch.column(name), lengths, given[name], TOKEN_COLUMNS[name]) for name in BOUNDS}
+    sampled = every[sequence]
+    if "response_mask" in batch.schema.names:
+        column = batch.column("response_mask")
+        sampled &= _flat(column, lengths, ~_nulls(column), np.dtype(np.bool_)) | _nulls(column)[sequence]
+    for name, possible in possible_bounds(flat).items():
+        wrong = np.flatnonzero(sampled & ~possible)
+        for row, at in zip(*np.unique(sequence[wrong], return_index=True), strict=True):
+            token = wrong[at]
+            detail = f"{name} is {flat[name][token]:g} at token {token - starts[row]}, allowed are {BOUNDS[name]}"
+            found.setdefault(int(row), ("number out of range", detail))
+    return found
+
+
 def _nulls(column: pa.Array) -> Column:
     return column.is_null().to_numpy(zero_copy_only=False)
 
@@ -146,7 +182,7 @@ LOADER = Loader(
     name="holdfast",
     title="Holdfast",
     files="*.parquet (the trainer's rollouts/step_*.parquet, both plug-ins, `holdfast convert`)",
-    gives="everything: both log-probabilities, masks, exact KL, entropy, weight versions, texts",
+    gives="everything: both log-probabilities, masks, exact KL, bounds of KL and TV, entropy, weight versions, texts",
     matches=matches,
     read=read,
 )

@@ -58,6 +58,10 @@ def _tiles(audit: Audit) -> list[tuple[str, str, str]]:
         cards.append(
             ("KL per token", number(exact.value, 2), f"{kind}; {number(exact.low, 2)} to {number(exact.high, 2)}")
         )
+    low, high = audit.statistics.mean("tv_lower"), audit.statistics.mean("tv_upper")
+    if low is not None and high is not None:
+        span = f"{number(low.value, 2)} to {number(high.value, 2)}"
+        cards.append(("Total variation", span, "a token, by the engine's likeliest tokens"))
     kept = audit.statistics.by_length.mean("accepted", "judged")
     if kept is not None:
         cards.append(("Kept", f"{number(100 * kept.value)} %", "of the sequences, by the mask in the log"))

@@ -10,22 +10,25 @@ from holdfast.audit.advice import SampleAdvice
 from holdfast.audit.binned import Binned
 from holdfast.audit.finding import Estimate
 from holdfast.audit.jsonout import QUANTILES
-from holdfast.audit.statistics.running import ESTIMATORS, Statistics, per
-from holdfast.audit.verdict import interval
+from holdfast.audit.statistics.running import ESTIMATORS, REGIONS, Statistics, per
+from holdfast.audit.verdict import REGION_HEADS, interval, region_row
 from holdfast.core.advise import PUBLISHED
 from holdfast.report.bars import bar_chart
 from holdfast.report.frame import Reference
-from holdfast.report.page import Markup, absent, columns, figure, section, table
+from holdfast.report.page import Markup, absent, columns, element, figure, join, paragraph, section, table
 from holdfast.report.plots import Series, line_chart
 from holdfast.report.scales import Number, number
 
-NAMES = {"abs_log": "|log ratio|", "k3": "k3 estimate of KL", "kl_exact": "exact KL"}
+NAMES = {"abs_log": "|log ratio|", "k3": "k3 estimate of KL", "kl_exact": "exact KL", "kl_lower": "KL, at least"}
 _READINGS = {
     "k1": "−r: unbiased for KL, noisy",
     "k2": "r²/2",
     "k3": "eʳ − 1 − r: unbiased for KL, never negative",
     "abs_log": "|r|",
     "kl_exact": "over the whole vocabulary at each context",
+    "kl_lower": "KL is at least this, by the engine's likeliest tokens",
+    "tv_lower": "total variation, from 0 to 1, is at least this",
+    "tv_upper": "... and at most this",
 }
 _MIN_SHARE_TOKENS = 50
 
@@ -128,7 +131,24 @@ def acceptance_section(statistics: Statistics, advice: SampleAdvice) -> Markup:
     """What masks keep, by length, and what each threshold costs."""
     pair = [block for block in (_sweep(advice), _errors(advice)) if block]
     lead = "Which sequences a trust region keeps. Thresholds and errors are estimated on a uniform sample of rollouts."
-    return section("Masks and thresholds", _acceptance(statistics, advice), columns(*pair) if pair else "", lead=lead)
+    rest = columns(*pair) if pair else ""
+    return section("Masks and thresholds", _acceptance(statistics, advice), _regions(statistics), rest, lead=lead)
+
+
+def _regions(statistics: Statistics) -> Markup:
+    regions = statistics.regions()
+    if not regions:
+        return Markup()
+    rows = [region_row(region) for region in regions]
+    kl, tv = (number(REGIONS[name]) for name in ("kl", "tv"))
+    why = (
+        "Shares of the sequences, from the engine's likeliest tokens and the mass of all others. These can prove a "
+        "total variation small, never a KL: the trainer may all but exclude one of the others. Wherever KL is at most "
+        f"{kl}, TV is at most {tv}."
+    )
+    label = "What the engine's likeliest tokens prove"
+    shown = table(REGION_HEADS, rows, label=label, numeric=(1, 2, 3))
+    return join((element("h3", label), shown, paragraph(why, css="caption")))
 
 
 def _acceptance(statistics: Statistics, advice: SampleAdvice) -> Markup:
@@ -141,6 +161,7 @@ def _acceptance(statistics: Statistics, advice: SampleAdvice) -> Markup:
         means = [statistics.by_length.mean(value, of, key) for key in lengths]
         if any(means):
             lines.append(_band(name, places, means, scale=100))
+    lines += _tv_lines(statistics, lengths, places)
     if advice.advice and places:
         best = advice.advice.recommendations["trm_max"].point
         a, b, c = advice.advice.length_quartiles
@@ -159,6 +180,18 @@ def _acceptance(statistics: Statistics, advice: SampleAdvice) -> Markup:
         y_range=(0, 100),
     )
     return figure(chart, "A mask on the worst token rejects long responses first: it teaches brevity.", full=True)
+
+
+def _tv_lines(statistics: Statistics, lengths: Sequence[int], places: Sequence[float]) -> list[Series]:
+    """Shares of the sequences proven to stay within the trust region's TV, and of those that may."""
+    inside, outside = (
+        [statistics.by_length.mean(name, "bounded", key) for key in lengths] for name in ("tv_inside", "tv_outside")
+    )
+    if not any(inside):
+        return []
+    may = [Estimate(1 - share.value, 1 - share.high, 1 - share.low) if share else None for share in outside]
+    name = f"TV ≤ {number(REGIONS['tv'])}"
+    return [_band(f"{name}, proven", places, inside, 100), _band(f"{name}, possible", places, may, 100)]
 
 
 def _sweep(advice: SampleAdvice) -> Markup:

@@ -8,7 +8,7 @@ from holdfast.audit.advice import SampleAdvice
 from holdfast.audit.auditor import Audit
 from holdfast.audit.finding import Estimate
 from holdfast.audit.loaders.loader import ROLLOUT_ONLY
-from holdfast.audit.verdict import interval, sentence
+from holdfast.audit.verdict import interval, sentence, shares
 from holdfast.report.page import Cell, Markup, absent, element, folded, join, paragraph, section, table
 from holdfast.report.scales import number
 from holdfast.report.words import percent
@@ -111,12 +111,6 @@ def masks_section(advice: SampleAdvice) -> Markup:
         "heading to sort."
     )
     return section("What each published mask would have rejected", shown, lead=lead)
-
-
-def shares(estimate: Estimate) -> str:
-    """A share with its interval: 24 % (20 to 29)."""
-    low, high = (number(100 * v, 2) for v in (estimate.low, estimate.high))
-    return f"{percent(estimate.value)} ({low} to {high})"
 
 
 def _share_cell(estimate: Estimate) -> Cell:

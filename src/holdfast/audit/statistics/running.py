@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,27 +14,52 @@ from holdfast.audit.finding import Estimate
 from holdfast.audit.statistics.tables import Quantiles, StepTable, Table
 from holdfast.audit.view import View
 from holdfast.core.advise import PUBLISHED
+from holdfast.types import BOUNDS
 
 DEPTHS = 24
 MOST_ENVIRONMENTS = 40
 OTHERS = "(all others)"
-ESTIMATORS = ("k1", "k2", "k3", "abs_log", "kl_exact")
-"""Per token, in nats: -r, r²/2, e^r - 1 - r and |r| of the log-ratio r, and the exact KL(engine‖trainer)."""
+ESTIMATORS = ("k1", "k2", "k3", "abs_log", "kl_exact", *BOUNDS)
+"""Per token, in nats: -r, r²/2, e^r - 1 - r and |r| of the log-ratio r, and the exact KL(engine‖trainer); what the
+engine's likeliest tokens prove, KL in nats and TV from 0 to 1."""
+REGIONS: Mapping[str, float] = {"kl": PUBLISHED["trm_max"], "tv": math.sqrt(PUBLISHED["trm_max"] / 2)}
+"""The largest KL (TRM-Max's published threshold) and the largest TV, which no such KL exceeds: TV ≤ √(KL/2)."""
+VERDICTS = ("inside", "outside", "undecided")
+PROVEN = tuple(f"{name}_{verdict}" for name in REGIONS for verdict in VERDICTS)
 COLUMNS = (
     *ESTIMATORS,
     "tokens",
     "kl_tokens",
+    "bounded_tokens",
     "sequences",
     "judged",
     "accepted",
     "compared",
     "within",
+    "bounded",
+    *PROVEN,
     "reward",
     "paid",
 )
-"""Sums over sequences. `tokens` and `kl_tokens` are those that estimators and exact KL were measured on, `judged` and
-`accepted` sequences with a recorded verdict and those with no token masked, `compared` and `within` sequences with
-measured tokens and those that TRM-Max would keep at its published threshold, `paid` those with a reward."""
+"""Sums over sequences. `tokens`, `kl_tokens` and `bounded_tokens` are those that estimators, exact KL and bounds were
+measured on, `judged` and `accepted` sequences with a recorded verdict and those with no token masked, `compared` and
+`within` sequences with measured tokens and those that TRM-Max would keep at its published threshold, `bounded`
+sequences with bounds and `kl_inside` to `tv_undecided` what these prove of each, `paid` those with a reward."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Shares of the sequences with bounds: proven to stay inside a trust region, proven to leave it, and neither.
+
+    Inside is where the divergence is at most `threshold` at every sampled context. The engine's likeliest tokens never
+    prove that of a KL, since the trainer may all but exclude a token that is not among them: only an exact KL does.
+    """
+
+    divergence: str
+    threshold: float
+    inside: Estimate
+    outside: Estimate
+    undecided: Estimate
 
 
 @dataclass
@@ -67,6 +94,15 @@ class Statistics:
         """An estimator's mean per token over the whole run; None where it was not measured."""
         return self.by_length.mean(name, per(name))
 
+    def regions(self) -> tuple[Region, ...]:
+        """What the bounds prove of each sequence, by KL and by TV; nothing where the log holds none."""
+        found = []
+        for name, threshold in REGIONS.items():
+            inside, outside, undecided = (self.by_length.mean(f"{name}_{verdict}", "bounded") for verdict in VERDICTS)
+            if inside and outside and undecided:
+                found.append(Region(name, threshold, inside, outside, undecided))
+        return tuple(found)
+
     @property
     def exact(self) -> bool:
         """Whether the log holds exact KL."""
@@ -89,7 +125,7 @@ class Statistics:
 
 def per(estimator: str) -> str:
     """What an estimator's sum is divided by."""
-    return "kl_tokens" if estimator == "kl_exact" else "tokens"
+    return "bounded_tokens" if estimator in BOUNDS else "kl_tokens" if estimator == "kl_exact" else "tokens"
 
 
 def _columns(view: View) -> dict[str, Column]:
@@ -97,6 +133,8 @@ def _columns(view: View) -> dict[str, Column]:
     count = len(view.chunk)
     out: dict[str, Column] = {name: np.zeros(count) for name in COLUMNS}
     out["own"], out["sequences"] = view.sum(view.own), np.ones(count)
+    if view.has(*BOUNDS):
+        out |= _bound_columns(view)
     peak = None
     if view.has("rollout_logprobs", "trainer_logprobs"):
         out["tokens"] = view.sequence_measured
@@ -121,4 +159,27 @@ def _columns(view: View) -> dict[str, Column]:
     if view.has("reward"):
         reward = view.numbers("reward")
         out["paid"], out["reward"] = np.isfinite(reward).astype(float), np.where(np.isfinite(reward), reward, 0.0)
+    return out
+
+
+def _bound_columns(view: View) -> dict[str, Column]:
+    """[N] of what the bounds say: their sums, and each sequence's verdict by KL and by TV."""
+    known = view.own & view.given("kl_lower")
+
+    def own(name: str) -> Column:
+        return np.where(known, view.tokens(name), np.float32(0))
+
+    kl, low, high = (view.max(own(name)).astype(np.float64) for name in BOUNDS)
+    exact = view.max(own("kl_exact")) if view.has("kl_exact") else np.full(len(kl), np.nan)
+    verdicts = {
+        "kl": (exact <= REGIONS["kl"], np.where(np.isnan(exact), kl, exact) > REGIONS["kl"]),
+        "tv": (high <= REGIONS["tv"], low > REGIONS["tv"]),
+    }
+    tokens = view.sum(known)
+    bounded = tokens > 0
+    out = {name: view.sum(own(name)) for name in BOUNDS}
+    out |= {"bounded_tokens": tokens, "bounded": bounded.astype(float)}
+    for name, (inside, outside) in verdicts.items():
+        for verdict, where in zip(VERDICTS, (inside, outside, ~inside & ~outside), strict=True):
+            out[f"{name}_{verdict}"] = (bounded & where).astype(float)
     return out
