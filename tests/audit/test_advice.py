@@ -70,6 +70,33 @@ def test_without_exact_kl_there_is_advice_but_no_bound(rollouts, audit_of):
     assert not found.certificate.certified
 
 
+def test_an_upper_bound_of_tv_gives_bounds_without_a_mask_and_the_certificate(rollouts, audit_of, top_k_of):
+    """path, by its definition: Σ_t |ρ_t - 1| Σ_{k>t} TV_k Π_{t<s<k} min(1, ρ_s)."""
+    bounded = top_k_of(rollouts)
+    found = advise_on(audit_of(bounded))
+    paths = []
+    for r in bounded:
+        ratio = np.exp(np.subtract(r.trainer_logprobs, r.rollout_logprobs))
+        pairs = [(t, k) for k in range(len(ratio)) for t in range(k)]
+        parts = [abs(ratio[t] - 1) * r.tv_upper[k] * np.minimum(1, ratio[t + 1 : k]).prod() for t, k in pairs]
+        paths.append(sum(parts))
+    assert found.bounds["path"] == pytest.approx(np.mean(paths), rel=1e-4)
+    unique = [dataclasses.replace(r, group_id=r.step * 1000 + r.group_id) for r in bounded]
+    assert found.certificate.verdict == certify_rollouts(unique).verdict and set(found.certificate.bounds) == {"path"}
+    assert found.certified_errors == () and all(b.error is None for b in found.bounds_at)
+    assert found.advice.recommendations["trm_max"].settings["detector"] == "k2"
+    assert any("bound it from below only" in text and "rest on the upper bound of TV" in text for text in found.missing)
+
+
+def test_a_lower_bound_of_kl_feeds_no_bound(rollouts, audit_of, top_k_of):
+    """Whatever it says, nothing changes: only what rests on the upper bound of TV is given."""
+    bounded = top_k_of(rollouts)
+    none = [dataclasses.replace(r, kl_lower=(0.0,) * len(r.kl_lower)) for r in bounded]
+    first, second = advise_on(audit_of(bounded)), advise_on(audit_of(none))
+    assert first.bounds == second.bounds and first.certificate == second.certificate
+    assert first.bounds_at == second.bounds_at and first.advice.sweeps == second.advice.sweeps
+
+
 def test_a_data_error_withholds_all_of_it(small_run, audit_of):
     fault = FAULTS["nan"]
     broken = fault.apply(small_run(1), fault.strengths[-1], np.random.default_rng(0))

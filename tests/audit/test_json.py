@@ -28,6 +28,23 @@ def test_the_document(tmp_path, audit_of, small_run):
     assert document["advice"]["certificate"]["units"] == 18
 
 
+def test_what_bounds_prove_is_told_as_a_whole_and_in_every_row(audit_of, small_run, top_k_of):
+    document = audit_dict(audit_of(top_k_of(small_run(1, age=2, update=0.1))), SampleAdvice())["statistics"]
+    kl, tv = document["regions"]
+    assert (kl["divergence"], kl["threshold"], tv["divergence"]) == ("kl", 0.05, "tv")
+    shares = [tv[name]["value"] for name in ("inside", "outside", "undecided")]
+    assert sum(shares) == pytest.approx(1) and min(shares[0], shares[2]) > 0.1
+    assert kl["inside"]["value"] == 0
+    rows = document["by_length"]
+    for name in ("inside", "outside", "undecided"):
+        whole = sum(row["sequences"] * row[f"tv_{name}"]["value"] for row in rows) / 72
+        assert whole == pytest.approx(tv[name]["value"])
+    at_least, at_most = (document["estimators"][name]["value"] for name in ("tv_lower", "tv_upper"))
+    assert at_most == pytest.approx(4 * at_least, rel=1e-6)
+    plain_log = audit_dict(audit_of(small_run()), SampleAdvice())["statistics"]
+    assert plain_log["regions"] == [] and plain_log["by_step"][0]["tv_inside"] is None
+
+
 def test_an_audit_that_measured_nothing_is_written_too(audit_of, small_run):
     lone = [r.__class__(r.prompt_ids, r.response_ids) for r in small_run()[:3]]
     document = audit_dict(audit_of(lone), SampleAdvice())

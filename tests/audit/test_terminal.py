@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 
 import numpy as np
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.console import Console
 from holdfast.audit.finding import Estimate, Finding
 from holdfast.audit.simulate import FAULTS
 from holdfast.audit.terminal import print_audit
-from holdfast.audit.verdict import interval, verdict_of
+from holdfast.audit.verdict import interval, shares, verdict_of
 
 
 def shown(audit, missing=()):
@@ -30,6 +31,23 @@ def test_a_clean_run(audit_of, small_run):
     assert "k3 = e^r" in text
     assert "a certificate: no rewards" in text
     assert verdict_of(audit).tone == "clean"
+
+
+def test_bounds_are_said_as_bounds(audit_of, small_run, top_k_of):
+    audit = audit_of(top_k_of(small_run(1, age=2, update=0.1)))
+    text = shown(audit)
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    for name, title in (
+        ("kl_lower", "KL, at least"), ("tv_lower", "TV (0 to 1), at least"), ("tv_upper", "TV (0 to 1), at most"),
+    ):  # fmt: skip
+        assert interval(audit.statistics.mean(name)) in lines[title]
+    assert "exact KL" not in text
+    assert "What the engine's likeliest tokens prove of the sequences" in text
+    assert lines["at every sampled token"].split()[-3:] == ["proven", "refuted", "undecided"]
+    for region, title in zip(audit.statistics.regions(), ("KL ≤ 0.05", "TV ≤ 0.158"), strict=True):
+        cells = [shares(share) for share in (region.inside, region.outside, region.undecided)]
+        assert re.fullmatch(f"{title} +" + " +".join(map(re.escape, cells)) + " *", lines[title])
+    assert "likeliest tokens" not in shown(audit_of(small_run()))
 
 
 def test_a_data_error_comes_first_and_says_what_is_withheld(audit_of, small_run):

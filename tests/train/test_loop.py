@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from holdfast.cli import dispatch
 from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.store import read_rollouts
 from holdfast.tasks.verify import InProcess
@@ -242,6 +243,35 @@ def test_likeliest_tokens_alone_bound_what_whole_distributions_measure(small_run
     kept = {bool(all(r.trust_mask)) for r in read_rollouts(top.path / "rollouts" / "step_0001.parquet")}
     assert kept == {True, False}
     assert bounds["bounds"]["unified"] > 0, "an upper bound of TV may feed a bound on the error"
+
+
+def test_bounds_reach_the_records_and_the_audit(small_run):
+    """The same rollouts with whole distributions: what is proven of each token holds for its exact KL."""
+    steps = ["--steps", "2", "--objective", "{preset = 'ppo'}"]
+    top, _ = small_run("top", *TOP[:4], *steps)
+    both, _ = small_run("both", "--engine.top_logprobs", "4", *steps)
+    records, exact = (list(read_rollouts(f.path / "rollouts" / "step_0002.parquet")) for f in (top, both))
+    assert [r.response_ids for r in records] == [r.response_ids for r in exact]
+    tokens = [bounds for r in records for bounds in zip(r.kl_lower, r.tv_lower, r.tv_upper, strict=True)]
+    known = [kl for r in exact for kl in r.kl_exact]
+    assert all(low <= kl + 1e-6 for (low, _, _), kl in zip(tokens, known, strict=True)) and max(known) > 1e-4
+    assert all(tv_low <= (kl / 2) ** 0.5 + 1e-4 for (_, tv_low, _), kl in zip(tokens, known, strict=True)), "Pinsker"
+    metrics = top.read_metrics()[2]
+    for name, values in zip(("kl_lower", "tv_lower", "tv_upper"), zip(*tokens, strict=True), strict=True):
+        assert sum(values) / len(values) == pytest.approx(metrics[f"{name}_mean"], rel=1e-4), name
+        assert max(values) == pytest.approx(metrics[f"{name}_max"], rel=1e-6), name
+    assert all(r.kl_exact is None for r in records)
+
+    assert dispatch(["audit", str(top.path / "rollouts"), "--out", str(top.path / "audit"), "--fail-on", "never"]) == 0
+    found = json.loads((top.path / "audit" / "report.json").read_text())
+    shown = found["statistics"]["estimators"]
+    logged = [r for step in (1, 2) for r in read_rollouts(top.path / "rollouts" / f"step_000{step}.parquet")]
+    for name in ("kl_lower", "tv_lower", "tv_upper"):
+        values = [value for r in logged for value in getattr(r, name)]
+        assert shown[name]["value"] == pytest.approx(sum(values) / len(values), rel=1e-5), name
+    inside = sum(max(r.tv_upper) <= 0.025**0.5 for r in logged) / len(logged)
+    assert found["statistics"]["regions"][1]["inside"]["value"] == pytest.approx(inside)
+    assert "path" in found["advice"]["bounds"] and found["advice"]["certificate"]["bounds"]["path"]["upper"] > 0
 
 
 def test_a_run_with_likeliest_tokens_alone_is_resumed_bit_for_bit(small_run):

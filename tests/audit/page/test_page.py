@@ -11,6 +11,8 @@ from holdfast.audit.advice import SampleAdvice, advise_on
 from holdfast.audit.finding import Finding, Where
 from holdfast.audit.page import Entry, audit_page, write_index
 from holdfast.audit.simulate import FAULTS
+from holdfast.audit.verdict import region_row
+from holdfast.report.scales import number
 from holdfast.types import Rollout
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e"
@@ -71,6 +73,26 @@ def test_everything_is_there_and_small(full):
         assert heading in seen.text
     assert len(full.encode()) < 1_000_000
     assert sum("data-tip" in attrs for _, attrs in seen.tags) > 200
+
+
+def test_bounds_have_a_tile_a_line_and_a_table(audit_of, small_run, top_k_of, full):
+    audit = audit_of(top_k_of(small_run(age=1)))
+    seen = Tree(page_of(audit, advise_on(audit))).text
+    low, high = (number(audit.statistics.mean(name).value, 2) for name in ("tv_lower", "tv_upper"))
+    assert f"Total variation {low} to {high} a token, by the engine's likeliest tokens" in seen
+    assert "What the engine's likeliest tokens prove Shares of the sequences" in seen
+    for region in audit.statistics.regions():
+        assert " ".join(region_row(region)).replace("\xa0", " ") in seen.replace("\xa0", " ")
+    for text in (
+        "KL, at least",
+        "TV ≤ 0.158, proven",
+        "TV ≤ 0.158, possible",
+        "KL is at least this",
+        "and at most this",
+    ):
+        assert text in seen
+        assert text not in Tree(full).text
+    assert "Total variation" not in Tree(full).text and "Every bound without a mask" in seen
 
 
 def test_the_page_loads_nothing(full):

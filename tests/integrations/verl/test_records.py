@@ -1,5 +1,7 @@
 """What the worker writes of a step, read back from parquet."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,3 +38,14 @@ def test_every_sequence_is_recorded_as_it_was_trained_on(tmp_path):
     assert len({rollout.group_id for rollout in found}) == 2
     assert {any(rollout.trust_mask) for rollout in found} == {True, False}
     assert torch.equal(data[ROW], torch.arange(6))
+
+
+def test_the_bounds_of_the_third_level_are_recorded():
+    rows = batches.sequences()
+    _, _, _, loss = in_micro_batches(preset("ppo"), rows, [[0, 1, 2, 3, 4, 5]])
+    ((order, batch, stats, out),) = loss.seen
+    bounds = {"kl_rollout_lower": 0.125, "tv_rollout_lower": 0.25, "tv_rollout_upper": 0.5}
+    stats = replace(stats, **{name: torch.full_like(stats.logprobs, value) for name, value in bounds.items()})
+    found = next(rollouts_of(batches.batch(rows), [(order, batch, stats, out)], step=1))
+    count = len(found.response_ids)
+    assert (found.kl_lower, found.tv_lower, found.tv_upper) == ((0.125,) * count, (0.25,) * count, (0.5,) * count)

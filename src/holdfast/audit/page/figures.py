@@ -148,7 +148,7 @@ def _regions(statistics: Statistics) -> Markup:
     )
     label = "What the engine's likeliest tokens prove"
     shown = table(REGION_HEADS, rows, label=label, numeric=(1, 2, 3))
-    return join((element("h3", label), shown, paragraph(why, css="caption")))
+    return join((element("h3", label), paragraph(why, css="caption"), shown))
 
 
 def _acceptance(statistics: Statistics, advice: SampleAdvice) -> Markup:

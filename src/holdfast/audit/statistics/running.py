@@ -169,11 +169,14 @@ def _bound_columns(view: View) -> dict[str, Column]:
     def own(name: str) -> Column:
         return np.where(known, view.tokens(name), np.float32(0))
 
-    kl, low, high = (view.max(own(name)).astype(np.float64) for name in BOUNDS)
-    exact = view.max(own("kl_exact")) if view.has("kl_exact") else np.full(len(kl), np.nan)
+    exact = own("kl_exact") if view.has("kl_exact") else np.full(len(known), np.nan, np.float32)
+    by_pinsker = np.sqrt(np.maximum(exact, 0) / 2)
+    kl, low, high, largest = map(
+        view.max, (own("kl_lower"), own("tv_lower"), np.fmin(own("tv_upper"), by_pinsker), exact)
+    )
     verdicts = {
-        "kl": (exact <= REGIONS["kl"], np.where(np.isnan(exact), kl, exact) > REGIONS["kl"]),
-        "tv": (high <= REGIONS["tv"], low > REGIONS["tv"]),
+        "kl": (largest <= REGIONS["kl"], np.where(np.isnan(largest), kl, largest) > REGIONS["kl"]),
+        "tv": ((high <= REGIONS["tv"]) & (low <= REGIONS["tv"]), low > REGIONS["tv"]),
     }
     tokens = view.sum(known)
     bounded = tokens > 0
