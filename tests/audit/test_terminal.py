@@ -43,7 +43,7 @@ def test_bounds_are_said_as_bounds(audit_of, small_run, top_k_of):
         assert interval(audit.statistics.mean(name)) in lines[title]
     assert "exact KL" not in text
     assert "What the engine's likeliest tokens prove of the sequences" in text
-    assert lines["at every sampled token"].split()[-3:] == ["proven", "refuted", "undecided"]
+    assert lines["at every sampled token"].split()[-5:] == ["proven", "inside", "proven", "outside", "undecided"]
     for region, title in zip(audit.statistics.regions(), ("KL ≤ 0.05", "TV ≤ 0.158"), strict=True):
         cells = [shares(share) for share in (region.inside, region.outside, region.undecided)]
         assert re.fullmatch(f"{title} +" + " +".join(map(re.escape, cells)) + " *", lines[title])

@@ -11,7 +11,7 @@ from holdfast.audit.statistics.running import Region
 from holdfast.report.scales import number
 from holdfast.report.words import percent
 
-REGION_HEADS = ("at every sampled token", "proven", "refuted", "undecided")
+REGION_HEADS = ("at every sampled token", "proven inside", "proven outside", "undecided")
 Tone = Literal["clean", "warning", "critical"]
 
 
