@@ -17,6 +17,7 @@ def rollout(**changes):
 def test_bounds_at_their_edges_are_taken():
     assert rollout().tv_upper == (1.0, 0.25)
     assert rollout(kl_lower=(1e30, 0.0)).kl_lower == (1e30, 0.0)
+    assert rollout(tv_lower=(0.0, 0.25 + 1e-12)).tv_upper[1] == 0.25, "equal in float32, as files hold them"
     assert Rollout((1,), (), kl_lower=(), tv_lower=(), tv_upper=()).kl_lower == ()
 
 
@@ -31,8 +32,12 @@ def test_bounds_at_their_edges_are_taken():
         ({"tv_upper": (1.5, 0.25)}, "tv_upper is 1.5 at response token 0, allowed are numbers from tv_lower to 1: "),
         ({"tv_upper": (1.0, 0.2)}, "tv_upper is 0.2 at response token 1"),
         ({"tv_upper": (math.nan, 0.25)}, "tv_upper is nan at response token 0"),
-        ({"tv_lower": (0.0,)}, r"2 response tokens .* kl_lower: 2, tv_lower: 1, tv_upper: 2. The three come together"),
-        ({"tv_upper": None}, r"kl_lower: 2, tv_lower: 2, tv_upper: none. The three come together, one number per"),
+        (
+            {"tv_lower": (0.0,)},
+            "2 response tokens .* kl_lower: 2, tv_lower: 1, tv_upper: 2, response_mask: 2: the",
+        ),
+        ({"tv_upper": None}, "kl_lower: 2, tv_lower: 2, tv_upper: none, .*: the three come together, one number per"),
+        ({"response_mask": (True,)}, "tv_upper: 2, response_mask: 1: "),
     ],
 )
 def test_bounds_that_cannot_be_are_named_with_what_is_allowed(changes, words):

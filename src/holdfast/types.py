@@ -168,14 +168,16 @@ class Rollout:
         if not given:
             return
         count = len(self.response_ids)
-        if len(given) < len(BOUNDS) or any(len(values) != count for values in given.values()):
-            found = ", ".join(f"{name}: {len(given[name]) if name in given else 'none'}" for name in BOUNDS)
+        own = (True,) * count if self.response_mask is None else self.response_mask
+        sizes = {name: len(given[name]) if name in given else "none" for name in BOUNDS} | {"response_mask": len(own)}
+        if set(sizes.values()) != {count}:
+            found = ", ".join(f"{name}: {size}" for name, size in sizes.items())
             raise DataError(
-                f"Rollout has {count} response tokens and these bounds of divergences: {found}. The three come "
-                "together, one number per response token: give all of them, or none"
+                f"Rollout has {count} response tokens and bounds of divergences of other lengths, {found}: the three "
+                "come together, one number per response token; give all of them, or none"
             )
-        own = self.response_mask or (True,) * count
-        for name, possible in possible_bounds({n: torch.tensor(v).double() for n, v in given.items()}).items():
+        stored = {name: torch.tensor(values, dtype=torch.float32) for name, values in given.items()}
+        for name, possible in possible_bounds(stored).items():
             for place in (~possible).nonzero().flatten().tolist():
                 if own[place]:
                     raise DataError(

@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dumps import load, sample_rollouts
+from holdfast.audit.reading import Reading
+from holdfast.audit.source import find_files, read_files
 from holdfast.rollout.store import SCHEMA, write_rollouts
 from holdfast.types import Rollout
 
@@ -16,7 +18,7 @@ NAMES = ("kl_lower", "tv_lower", "tv_upper")
 def bounded(number, **changes):
     """Two tokens, the second a tool's."""
     given = {"response_mask": (True, False), "kl_lower": (0.5, 0.0), "tv_lower": (0.25, 0.0), "tv_upper": (0.75, 1.0)}
-    return {"prompt_ids": [number], "response_ids": [1, 2], "sequence_id": number} | given | changes
+    return plain(number) | {"response_ids": [1, 2]} | given | changes
 
 
 def written(path, rows):
@@ -51,7 +53,8 @@ def test_a_row_with_impossible_bounds_is_left_out_and_named(tmp_path, changes, k
 
 
 def plain(number):
-    return {"prompt_ids": [number], "response_ids": [1, 2, 3], "sequence_id": number}
+    text = f"text {number}"
+    return {"prompt_ids": [number], "response_ids": [1, 2, 3], "sequence_id": number, "response_text": text}
 
 
 def test_faults_of_several_kinds_are_each_counted_once(tmp_path):
@@ -60,6 +63,9 @@ def test_faults_of_several_kinds_are_each_counted_once(tmp_path):
     assert reading.rejected == {"lengths differ": 1, "number out of range": 2, "missing field": 1}
     assert {example.record for example in reading.examples} == {1, 3, 4, 5}
     assert [r.sequence_id for r in got] == [0, 2, 6]
+    path = tmp_path / "run.parquet"
+    ((_, chunk),) = read_files(find_files(path), Reading())
+    assert [chunk.keep(place).whole().response_text for place in range(3)] == ["text 0", "text 2", "text 6"]
 
 
 def test_what_a_tool_said_is_not_judged(tmp_path):

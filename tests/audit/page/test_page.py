@@ -95,6 +95,23 @@ def test_bounds_have_a_tile_a_line_and_a_table(audit_of, small_run, top_k_of, fu
     assert "Total variation" not in Tree(full).text and "Every bound without a mask" in seen
 
 
+def test_acceptance_by_length_lies_between_what_is_proven_and_what_is_possible(audit_of, small_run, top_k_of):
+    close = [
+        dataclasses.replace(r, tv_lower=tuple(0.9 * tv for tv in r.tv_upper))
+        for r in top_k_of(small_run(1, age=2, update=0.1))
+    ]
+    audit = audit_of(close)
+    longest = max(audit.statistics.by_length.sums)
+    inside, outside = (
+        audit.statistics.by_length.mean(name, "bounded", longest).value for name in ("tv_inside", "tv_outside")
+    )
+    assert 0 < outside < outside + inside < 1
+    seen = Tree(page_of(audit)).text
+    for name, share in (("proven", inside), ("possible", 1 - outside)):
+        told = re.search(rf"TV ≤ 0\.158, {name}: \S+ at \d+, (\S+) at {1 << (longest - 1)},", seen)
+        assert float(told[1]) == pytest.approx(100 * share, abs=0.06)
+
+
 def test_the_page_loads_nothing(full):
     policy = next(a["content"] for t, a in Tree(full).tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
