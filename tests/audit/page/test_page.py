@@ -88,7 +88,7 @@ def test_bounds_have_a_tile_a_line_and_a_table(audit_of, small_run, top_k_of, fu
         "TV ≤ 0.158, proven",
         "TV ≤ 0.158, possible",
         "KL is at least this",
-        "and at most this",
+        "total variation is at most this",
     ):
         assert text in seen
         assert text not in Tree(full).text

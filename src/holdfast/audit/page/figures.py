@@ -28,7 +28,7 @@ _READINGS = {
     "kl_exact": "over the whole vocabulary at each context",
     "kl_lower": "KL is at least this, by the engine's likeliest tokens",
     "tv_lower": "total variation, from 0 to 1, is at least this",
-    "tv_upper": "... and at most this",
+    "tv_upper": "total variation is at most this",
 }
 _MIN_SHARE_TOKENS = 50
 
