@@ -1,9 +1,9 @@
 """TRL's GRPOTrainer on a model folder and a file of prompts: one JSON line with what a step cost.
 
-    .venv-trl/bin/python benchmarks/training_trl.py MODEL PROMPTS.json STEPS
+    .venv-trl/bin/python benchmarks/training_trl.py MODEL PROMPTS.json STEPS [bf16] [torch_compile]
 
-Started by benchmarks/training.py. Settings are those that are fastest for TRL on a CPU: float32, no recomputation of
-activations, no reference model; its fused head is what this version always uses.
+Started by benchmarks/training.py. No recomputation of activations and no reference model, which is fastest; float32
+unless bf16 is given; its fused head is what this version always uses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 
-def main(folder: str, prompts: str, steps: int) -> None:
+def main(folder: str, prompts: str, steps: int, *switches: str) -> None:
     """Train and report; the first two steps are left out."""
     import torch
     from datasets import Dataset
@@ -61,7 +61,7 @@ def main(folder: str, prompts: str, steps: int) -> None:
                 loss_type="grpo",
                 beta=0.0,
                 temperature=1.0,
-                bf16=False,
+                **{"bf16": False} | dict.fromkeys(switches, True),
                 gradient_checkpointing=False,
                 use_cpu=True,
                 report_to=[],
@@ -87,4 +87,4 @@ def main(folder: str, prompts: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

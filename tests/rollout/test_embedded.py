@@ -3,6 +3,7 @@
 import copy
 import math
 
+import jaxtyping
 import pytest
 import torch
 
@@ -11,10 +12,19 @@ from holdfast.rollout.decoder import HubDecoder
 from holdfast.rollout.embedded import EmbeddedEngine
 from holdfast.rollout.embedded import draw as draw_tokens
 from holdfast.rollout.engine import Engine, Sampling, sampling_logprobs
-from holdfast.rollout.fused import FusedDecoder
+from holdfast.rollout.fused import FusedDecoder, FusedDecoding
+from holdfast.rollout.static import StaticDecoding, advance
 
 # groups of 3, 2, 2 and 1 rows, out of order, of different lengths
 PROMPTS = [[2, 3, 4, 5], [2, 7], [2, 3, 4, 5], [2, 9, 8, 9, 9, 9, 4], [2, 7], [2, 3, 4, 5], [2, 9, 8, 9, 9, 9, 4], [2]]
+
+DECODERS = {"fused": {}, "static": {"compile": True}, "hub": {"fused": False}}
+
+
+@pytest.fixture(autouse=True)
+def not_compiled(monkeypatch):
+    """What would be compiled runs as it stands: the same numbers without minutes of compilation."""
+    monkeypatch.setattr("holdfast.rollout.fused.compiled_step", lambda device: advance)
 
 
 def engine(model, **options):
@@ -48,14 +58,16 @@ def whole_forward(model, prompt, completion):
         ("gpt2", {}),
     ],
 )
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("support", [{}, {"temperature": 0.7, "top_p": 0.9, "top_k": 12}])
-def test_distributions_are_those_of_a_whole_forward_pass(make_model, kind, options, fused, support):
+def test_distributions_are_those_of_a_whole_forward_pass(make_model, kind, options, decoder, support):
+    if kind == "gpt2" and decoder == "static":
+        pytest.skip("the decoder of our own does not run it")
     model = make_model(kind, **options)
     # an end token that does come up
     end = draw(engine(model, eos_token_id=-1), **support)[0].token_ids[8]
-    made = engine(model, eos_token_id=end, fused=fused)
-    assert isinstance(made._decoder, FusedDecoder if fused and kind != "gpt2" else HubDecoder)
+    made = engine(model, eos_token_id=end, **DECODERS[decoder])
+    assert isinstance(made._decoder, HubDecoder if decoder == "hub" or kind == "gpt2" else FusedDecoder)
     prompts = PROMPTS * 3
     completions = draw(made, prompts=prompts, **support)
     assert "stop" in {c.finish_reason for c in completions}
@@ -69,9 +81,10 @@ def test_distributions_are_those_of_a_whole_forward_pass(make_model, kind, optio
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "int8_weight", "int4_weight", "fp8_weight"])
-def test_both_decoders_draw_the_same(make_model, precision):
+@pytest.mark.parametrize("decoder", ["fused", "static"])
+def test_our_decoders_draw_what_the_model_itself_does(make_model, precision, decoder):
     model = make_model()
-    ours, theirs = (draw(engine(model, precision=precision, fused=fused)) for fused in (True, False))
+    ours, theirs = (draw(engine(model, precision=precision, **DECODERS[name])) for name in (decoder, "hub"))
     for own, other in zip(ours, theirs, strict=True):
         assert own.token_ids == other.token_ids
         # an activation on the edge between two levels may fall to either side
@@ -82,16 +95,16 @@ def test_both_decoders_draw_the_same(make_model, precision):
 
 def test_bfloat16_decoders_differ_by_rounding_only(make_model):
     model = make_model(initializer_range=0.1)
-    for fused in (True, False):
-        for prompt, completion in zip(PROMPTS, draw(engine(model, precision="bfloat16", fused=fused)), strict=True):
+    for options in DECODERS.values():
+        for prompt, completion in zip(PROMPTS, draw(engine(model, precision="bfloat16", **options)), strict=True):
             expected = whole_forward(model, prompt, completion).log_softmax(dim=-1)
             distance = (completion.distributions - expected).abs()
             assert 0 < float(distance.mean()) < 0.02
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_response_does_not_depend_on_its_batch(make_model, fused):
-    made = engine(make_model(), fused=fused)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_response_does_not_depend_on_its_batch(make_model, decoder):
+    made = engine(make_model(), **DECODERS[decoder])
     together = draw(made)
     backwards = draw(made, prompts=PROMPTS[::-1], ids=range(len(PROMPTS))[::-1])[::-1]
     for row, prompt in enumerate(PROMPTS):
@@ -159,12 +172,65 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(make_model):
     assert torch.all((seen - expected).abs() <= 5 * (expected * (1 - expected) / 4000).sqrt() + 1e-9)
 
 
-def test_a_long_response_outgrows_the_first_room(make_model):
+@pytest.mark.parametrize("decoder", ["fused", "static"])
+def test_a_long_response_outgrows_the_first_room(make_model, decoder):
     model = make_model(max_position_embeddings=512)
-    completion = draw(engine(model, eos_token_id=-1), prompts=[[2, 3]], max_tokens=300)[0]
+    completion = draw(engine(model, eos_token_id=-1, **DECODERS[decoder]), prompts=[[2, 3]], max_tokens=300)[0]
     assert (len(completion.token_ids), completion.finish_reason) == (300, "length")
     expected = whole_forward(model, [2, 3], completion).log_softmax(dim=-1)
     assert torch.allclose(completion.distributions, expected, atol=5e-4)
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_rows_stay_seated_until_a_smaller_size_holds_those_that_run(make_model, heads):
+    """Four groups of eight share their prompts, then leave in an order that no size fits; every step is compared."""
+    model = make_model(num_key_value_heads=heads)
+    plain, static = (FusedDecoder(model, "float32", compile=flag) for flag in (False, True))
+    owners = torch.arange(4).repeat_interleave(8)
+    batches = []
+    for decoder in (plain, static):
+        decoder.load(dict(model.state_dict()))
+        batches.append(decoder.start([[2, 3, 4, 5], [2, 7], [2, 9, 8, 9, 9], [2] * 70], owners, 40))
+    assert [type(batch) for batch in batches] == [FusedDecoding, StaticDecoding]
+    generator, sizes, live = torch.Generator().manual_seed(0), [], 32
+    with torch.inference_mode():
+        for leaving in (0, 3, 13, 0, 7, 5, 0, 2, 1):  # 32, 29, 16, 16, 9, 4, 4, 2 and 1 rows
+            if leaving:
+                rows = torch.randperm(live, generator=generator)[leaving:].sort().values
+                live = len(rows)
+                for batch in batches:
+                    batch.keep(rows)
+            tokens = torch.randint(2, 30, (live,), generator=generator)
+            for batch in batches:
+                batch.step(tokens)
+            assert torch.allclose(batches[0].logits, batches[1].logits, atol=1e-5)
+            sizes.append((len(batches[1].tokens), len(batches[1].bias) // heads, batches[1].bias.shape[-1]))
+    # seats, prompts and the length of prompts (70 tokens in steps of 64)
+    assert sizes == [(32, 4, 128)] * 2 + [(16, 16, 128)] * 3 + [(8, 8, 128)] * 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shape checks cannot be traced
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(advance, dynamic=False, fullgraph=True, backend=count)
+    monkeypatch.setattr("holdfast.rollout.fused.compiled_step", lambda device: compiled)
+    models = [make_model(seed=seed) for seed in range(2)]
+    made = engine(models[0], eos_token_id=-1, compile=True)
+    for version, model in enumerate(models):
+        if version:
+            made.sync(model, version)
+        expected = draw(engine(model, eos_token_id=-1))
+        for own, other in zip(draw(made), expected, strict=True):
+            assert torch.allclose(own.distributions, other.distributions, atol=1e-5)
+    assert len(graphs) == 1
+    torch.compiler.reset()
 
 
 def test_greedy_takes_the_likeliest_token(make_model):
@@ -182,16 +248,16 @@ def test_a_response_ends_with_its_first_end_token(make_model):
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "bfloat16"])
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_engine_lags(make_model, precision, fused):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_engine_lags(make_model, precision, decoder):
     models = [make_model(seed=seed) for seed in range(5)]
-    made = engine(models[0], precision=precision, lag=2, fused=fused)
+    made = engine(models[0], precision=precision, lag=2, **DECODERS[decoder])
     # after the sync of version v, version max(0, v - 2) samples
     for version, model in enumerate(models):
         if version:
             made.sync(model, version)
         assert made.policy_version == max(0, version - 2)
-        expected = draw(engine(models[max(0, version - 2)], precision=precision, fused=fused))
+        expected = draw(engine(models[max(0, version - 2)], precision=precision, **DECODERS[decoder]))
         found = draw(made)
         assert [c.token_ids for c in found] == [c.token_ids for c in expected]
         assert {c.policy_version for c in found} == {max(0, version - 2)}
@@ -245,6 +311,8 @@ def test_bad_calls_say_what_is_wrong(make_model):
         engine(model, lag=-1)
     with pytest.raises(ConfigError, match=r"engine\.precision = 'int9': did you mean int8"):
         engine(model, precision="int9")
+    with pytest.raises(ConfigError, match=r"engine\.compile: GPT2LMHeadModel runs through its own forward pass"):
+        engine(make_model("gpt2"), compile=True)
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.lm_head.weight[3] = math.nan

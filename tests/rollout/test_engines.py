@@ -37,6 +37,7 @@ def test_the_embedded_engine_runs_the_trainers_weights(model, tokenizer, tmp_pat
     [
         ({"kind": "vlm"}, "engine.kind = 'vlm': did you mean vllm"),
         ({"kind": "vllm", "lag": 2}, "engine.lag = 2 with engine.kind = 'vllm': only the embedded engine lags"),
+        ({"kind": "vllm", "compile": True}, "engine.compile with engine.kind = 'vllm': only the embedded engine is"),
         ({"kind": "server", "sync": "restart"}, "engine.sync = 'restart' needs engine.command"),
         ({"cache_gib": 0.0}, "engine.cache_gib = 0.0"),
         ({"concurrency": 0}, "engine.concurrency = 0"),

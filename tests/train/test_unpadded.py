@@ -20,7 +20,7 @@ from holdfast.train.forward import Policy
 from holdfast.train.head import HeadForm
 from holdfast.train.model import keep_only_inputs
 from holdfast.train.setup import set_up
-from holdfast.train.unpadded import NAME, Unsupported, lay_out, make_unpadded
+from holdfast.train.unpadded import NAME, Unsupported, _attend, lay_out, make_unpadded
 
 SIZES = {
     "vocab_size": 40,
@@ -250,3 +250,19 @@ def test_a_run_does_as_configured(small_config, tmp_path, warm_starts, monkeypat
     run.close()
     assert run.policy.unpadded == wanted == (run.policy.model.config._attn_implementation == NAME)
     assert compiled == [run.policy.model] * wanted
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_in_bfloat16_rounds_only_what_goes_in_and_out_on_a_cpu(autocast):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 40, 8, generator=generator).bfloat16() for heads in (4, 2, 2))
+    ids = torch.zeros(2, 30, dtype=torch.long)
+    layout = lay_out(ids, torch.tensor([20, 20]), torch.tensor([30, 30]), torch.tensor([0, 0]), SHARE)
+    assert (len(layout.parts), layout.input_ids.shape) == (2, (40,))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found, _ = _attend(nn.Identity(), query, key, value, None, scaling=0.3, unpadded_layout=layout)
+    exact, _ = _attend(
+        nn.Identity(), *(x.float() for x in (query, key, value)), None, scaling=0.3, unpadded_layout=layout
+    )
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, exact.bfloat16())

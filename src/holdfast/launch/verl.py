@@ -45,6 +45,7 @@ REASONS = {
     "model.chat": "verl wraps every prompt in the chat template",
     "engine.precision": "the engine is vLLM or SGLang; further numerics are keys of [verl]",
     "engine.lag": "the synchronous trainer hands over the weights before every step",
+    "engine.compile": "the engine is vLLM or SGLang, which compile on their own",
     "engine.exact_kl": "verl's engines report one log-probability per token; the top-K level is policy_loss.top_k",
     "engine.top_logprobs": "verl's engines report one log-probability per token; the top-K level is policy_loss.top_k",
     "sampling.top_p": _SUPPORT,

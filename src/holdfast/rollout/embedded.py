@@ -40,11 +40,12 @@ class EmbeddedEngine:
         eos_token_id: int,
         pad_token_id: int,
         fused: bool = True,
+        compile: bool = False,
     ) -> None:
-        """Copy `model` as version 0.
+        """Copy `model` as version 0. With `compile` the steps of our own decoder are compiled, once per batch size.
 
         Raises:
-            ConfigError: unknown precision, negative lag.
+            ConfigError: unknown precision, negative lag, a model that our own decoder does not run with `compile`.
         """
         from holdfast.rollout.fused import FusedDecoder, supports
 
@@ -54,8 +55,13 @@ class EmbeddedEngine:
         self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
         self._device = next(model.parameters()).device
         fits = fused and supports(model)
+        if compile and not fits:
+            raise ConfigError(
+                f"engine.compile: {type(model).__name__} runs through its own forward pass, which is not compiled; "
+                "leave it out (Llama, Qwen2 and Qwen3 models with full attention have it)"
+            )
         self._decoder: Decoder | None = (
-            FusedDecoder(model, precision) if fits else HubDecoder(model, precision, pad_token_id)
+            FusedDecoder(model, precision, compile=compile) if fits else HubDecoder(model, precision, pad_token_id)
         )
         # The newest weights last; `generate` uses the first.
         self._snapshots: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=lag + 1)

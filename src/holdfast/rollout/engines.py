@@ -19,16 +19,17 @@ EngineKind = Literal["embedded", "vllm", "server"]
 class EngineSettings:
     """What an engine is and how it runs; each field belongs to the kinds named in brackets.
 
-    precision [embedded, vllm]: its numerics. lag [embedded]: updates that its weights are behind. context [vllm]:
-    longest prompt with response; None: the model's. cache_gib [vllm]: room for keys and values. options [vllm]: further
-    arguments of `vllm.LLM`. url, timeout (seconds per request), retries, concurrency (requests at a time) [server].
-    sync [server]: "reload" has a running server take over the weights, "restart" runs `command` on them anew, in which
-    "{folder}" stands for the model folder.
+    precision [embedded, vllm]: its numerics. lag [embedded]: updates that its weights are behind. compile [embedded]:
+    whether its steps are compiled. context [vllm]: longest prompt with response; None: the model's. cache_gib [vllm]:
+    room for keys and values. options [vllm]: further arguments of `vllm.LLM`. url, timeout (seconds per request),
+    retries, concurrency (requests at a time) [server]. sync [server]: "reload" has a running server take over the
+    weights, "restart" runs `command` on them anew, in which "{folder}" stands for the model folder.
     """
 
     kind: str = "embedded"
     precision: str = "float32"
     lag: int = 0
+    compile: bool = False
     context: int | None = None
     cache_gib: float = 4.0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -46,6 +47,10 @@ class EngineSettings:
             raise ConfigError(
                 f"engine.lag = {self.lag} with engine.kind = {self.kind!r}: only the embedded engine lags on purpose; "
                 "set it to 0 and let asynchronous rollouts do it"
+            )
+        if self.compile and self.kind != "embedded":
+            raise ConfigError(
+                f"engine.compile with engine.kind = {self.kind!r}: only the embedded engine is compiled; leave it out"
             )
         if self.sync == "restart" and self.kind == "server" and not self.command:
             raise ConfigError(
@@ -75,6 +80,7 @@ def make_engine(settings: EngineSettings, model: Any, tokenizer: Any, folder: Pa
             lag=settings.lag,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            compile=settings.compile,
         )
     if settings.kind == "vllm":
         return _vllm(settings, model, tokenizer, folder)

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from holdfast.rollout.decoder import Decoding
 from holdfast.rollout.quantize import EngineLinear, Precision, check_precision
+from holdfast.rollout.static import StaticDecoding, by_prompt, by_row, compiled_step
 
 FIRST_ROOM = 128
 """Response tokens that a new cache has room for; the room doubles when they are used up."""
@@ -56,8 +58,8 @@ def supports(model: Any) -> bool:
 class FusedDecoder:
     """A copy of the policy in the engine's numerics (holdfast.rollout.decoder.Decoder)."""
 
-    def __init__(self, model: Any, precision: str) -> None:
-        """Take the shape of `model`; its weights come with `load`.
+    def __init__(self, model: Any, precision: str, *, compile: bool = False) -> None:
+        """Take the shape of `model`; its weights come with `load`. With `compile`, steps are compiled graphs.
 
         Raises:
             ConfigError: unknown precision.
@@ -71,6 +73,7 @@ class FusedDecoder:
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.layers, self.epsilon = config.num_hidden_layers, config.rms_norm_eps
         self.rotary = copy.deepcopy(model.model.rotary_emb)
+        self.compiled = compiled_step(model.device) if compile else None
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take over the weights of a state dict, which nobody may change afterwards."""
@@ -79,7 +82,7 @@ class FusedDecoder:
         self.head = self._linear(weights, "lm_head")
         self.blocks = [self._block(weights, f"model.layers.{index}.") for index in range(self.layers)]
 
-    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> FusedDecoding:
+    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> Decoding:
         """Read distinct prompts; row i of the batch continues prompt `owners[i]` (sorted)."""
         longest = max(map(len, prompts))
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=owners.device)
@@ -95,7 +98,8 @@ class FusedDecoder:
             hidden = self.finish(block, hidden, mixed.transpose(1, 2).flatten(2))
             prefix.append((keys.transpose(2, 3).flatten(0, 1), values.flatten(0, 1)))
         last = hidden[torch.arange(len(prompts), device=owners.device), lengths - 1]
-        return FusedDecoding(self, prefix, lengths, owners, self.logits(last)[owners], max_tokens)
+        kind = FusedDecoding if self.compiled is None else StaticDecoding
+        return kind(self, prefix, lengths, owners, self.logits(last)[owners], max_tokens)
 
     def tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer (cos, sin) [n, heads, D] with x ↦ x · cos + roll(x, D/2) · sin the norm's gain, rotation and scale.
@@ -225,19 +229,14 @@ class FusedDecoding:
 
     def _gather(self, states: Tensor) -> Tensor:
         """[rows · shared, r, n] per row as [prompts · shared, seats · r, n] per prompt."""
-        shared, (_, repeated, width) = self.model.shared, states.shape
         if self.seats is not None:
-            states = states.view(-1, shared, repeated, width)[self.seats]
-        grouped = states.reshape(self.prompts, -1, shared, repeated, width).transpose(1, 2)
-        return grouped.reshape(self.prompts * shared, -1, width)
+            states = states.unflatten(0, (-1, self.model.shared))[self.seats].flatten(0, 1)
+        return by_prompt(states, self.prompts, self.model.shared)
 
     def _scatter(self, states: Tensor) -> Tensor:
         """The inverse of `_gather`."""
-        shared, repeated, width = self.model.shared, self.model.heads // self.model.shared, states.shape[-1]
-        rows = (
-            states.view(self.prompts, shared, -1, repeated, width).transpose(1, 2).reshape(-1, shared, repeated, width)
-        )
-        return (rows if self.places is None else rows[self.places]).flatten(0, 1)
+        rows = by_row(states, self.model.heads // self.model.shared, self.model.shared, self.prompts)
+        return rows if self.places is None else self._rows(rows, self.places)
 
     def _seat(self, owners: Tensor) -> None:
         """Lay rows out by prompt: `seats` [prompts · places] names the row on each seat, `places` each row's seat.

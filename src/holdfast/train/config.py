@@ -120,6 +120,9 @@ class EngineConfig(Section):
     )
     precision: str = Field(default="int8", description="numerics of the engine's copy of the weights [embedded, vllm]")
     lag: int = Field(default=0, ge=0, le=1024, description="updates that the engine's weights are behind [embedded]")
+    compile: bool = Field(
+        default=False, description="compile its steps with torch.compile: ten seconds per batch size once [embedded]"
+    )
     exact_kl: bool = Field(
         default=True, description="measure exact KL from full distributions even if no mask needs it"
     )
