@@ -66,6 +66,27 @@ def test_products_in_bfloat16_over_float32_weights():
     assert torch.nn.functional.cosine_similarity(whole, other, dim=0) > 0.999
 
 
+def test_the_head_multiplies_in_bfloat16_too_and_keeps_its_logits_in_float32():
+    """The oracle rounds what goes into the last product, and nothing that comes out of it."""
+    trained = model()
+    found = Policy(trained, head=HeadForm(), autocast=True).stats(SEQUENCES)
+    mask = SEQUENCES.response_mask
+    row, offset = mask.nonzero(as_tuple=True)
+    position = SEQUENCES.prompt_lengths[row] + offset
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = trained.base_model(SEQUENCES.input_ids, use_cache=False).last_hidden_state[row, position - 1]
+        assert hidden.dtype == torch.float32
+        weight = trained.get_output_embeddings().weight
+        targets = SEQUENCES.input_ids[row, position][:, None]
+        rounded, exact = (
+            (h.double() @ w.double().T).log_softmax(dim=1).gather(1, targets).squeeze(1)
+            for h, w in ((hidden.bfloat16(), weight.bfloat16()), (hidden, weight))
+        )
+    assert torch.allclose(found.logprobs[mask].double(), rounded, atol=2e-6)
+    assert float((rounded - exact).abs().max()) > 1e-4
+
+
 def test_an_update_that_bfloat16_weights_would_lose_is_kept(small_run, small_config, warm_starts):
     """Adam's first step is 1e-5, less than half of bfloat16's spacing from .0079 on: only master weights take it."""
     options = ["--steps", "1", "--optimizer.learning_rate", "1e-5", "--objective", "{preset = 'reinforce'}"]

@@ -158,6 +158,8 @@ class Policy:
         """By the LM-head kernels: no [N, V] tensor but the engine's own, where it gave one."""
         with self._precision():
             hidden = _hidden_states(self.model, places)
+        # The last norm answers in float32, and the head would be multiplied in it.
+        hidden = hidden.to(torch.bfloat16) if self.autocast else hidden
         found = lm_head_stats(
             hidden,
             form.of(self.model, hidden.dtype),
