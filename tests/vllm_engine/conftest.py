@@ -3,16 +3,25 @@
 Run by `make test-vllm` in an environment of its own; skipped where there is no vLLM.
 """
 
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from holdfast.rollout.engine import sampling_logprobs
+from holdfast.rollout.http import HttpClient
 from holdfast.rollout.models import character_tokenizer, tiny_model
+from holdfast.rollout.process import ServerProcess
 
 HERE = Path(__file__).parent
 ALPHABET = "0123456789+-*/=()<>abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOP .,"
+# `vllm serve {folder}` by its module: the command of the CPU build asks for the version of a package of another name.
+COMMAND = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "{folder}"]
+COMMAND += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32", "--enforce-eager"]
+COMMAND += ["--max-model-len", "512", "--kv-cache-memory-bytes", "250M", "--host", "127.0.0.1", "--port"]
+ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
 def pytest_collection_modifyitems(items):
@@ -49,6 +58,18 @@ def model_folder(make_model, tokenizer, tmp_path_factory):
     make_model(0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def process(model_folder, tmp_path_factory):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    process = ServerProcess([*COMMAND, str(port)], HttpClient(f"http://127.0.0.1:{port}"), log, environment=ENVIRONMENT)
+    process.start(model_folder, patience=180.0)
+    yield process
+    process.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,46 +1,25 @@
 """A real `vllm serve` on this machine, over HTTP."""
 
-import socket
-import sys
-
 import pytest
 import torch
 
 from holdfast.errors import EngineError
 from holdfast.rollout.engine import Sampling
-from holdfast.rollout.http import HttpClient
 from holdfast.rollout.models import character_tokenizer
-from holdfast.rollout.process import ServerProcess
 from holdfast.rollout.server import ServerEngine
 
 pytest.importorskip("vllm")
 
 EOS, VOCABULARY = 2, 68
 PROMPTS = [[1, 10, 20, 30], [1, 40], [1, *range(4, 60), *range(4, 60), *range(4, 60), *range(4, 60)]]
-# `vllm serve {folder}` by its module: the command of the CPU build asks for the version of a package of another name.
-COMMAND = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "{folder}"]
-COMMAND += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32", "--enforce-eager"]
-COMMAND += ["--max-model-len", "512", "--kv-cache-memory-bytes", "250M", "--host", "127.0.0.1", "--port"]
-ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
 @pytest.fixture(scope="module")
-def process(model_folder, tmp_path_factory):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    process = ServerProcess([*COMMAND, str(port)], HttpClient(f"http://127.0.0.1:{port}"), log, environment=ENVIRONMENT)
-    process.start(model_folder, patience=180.0)
-    yield process
-    process.stop()
-
-
-@pytest.fixture(scope="module")
-def engine(process, tokenizer, tmp_path_factory):
-    return ServerEngine(
-        process.client, folder=tmp_path_factory.mktemp("weights"), eos_token_id=EOS, tokenizer=tokenizer
-    )
+def engine(process, make_model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    engine = ServerEngine(process.client, folder=folder, eos_token_id=EOS, tokenizer=tokenizer)
+    engine.sync(make_model(0), 0)
+    return engine
 
 
 def draw(engine, prompts=PROMPTS, seed=5, distributions=False, top=0, **sampling):
