@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py --trl .venv-trl/bin/python --pairs 3    # after `make test-trl`
 
 With --trl, both trainers take turns, each time in a process of their own, on the same model (warm-started with the
-task's vocabulary, then random with a large one), prompts, batch, group and response length, on one thread, each in
+task's vocabulary, random with larger ones), prompts, batch, group and response length, on one thread, each in
 float32 and with products in bfloat16, ours compiled, too. CPU seconds of the process, medians over steps.
 """
 
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -49,11 +50,19 @@ STILL = {"optimizer": {"learning_rate": 1e-8}}
 PARTS = ("generate", "old_logprobs", "update", "reward", "other")
 
 
-BESIDE_TRL: dict[str, int | None] = {
-    "vocabulary of the task": None,
-    "vocabulary of 32768, random weights": 32768,
-}
-"""Vocabularies with which the first shape is trained beside TRL."""
+@dataclass(frozen=True)
+class Setting:
+    """What is trained beside TRL: vocabulary (None: the task's, warm-started; else random weights), length, chains."""
+
+    vocabulary: int | None
+    tokens: int
+    entries: int = 12
+
+    def __str__(self) -> str:
+        return f"vocabulary of {self.vocabulary or 30}, {self.tokens} tokens"
+
+
+BESIDE_TRL = (Setting(None, 64), Setting(None, 128, entries=26), Setting(512, 256), Setting(32768, 64))
 COMPILED = {"model": {"compile": True}, "engine": {"compile": True}}
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {},
@@ -110,21 +119,23 @@ def show_shapes(steps: int) -> None:
 
 def compare(python: str, steps: int, pairs: int) -> None:
     """Take turns with TRL; print all, and the ratios to the faster of TRL's two precisions."""
-    for name, vocabulary in BESIDE_TRL.items():
+    for setting in BESIDE_TRL:
+        print(setting, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            speeds = _take_turns(python, steps, pairs, Path(folder), vocabulary)
+            speeds = _take_turns(python, steps, pairs, Path(folder), setting)
         best = max((speeds[who] for who in PEERS), key=statistics.median)
         for who in OURS:
             ratios = [own / peer for own, peer in zip(speeds[who], best, strict=True)]
             listed = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-            print(f"{name}, {who}: {statistics.median(ratios):.2f} times TRL ({listed})", flush=True)
+            print(f"  {who}: {statistics.median(ratios):.2f} times TRL ({listed})", flush=True)
 
 
-def _take_turns(python: str, steps: int, pairs: int, folder: Path, vocabulary: int | None) -> dict[str, list[float]]:
-    shape: dict[str, Any] = next(iter(SHAPES.values())) | STILL
-    task = get_task("ledger", entries=12)
-    if vocabulary is not None:
-        write_model(folder / "wide", task.alphabet, vocabulary, shape["model"])
+def _take_turns(python: str, steps: int, pairs: int, folder: Path, setting: Setting) -> dict[str, list[float]]:
+    shape: dict[str, Any] = next(iter(SHAPES.values())) | STILL | {"sampling": {"max_tokens": setting.tokens}}
+    shape["task"] = {"name": "ledger", "entries": setting.entries}
+    task = get_task(**shape["task"])
+    if setting.vocabulary is not None:
+        write_model(folder / "wide", task.alphabet, setting.vocabulary, shape["model"])
         shape |= {"model": {"source": str(folder / "wide")}, "warm_start": {"clean_steps": 0}}
     (folder / "shape.json").write_text(json.dumps(shape))
     config = build_config(settings(shape, steps, "grpo"))
