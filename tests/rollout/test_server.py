@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import socket
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from holdfast.core.divergences import top_k
 from holdfast.errors import ConfigError, EngineError
 from holdfast.rollout.engine import Engine, Sampling
 from holdfast.rollout.external import request_seed
@@ -389,6 +391,41 @@ def test_likeliest_tokens_that_are_not_there_are_an_error(server, engine, tables
     server.change = edit(["logprobs", "top_logprobs"], tables)
     with pytest.raises(EngineError, match=message):
         draw(engine, prompts=[(1, 4)], return_top=2)
+
+
+def test_a_sampled_token_that_is_not_among_the_likeliest_is_not_taken_for_one(server, engine):
+    """vLLM names the sampled token first and then the likeliest, so a table has K or K + 1 tokens."""
+    likeliest = {"token_id:3": -0.5, "token_id:4": -1.5}
+    tables = [likeliest, {"token_id:4": -1.5, "token_id:3": -0.5}, {f"token_id:{EOS}": -2.0} | likeliest]
+    server.change = edit(["logprobs", "top_logprobs"], tables)
+    (completion,) = draw(engine, prompts=[(1, 4)], return_top=2)
+    assert completion.top_ids.tolist() == [[3, 4]] * 3
+    assert completion.top_logprobs.tolist() == [[-0.5, -1.5]] * 3
+    assert completion.logprobs.tolist() == [-0.5, -0.5, -2.0]
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_what_a_server_rounds_off_its_report_moves_the_bounds_by_no_more(server, engine, digits):
+    """Rounding by h takes each p to p' = p e^(±h), so their sum, and the tail, move by at most e^h - 1, and so does TV.
+
+    KL of the merged outcomes is convex in p: it rises by at most Σ (p' - p) log(p'/q), where Σ |p' - p| <= 2 (e^h - 1).
+    """
+    generator = torch.Generator().manual_seed(digits)
+    p, q = (torch.randn(2, 3, 5, generator=generator, dtype=torch.float64) / 2).log_softmax(dim=-1)
+    rounded = [[round(value, digits) for value in row] for row in p.tolist()]
+    tables = [{f"token_id:{i}": value for i, value in enumerate(row)} for row in rounded]
+    server.change = edit(["logprobs", "top_logprobs"], tables)
+    (completion,) = draw(engine, prompts=[(1, 4)], return_top=3)
+    reported, trainer = completion.top_logprobs.double(), q.gather(1, completion.top_ids)
+    found, exact = top_k(trainer, reported), top_k(trainer, p.gather(1, completion.top_ids))
+    kl, tv = (p.exp() * (p - q)).sum(dim=1), 0.5 * (p.exp() - q.exp()).abs().sum(dim=1)
+    moved = math.expm1(0.5 * 10.0**-digits) + 1e-6
+    assert torch.all(found.tv_lower.value <= tv + moved) and torch.all(tv <= found.tv_upper.value + moved)
+    for name in ("tv_lower", "tv_upper"):
+        assert torch.all((getattr(found, name).value - getattr(exact, name).value).abs() <= moved)
+    merged = [torch.cat([kept, torch.log1p(-kept.exp().sum(dim=1, keepdim=True))], 1) for kept in (reported, trainer)]
+    steepest = (merged[0] - merged[1]).abs().amax(dim=1)
+    assert torch.all(found.kl_lower.value <= kl + 2 * moved * steepest)
 
 
 def test_requests_are_on_their_way_together(server, engine):

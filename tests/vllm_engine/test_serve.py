@@ -50,6 +50,19 @@ def test_distributions_are_those_of_a_whole_forward_pass(engine, make_model, rep
         reported_exactly(make_model(0), prompt, completion, Sampling(**support))
 
 
+def test_the_likeliest_tokens_are_the_same_ones_where_others_were_sampled(engine):
+    """The server adds a sampled token to the one that it was asked for."""
+    whole, few = draw(engine, distributions=True), draw(engine, top=1)
+    for full, top in zip(whole, few, strict=True):
+        assert top.token_ids == full.token_ids and top.distributions is None
+        assert torch.equal(top.top_ids[:, 0], full.distributions.argmax(dim=1))
+        assert torch.allclose(top.top_logprobs[:, 0], full.distributions.amax(dim=1), atol=1e-5)
+        assert torch.allclose(top.logprobs, full.logprobs, atol=1e-5)
+    sampled = torch.cat([torch.tensor(completion.token_ids) for completion in few])
+    others = sampled != torch.cat([completion.top_ids[:, 0] for completion in few])
+    assert 0 < int(others.sum()) < len(others)
+
+
 def test_the_same_seed_gives_the_same_responses(engine):
     first, again, other = draw(engine), draw(engine), draw(engine, seed=6)
     assert [c.token_ids for c in first] == [c.token_ids for c in again] != [c.token_ids for c in other]
