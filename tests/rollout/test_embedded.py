@@ -13,7 +13,7 @@ from holdfast.rollout.embedded import EmbeddedEngine
 from holdfast.rollout.embedded import draw as draw_tokens
 from holdfast.rollout.engine import Engine, Sampling, sampling_logprobs
 from holdfast.rollout.fused import FusedDecoder, FusedDecoding
-from holdfast.rollout.static import StaticDecoding, advance
+from holdfast.rollout.static import StaticDecoding, advance, compiled_step
 
 # groups of 3, 2, 2 and 1 rows, out of order, of different lengths
 PROMPTS = [[2, 3, 4, 5], [2, 7], [2, 3, 4, 5], [2, 9, 8, 9, 9, 9, 4], [2, 7], [2, 3, 4, 5], [2, 9, 8, 9, 9, 9, 4], [2]]
@@ -181,17 +181,21 @@ def test_a_long_response_outgrows_the_first_room(make_model, decoder):
     assert torch.allclose(completion.distributions, expected, atol=5e-4)
 
 
+def started(model, prompts, owners, max_tokens):
+    """A batch of the plain decoder and one of that with fixed sizes, which have read the prompts."""
+    batches = []
+    for decoder in (FusedDecoder(model, "float32", compile=flag) for flag in (False, True)):
+        decoder.load(dict(model.state_dict()))
+        batches.append(decoder.start(prompts, owners, max_tokens))
+    assert [type(batch) for batch in batches] == [FusedDecoding, StaticDecoding]
+    return batches
+
+
 @pytest.mark.parametrize("heads", [2, 4])
 def test_rows_stay_seated_until_a_smaller_size_holds_those_that_run(make_model, heads):
     """Four groups of eight share their prompts, then leave in an order that no size fits; every step is compared."""
-    model = make_model(num_key_value_heads=heads)
-    plain, static = (FusedDecoder(model, "float32", compile=flag) for flag in (False, True))
-    owners = torch.arange(4).repeat_interleave(8)
-    batches = []
-    for decoder in (plain, static):
-        decoder.load(dict(model.state_dict()))
-        batches.append(decoder.start([[2, 3, 4, 5], [2, 7], [2, 9, 8, 9, 9], [2] * 70], owners, 40))
-    assert [type(batch) for batch in batches] == [FusedDecoding, StaticDecoding]
+    prompts = [[2, 3, 4, 5], [2, 7], [2, 9, 8, 9, 9], [2] * 70]
+    batches = started(make_model(num_key_value_heads=heads), prompts, torch.arange(4).repeat_interleave(8), 40)
     generator, sizes, live = torch.Generator().manual_seed(0), [], 32
     with torch.inference_mode():
         for leaving in (0, 3, 13, 0, 7, 5, 0, 2, 1):  # 32, 29, 16, 16, 9, 4, 4, 2 and 1 rows
@@ -199,7 +203,9 @@ def test_rows_stay_seated_until_a_smaller_size_holds_those_that_run(make_model, 
                 rows = torch.randperm(live, generator=generator)[leaving:].sort().values
                 live = len(rows)
                 for batch in batches:
+                    expected = batch.logits[rows]
                     batch.keep(rows)
+                    assert torch.equal(batch.logits, expected)
             tokens = torch.randint(2, 30, (live,), generator=generator)
             for batch in batches:
                 batch.step(tokens)
@@ -207,6 +213,22 @@ def test_rows_stay_seated_until_a_smaller_size_holds_those_that_run(make_model, 
             sizes.append((len(batches[1].tokens), len(batches[1].bias) // heads, batches[1].bias.shape[-1]))
     # seats, prompts and the length of prompts (70 tokens in steps of 64)
     assert sizes == [(32, 4, 128)] * 2 + [(16, 16, 128)] * 3 + [(8, 8, 128)] * 4
+    assert [batch.room for batch in batches] == [40, 40], "no more than will be written"
+
+
+def test_the_room_for_a_response_doubles_up_to_its_longest(make_model):
+    """After 64 prompt tokens, which need no padding, the last token of a room stands at the end of the tables."""
+    batches = started(make_model(max_position_embeddings=512), [[*range(2, 18)] * 4], torch.zeros(1).long(), 300)
+    rooms = []
+    with torch.inference_mode():
+        for step in range(300):
+            for batch in batches:
+                batch.step(torch.tensor([2 + step * 7 % 28]))
+            assert torch.allclose(batches[0].logits, batches[1].logits, atol=1e-5)
+            rooms.append(tuple(batch.room for batch in batches))
+    assert rooms == [(128, 128)] * 128 + [(256, 256)] * 128 + [(300, 300)] * 44
+    (own_keys, own_values), (static_keys, static_values) = (batch.cache[0] for batch in batches)
+    assert {own_keys.shape[1], own_values.shape[1], static_keys.shape[2], static_values.shape[1]} == {300}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -219,8 +241,14 @@ def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monk
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(advance, dynamic=False, fullgraph=True, backend=count)
-    monkeypatch.setattr("holdfast.rollout.fused.compiled_step", lambda device: compiled)
+    real = torch.compile
+
+    def without_code(function, *, dynamic, options):
+        assert options == {"cpp_wrapper": True}
+        return real(function, dynamic=dynamic, fullgraph=True, backend=count)
+
+    monkeypatch.setattr(torch, "compile", without_code)
+    monkeypatch.setattr("holdfast.rollout.fused.compiled_step", compiled_step)
     models = [make_model(seed=seed) for seed in range(2)]
     made = engine(models[0], eos_token_id=-1, compile=True)
     for version, model in enumerate(models):
@@ -230,6 +258,9 @@ def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monk
         for own, other in zip(draw(made), expected, strict=True):
             assert torch.allclose(own.distributions, other.distributions, atol=1e-5)
     assert len(graphs) == 1
+    for copies in (2, 3, 1):
+        draw(made, prompts=PROMPTS * copies)
+    assert len(graphs) == 3
     torch.compiler.reset()
 
 

@@ -76,14 +76,11 @@ class StaticDecoding:
         size = max(FEWEST, 1 << (len(rows) - 1).bit_length())
         if size >= len(self.tokens):
             return
-        if len(self.bias) < len(self.tokens) * self.model.shared:
-            prompts = len(self.bias) // self.model.shared
-            self._unshare(torch.arange(prompts, device=rows.device).repeat_interleave(len(self.tokens) // prompts))
         taken = torch.cat([self.seats, self.seats[-1:].expand(size - len(rows))])
+        prompts = len(self.bias) // self.model.shared
+        self._unshare(taken // (len(self.tokens) // prompts))
         self.tokens, self.positions = self.tokens[taken], self.positions[taken]
-        self.bias = self._rows(self.bias, taken)
-        for pairs in (self.prefix, self.cache):
-            pairs[:] = [(self._rows(keys, taken), self._rows(values, taken)) for keys, values in pairs]
+        self.cache = [(self._rows(keys, taken), self._rows(values, taken)) for keys, values in self.cache]
         self.seats = torch.arange(len(rows), device=rows.device)
 
     def _unshare(self, owners: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What each field of slime's, open-instruct's, miles' and SkyRL's files and of servers' answers becomes."""
+"""What each field of slime's, open-instruct's and SkyRL's files and of servers' answers becomes."""
 
 import json
 import pickle
@@ -262,60 +262,6 @@ def test_the_longest_line_that_is_read(tmp_path, monkeypatch):
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(DataError, match=r"gone\.jsonl could not be read"):
         list(jsonl.read_jsonl(tmp_path / "gone.jsonl", Reading(), lambda line: []))
-
-
-def miles(tmp_path, size=1, change=lambda columns: None, **payload):
-    """miles' dump of one stage and `size` context-parallel ranks with other values; what was read of it."""
-    dumps.miles_train(tmp_path, GOOD, size)
-    for path in sorted((tmp_path / "train_data").glob("*.pt")):
-        content = torch.load(path, weights_only=True)
-        change(content["rollout_data"])
-        torch.save({**content, **payload}, path)
-    return dumps.load(tmp_path / "train_data" / "12_0.pt")
-
-
-def test_miles_ranks_of_another_step_are_no_part_of_this_one(tmp_path):
-    dumps.miles_train(tmp_path, GOOD, 1)
-    for rank in (0, 1):
-        (tmp_path / "train_data" / f"12_{rank}.pt").rename(tmp_path / "train_data" / f"13_{rank}.pt")
-    dumps.miles_train(tmp_path, GOOD[:1], 1)
-    assert len(dumps.load(tmp_path / "train_data" / "12_0.pt")[0]) == 1
-
-
-def test_miles_without_indices_takes_every_row_for_a_sample(tmp_path):
-    got, _ = miles(tmp_path, change=lambda columns: columns.pop("sample_indices"))
-    assert len(got) == 2 * len(GOOD)
-
-
-def test_miles_rewards_may_be_on_any_rank(tmp_path):
-    stages = iter([True, False])
-    got, _ = miles(tmp_path, change=lambda columns: next(stages) and columns.pop("raw_reward"))
-    assert [r.reward for r in got] == [r.reward for r in GOOD]
-
-
-@pytest.mark.parametrize(
-    ("change", "payload", "kind"),
-    [
-        (lambda columns: columns.update(response_lengths=[1000] * 3), {}, "lengths differ"),
-        (lambda columns: columns.update(response_lengths=[-1] * 3), {}, "lengths differ"),
-        (lambda columns: None, {"cp_size": -1}, "context-parallel parts"),
-        (lambda columns: columns.update(max_seq_lens=[1] * 3), {"qkv_format": "bshd"}, "lengths differ"),
-        (lambda columns: columns.update(max_seq_lens=[999] * 3), {"qkv_format": "bshd"}, "context-parallel parts"),
-    ],
-)
-def test_miles_samples_that_do_not_add_up(tmp_path, change, payload, kind):
-    got, reading = miles(tmp_path, 2, change, **payload)
-    assert got == [] and set(reading.rejected) == {kind}
-
-
-def test_miles_padding_is_that_of_its_other_layout_only(tmp_path):
-    got, reading = miles(tmp_path, 2, lambda columns: columns.update(max_seq_lens=[999] * 3))
-    assert reading.rejected == {} and [r.trainer_logprobs for r in got] == [r.trainer_logprobs for r in GOOD]
-
-
-def test_miles_needs_its_columns(tmp_path):
-    got, reading = miles(tmp_path, change=lambda columns: columns.pop("tokens"))
-    assert got == [] and "no lists of tokens and response_lengths" in reading.examples[0].reason
 
 
 def skyrl(tmp_path, name="step.pkl", **fields):

@@ -89,7 +89,7 @@ def _joined(copies: Sequence[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
     shard, row = copies[0]
     sample = {name: _cell(shard["rollout_data"], name, row) for name in _WHOLE}
     sample["sample_index"] = _cell(shard["rollout_data"], "sample_indices", row)
-    size = max(whole(payload.get("cp_size"), "cp_size", 1 << 16) or 1 for payload, _ in copies)
+    size = whole(shard.get("cp_size"), "cp_size", 1 << 16) or 1
     if size < 1:
         raise Unusable("context-parallel parts", f"cp_size is {size}")
     for name in _SHARDED:
@@ -119,8 +119,7 @@ def _whole_response(
     out = np.full(response, np.nan, np.float32)
     for rank in range(size):
         stretches = [
-            np.arange(max(k * piece, first), max(min((k + 1) * piece, total - 1), first))
-            for k in (rank, 2 * size - 1 - rank)
+            np.arange(max(k * piece, first), min((k + 1) * piece, total - 1)) for k in (rank, 2 * size - 1 - rank)
         ]
         places = np.concatenate(stretches) - first
         if rank not in parts or len(parts[rank]) != len(places):
