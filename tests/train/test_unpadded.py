@@ -126,11 +126,27 @@ def test_a_prompt_is_shared_where_that_saves_more_than_attention_costs():
     """P = 100, R = 20, G = 8, d = 32: 6·32·700 saved, far above 8·(20·120 - 120²/2) + 100²/2 pairs: shared.
 
     P = 4, R = 200: 6·32·28 = 5376 against 8·(200·204 - 204²/2) + 8 = 159,944 more pairs: apart.
+    P = R = 20, G = 2: 6·20 = 120 for each unit of width against 2·(20·40 - 40²/2) + 20²/2 = 200.
     """
     assert tokens(100, 20, 8, 32) == 100 + 8 * 20
     assert tokens(4, 200, 8, 32) == 8 * 204
     assert tokens(4, 200, 8, 1000) == 4 + 8 * 200  # 168,000 saved
     assert tokens(4, 200, 8, 950) == 8 * 204  # 159,600 saved
+    assert (tokens(20, 20, 2, 1), tokens(20, 20, 2, 2)) == (2 * 40, 20 + 2 * 20)
+
+
+def test_a_layout_moves_with_all_that_it_holds():
+    ids, heads, lengths = torch.ones(2, 6, dtype=torch.long), torch.tensor([4, 4]), torch.tensor([6, 5])
+    layout = lay_out(ids, heads, lengths, torch.tensor([0, 0]), SHARE)
+    moved = layout.to(torch.device("meta"))
+    before, after = (
+        [held.input_ids, held.positions, held.tokens, held.answers]
+        + [tensor for part in held.parts for tensor in (part.queries, part.keys, part.mask)]
+        for held in (layout, moved)
+    )
+    assert [t is None for t in before] == [t is None for t in after] == [False] * 6 + [True] + [False] * 3
+    for here, there in zip(before, after, strict=True):
+        assert here is None or ((here.device.type, there.device.type) == ("cpu", "meta") and here.shape == there.shape)
 
 
 def test_equal_prompts_of_different_groups_are_one():

@@ -78,13 +78,12 @@ def lay_out(
     device, longest = input_ids.device, int(lengths.max())
     column = torch.arange(longest, device=device)
     _, owner = prompts.unique(return_inverse=True)
-    first = torch.full((int(owner.max()) + 1,), len(owner), device=device)
-    first.scatter_reduce_(0, owner, torch.arange(len(owner), device=device), "amin")
-    heads, tails = prompt_lengths[first], lengths - prompt_lengths
+    heads = prompt_lengths.new_zeros(int(owner.max()) + 1).scatter_(0, owner, prompt_lengths)
+    tails = lengths - prompt_lengths
     most, tail = int(heads.max()), int(tails.max())
     saved = int(prompt_lengths.sum() - heads.sum())
-    extra = len(first) * most**2 / 2 + len(owner) * tail * (most + tail) - len(owner) * longest**2 / 2
-    if saved == 0 or 6 * width * saved < extra:
+    extra = len(heads) * most**2 / 2 + len(owner) * tail * (most + tail) - len(owner) * longest**2 / 2
+    if 6 * width * saved <= extra:
         starts = lengths.cumsum(0) - lengths
         tokens = _span(starts, lengths, longest)
         return _layout(input_ids, column < lengths[:, None], tokens, [Part(tokens, tokens)])
