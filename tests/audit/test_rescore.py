@@ -10,11 +10,12 @@ import torch
 
 import dumps
 from holdfast.audit import rescore
-from holdfast.audit.columns import chunk_of
+from holdfast.audit.columns import Likeliest, chunk_of
 from holdfast.audit.loaders.loader import ROLLOUT_ONLY
 from holdfast.audit.reading import Reading
 from holdfast.audit.rescore import Scorer
 from holdfast.audit.source import find_files, read_files
+from holdfast.commands.audit import audit_path
 from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.types import Rollout
@@ -146,6 +147,85 @@ def test_what_is_scored_is_no_longer_called_unknown(folder, tmp_path):
     assert ROLLOUT_ONLY in reading.notes
     list(Scorer.load(folder).fill(chunks, reading))
     assert ROLLOUT_ONLY not in reading.notes
+
+
+def answers_of(engine, path, prompts, top=4):
+    """Completions of `engine`, token by token in float64, as vLLM's server writes them with K = `top`; and p [T, V]."""
+    generator, distributions = torch.Generator().manual_seed(0), []
+    with path.open("w") as file:
+        for prompt in prompts:
+            ids, tables, rows = list(prompt), [], []
+            for _ in range(9):
+                with torch.no_grad():
+                    rows.append(engine(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=0))
+                ids.append(int(torch.multinomial(rows[-1].exp(), 1, generator=generator)))
+                named = {ids[-1], *rows[-1].topk(top).indices.tolist()}
+                tables.append({f"token_id:{token}": float(rows[-1][token]) for token in named})
+            response = ids[len(prompt) :]
+            names = [f"token_id:{token}" for token in response]
+            sampled = [table[name] for name, table in zip(names, tables, strict=True)]
+            logprobs = {"tokens": names, "token_logprobs": sampled, "top_logprobs": tables}
+            choice = {"logprobs": logprobs, "prompt_token_ids": list(prompt)}
+            file.write(json.dumps({"choices": [choice]}) + "\n")
+            distributions.append(torch.stack(rows))
+    return distributions
+
+
+def test_bounds_from_a_server_s_log_contain_the_divergences_over_the_whole_vocabulary(folder, tmp_path):
+    """KL and TV by their definitions in float64; the bounds by the merged outcomes, written out."""
+    from transformers import AutoModelForCausalLM
+
+    trainer, engine = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval() for _ in range(2))
+    with torch.no_grad():
+        for parameter in engine.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    whole = answers_of(engine, tmp_path / "answers.jsonl", [(1, 5, 6), (1, 7)])
+    audit = audit_path(tmp_path / "answers.jsonl", reading := Reading(), scorer=Scorer.load(folder))
+    assert audit.facts.sequences == 2 and reading.likeliest
+    chunks = [chunk for _, chunk in read_files(find_files(tmp_path), reading)]
+    (chunk,) = Scorer.load(folder).fill(chunks, reading)
+    assert chunk.present["kl_lower"].all() and chunk.likeliest == ()
+    for index, p in enumerate(whole):
+        rollout = chunk.rollout(index)
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])
+        with torch.no_grad():
+            q = trainer(input_ids=ids).logits[0, len(rollout.prompt_ids) - 1 : -1].log_softmax(dim=1)
+        likeliest = p.topk(4, dim=1)
+        (p_top, q_top) = (likeliest.values.exp(), q.gather(1, likeliest.indices).exp())
+        p_tail, q_tail = 1 - p_top.sum(dim=1), 1 - q_top.sum(dim=1)
+        gap = (p_top - q_top).abs().sum(dim=1)
+        expected = {
+            "kl_lower": (p_top * (p_top / q_top).log()).sum(dim=1) + p_tail * (p_tail / q_tail).log(),
+            "tv_lower": 0.5 * (gap + (p_tail - q_tail).abs()),
+            "tv_upper": 0.5 * (gap + p_tail + q_tail),
+        }
+        for name, values in expected.items():
+            np.testing.assert_allclose(getattr(rollout, name), values, atol=1e-5)
+            np.testing.assert_array_equal(np.float32(getattr(chunk.keep(index)(), name)), getattr(rollout, name))
+        kl, tv = (p.exp() * (p - q)).sum(dim=1), 0.5 * (p.exp() - q.exp()).abs().sum(dim=1)
+        assert kl.min() > 1e-3
+        assert torch.all(torch.tensor(rollout.kl_lower) <= kl + 1e-5)
+        assert torch.all(torch.tensor(rollout.tv_lower) <= tv + 1e-5)
+        assert torch.all(tv <= torch.tensor(rollout.tv_upper) + 1e-5)
+
+
+def test_bounds_are_left_out_where_the_log_truncates_and_nan_where_another_wrote(scorer):
+    likeliest = Likeliest(np.array([[3, 4]] * 2, np.int32), np.full((2, 2), -1.0, np.float32))
+    logged = Rollout((1, 5), (3, 4), response_mask=(False, True))
+    cut = dataclasses.replace(logged, top_p=0.9)
+    (chunk,) = scorer.fill([dataclasses.replace(chunk_of([logged, cut]), likeliest=(likeliest, likeliest))], Reading())
+    assert chunk.present["kl_lower"].tolist() == [True, False]
+    assert chunk.present["trainer_logprobs"].tolist() == [True, True]
+    assert chunk.rollout(1).kl_lower is None
+    for name in ("kl_lower", "tv_lower", "tv_upper"):
+        assert np.isfinite(chunk.tokens[name]).tolist() == [False, True, False, False]
+
+
+def test_a_reported_token_outside_the_vocabulary_is_refused(scorer):
+    likeliest = Likeliest(np.array([[3, VOCABULARY]], np.int32), np.full((1, 2), -1.0, np.float32))
+    chunk = dataclasses.replace(chunk_of([Rollout((1,), (3,))]), likeliest=(likeliest,))
+    with pytest.raises(DataError, match=f"token id {VOCABULARY} is outside the vocabulary"):
+        list(scorer.fill([chunk], Reading()))
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,22 @@ CHUNK_TOKENS = 1 << 18
 
 
 @dataclass(frozen=True)
+class Likeliest:
+    """The engine's K likeliest tokens at each of T places, [T, K]: distinct, likeliest first; -inf: not sampled."""
+
+    top_ids: Column
+    top_logprobs: Column
+
+
+@dataclass(frozen=True)
 class Chunk:
     """N rollouts with M response tokens in all.
 
     `tokens[name]` is [M], `numbers[name]` [N], `words[name]` [N] of str or None; a column that no sequence has is
     absent. `present[name]` is [N], True where the source gave the field. `prompt_hashes` [N] tell equal prompts apart
     from different ones. `rollout(i)` gives one of them whole; `keep(i)` a promise of it that holds on to no
-    other; a promise may have `whole()`, which also reads the texts that a loader leaves in the file.
+    other; a promise may have `whole()`, which also reads the texts that a loader leaves in the file. `likeliest` is
+    empty, or has for each rollout what `Reading.likeliest` asked for.
     """
 
     offsets: Column
@@ -66,6 +75,7 @@ class Chunk:
     prompt_hashes: Column
     rollout: Callable[[int], Rollout]
     keep: Callable[[int], Callable[[], Rollout]]
+    likeliest: Sequence[Likeliest | None] = ()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -23,10 +23,12 @@ class BadRecord:
 class Reading:
     """Options and counters of one audit's input; loaders call `reject` and `advance`, nothing else.
 
+    `likeliest`: read the engine's likeliest tokens too, where a log has them with ids; a model can make bounds of them.
     `rejected` counts by kind of reason (a short phrase without numbers); `examples` holds the first ones in full.
     """
 
     allow_pickle: bool = False
+    likeliest: bool = False
     on_progress: Callable[[int], None] = lambda done: None
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[BadRecord] = field(default_factory=list)

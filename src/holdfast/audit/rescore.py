@@ -1,4 +1,7 @@
-"""The trainer's log-probabilities for logs that lack them, from its weights as a Hugging Face folder."""
+"""The trainer's log-probabilities for logs that lack them, from its weights as a Hugging Face folder.
+
+And, where the log has the engine's likeliest tokens with their ids, what these prove of KL and TV.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from holdfast.audit.columns import Chunk, Column
+from holdfast.audit.columns import Chunk, Column, Likeliest
 from holdfast.audit.loaders.loader import ROLLOUT_ONLY
 from holdfast.audit.reading import Reading
+from holdfast.core.divergences import top_k
 from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.engine import Sampling, sampling_logprobs
-from holdfast.types import Rollout
+from holdfast.types import BOUNDS, Rollout
 
 BATCH_TOKENS = 8192
 """Prompt and response tokens, padding included, of one forward pass; the longest sequence may have more."""
 LOGIT_ROWS = 256
 """Rows of [V] logits that are normalised at a time."""
 _UNKNOWN = "the log does not say the {}: log-probabilities are computed at {}"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A rollout to be scored, with what the engine reported of its likeliest tokens."""
+
+    rollout: Rollout
+    likeliest: Likeliest | None
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,10 @@ class Scorer:
 
         log q(token | before) with the model's logits at the rollout's temperature and on its support (min-p, top-k,
         top-p of the model's own distribution; a token outside it is scored without truncation), 1 and everything where
-        the log does not say. Tokens that are not the policy's own are NaN. Raises DataError for token ids that the
-        model does not have and for a rollout without prompt.
+        the log does not say. Where the chunk has the engine's likeliest tokens and the log tells of no truncation,
+        bounds of KL and TV (`holdfast.core.divergences.top_k`) with q at the same tokens. Tokens that are not the
+        policy's own are NaN. Raises DataError for token ids that the model does not have and for a rollout without
+        prompt.
         """
         for chunk in chunks:
             present = chunk.present.get("trainer_logprobs", np.zeros(len(chunk), bool))
@@ -75,31 +89,38 @@ class Scorer:
             yield self._filled(chunk, missing, reading) if missing else chunk
 
     def _filled(self, chunk: Chunk, missing: Sequence[int], reading: Reading) -> Chunk:
-        column = chunk.tokens.get("trainer_logprobs", np.full(chunk.token_count, np.nan, np.float32)).copy()
-        rollouts = {i: chunk.rollout(i) for i in missing}
-        for rollout in rollouts.values():
-            self._check(rollout)
-        self._note(rollouts.values(), reading)
+        asked = {i: _Asked(chunk.rollout(i), chunk.likeliest[i] if chunk.likeliest else None) for i in missing}
+        for one in asked.values():
+            self._check(one)
+        self._note([one.rollout for one in asked.values()], reading)
         reading.withdraw(ROLLOUT_ONLY)
-        for batch in _batches(rollouts):
-            for index, scores in zip(batch, self._scores([rollouts[i] for i in batch]), strict=True):
-                column[chunk.offsets[index] : chunk.offsets[index + 1]] = scores
+        found: dict[int, dict[str, Column]] = {i: {"trainer_logprobs": np.empty(0, np.float32)} for i in missing}
+        for batch in _batches({i: one.rollout for i, one in asked.items()}):
+            found |= zip(batch, self._scores([asked[i] for i in batch]), strict=True)
+        tokens, present = dict(chunk.tokens), dict(chunk.present)
+        for name in sorted({name for columns in found.values() for name in columns}):
+            column = tokens.get(name, np.full(chunk.token_count, np.nan, np.float32)).copy()
+            known = present.get(name, np.zeros(len(chunk), bool)).copy()
+            for index, columns in found.items():
+                if name in columns:
+                    column[chunk.offsets[index] : chunk.offsets[index + 1]] = columns[name]
+                    known[index] = True
+            tokens[name], present[name] = column, known
 
         def keep(index: int) -> Callable[[], Rollout]:
-            scores = tuple(column[chunk.offsets[index] : chunk.offsets[index + 1]].tolist())
+            scores: dict[str, Any] = {name: tuple(column.tolist()) for name, column in found.get(index, {}).items()}
             promise = chunk.keep(index)
-            return lambda: dataclasses.replace(promise(), trainer_logprobs=scores)
+            return lambda: dataclasses.replace(promise(), **scores)
 
         return dataclasses.replace(
-            chunk,
-            tokens={**chunk.tokens, "trainer_logprobs": column},
-            present={**chunk.present, "trainer_logprobs": np.ones(len(chunk), bool)},
-            rollout=lambda index: keep(index)(),
-            keep=keep,
+            chunk, tokens=tokens, present=present, rollout=lambda index: keep(index)(), keep=keep, likeliest=()
         )
 
-    def _check(self, rollout: Rollout) -> None:
-        ids = (*rollout.prompt_ids, *rollout.response_ids)
+    def _check(self, asked: _Asked) -> None:
+        rollout = asked.rollout
+        ids = [*rollout.prompt_ids, *rollout.response_ids]
+        if asked.likeliest is not None:
+            ids.append(int(asked.likeliest.top_ids.max()))
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
             raise DataError(
                 f"token id {max(ids)} is outside the vocabulary of {self.name} (0 to {self.vocabulary - 1}): the log "
@@ -120,9 +141,9 @@ class Scorer:
         )
 
     @torch.no_grad()
-    def _scores(self, rollouts: Sequence[Rollout]) -> list[Column]:
-        """Log-probabilities of each response, one forward pass for all; right padding is never attended to."""
-        sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
+    def _scores(self, asked: Sequence[_Asked]) -> list[dict[str, Column]]:
+        """The columns of each response, one forward pass for all; right padding is never attended to."""
+        sequences = [(*one.rollout.prompt_ids, *one.rollout.response_ids) for one in asked]
         longest = max(map(len, sequences))
         ids = torch.tensor([[*s, *[0] * (longest - len(s))] for s in sequences], device=self.model.device)
         mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=self.model.device)
@@ -132,24 +153,34 @@ class Scorer:
         else:
             head = torch.nn.Identity()
             hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return [_of_response(hidden[row], head, rollout) for row, rollout in enumerate(rollouts)]
+        return [_of_response(hidden[row], head, one) for row, one in enumerate(asked)]
 
 
-def _of_response(hidden: Float[Tensor, "T _"], head: Callable[[Tensor], Tensor], rollout: Rollout) -> Column:
+def _of_response(hidden: Float[Tensor, "T _"], head: Callable[[Tensor], Tensor], asked: _Asked) -> dict[str, Column]:
+    rollout = asked.rollout
     start, length = len(rollout.prompt_ids) - 1, len(rollout.response_ids)
     sampling, tokens = _sampling(rollout), torch.tensor(rollout.response_ids, device=hidden.device)
-    out = torch.empty(length)
+    # On a support of its own the model may exclude what the engine reports, and a divergence would be infinite.
+    likeliest = None if sampling.truncates else asked.likeliest
+    out = {name: torch.empty(length) for name in ("trainer_logprobs", *(BOUNDS if likeliest else ()))}
     for first in range(0, length, LOGIT_ROWS):
         rows = slice(first, min(first + LOGIT_ROWS, length))
         logits, chosen = head(hidden[start + rows.start : start + rows.stop]), tokens[rows, None]
-        scores = sampling_logprobs(logits, sampling).gather(-1, chosen)
+        logprobs = sampling_logprobs(logits, sampling)
+        scores = logprobs.gather(-1, chosen)
         if sampling.truncates:
             everything = sampling_logprobs(logits, Sampling(temperature=sampling.temperature)).gather(-1, chosen)
             scores = torch.where(scores.isfinite(), scores, everything)
-        out[rows] = scores[:, 0].float().cpu()
+        out["trainer_logprobs"][rows] = scores[:, 0].float().cpu()
+        if likeliest:
+            top_ids = torch.from_numpy(likeliest.top_ids[rows].astype(np.int64)).to(hidden.device)
+            found = top_k(logprobs.gather(-1, top_ids).cpu(), torch.from_numpy(likeliest.top_logprobs[rows]))
+            for name in BOUNDS:
+                out[name][rows] = getattr(found, name).value
     if rollout.response_mask is not None:
-        out[~torch.tensor(rollout.response_mask, dtype=torch.bool)] = torch.nan
-    return out.numpy()
+        for column in out.values():
+            column[~torch.tensor(rollout.response_mask, dtype=torch.bool)] = torch.nan
+    return {name: column.numpy() for name, column in out.items()}
 
 
 @torch.no_grad()

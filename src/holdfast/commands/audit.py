@@ -59,10 +59,12 @@ def run(argv: Sequence[str]) -> int:
 def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, console: Console | None = None) -> Audit:
     """Read everything under a path, with a progress bar where `console` is a terminal.
 
-    With a `scorer`, log-probabilities of the trainer that the log lacks come from its model. Raises DataError where no
+    With a `scorer`, log-probabilities of the trainer that the log lacks come from its model, and so do bounds of
+    divergences where the log has the engine's likeliest tokens. Raises DataError where no
     usable rollout is found.
     """
     auditor = Auditor(reading)
+    reading.likeliest = scorer is not None
     files = find_files(path, note=reading.note)
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"))
     hidden = console is None or not console.is_terminal

@@ -15,6 +15,7 @@ from holdfast.audit.columns import (
     WORD_COLUMNS,
     Chunk,
     Column,
+    Likeliest,
     hash_prompts,
     missing_value,
 )
@@ -31,6 +32,7 @@ class Record:
     numbers: Mapping[str, float | int] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, Any] = field(default_factory=dict)
+    likeliest: Likeliest | None = None
 
     def __len__(self) -> int:
         return len(self.tokens["response_ids"])
@@ -48,11 +50,12 @@ def record_of(
     numbers: Mapping[str, float | int | None] | None = None,
     words: Mapping[str, str | None] | None = None,
     texts: Mapping[str, Any] | None = None,
+    likeliest: Likeliest | None = None,
 ) -> Record:
     """A record from fields that may be None; raises Unusable where token fields differ in length."""
     given: dict[str, Column] = _given(tokens)
     same_lengths(given, len(given["response_ids"]), "response_ids")
-    return Record(prompt, given, _given(numbers), _given(words), _given(texts))
+    return Record(prompt, given, _given(numbers), _given(words), _given(texts), likeliest)
 
 
 def _given(fields: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -126,7 +129,18 @@ def chunk_of_records(records: Sequence[Record]) -> Chunk:
         return kept[index].rollout
 
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return Chunk(offsets, tokens, numbers, words, present, hashes, lambda index: kept[index].rollout(), keep)
+    likeliest = tuple(record.likeliest for record in records)
+    return Chunk(
+        offsets,
+        tokens,
+        numbers,
+        words,
+        present,
+        hashes,
+        rollout=lambda index: kept[index].rollout(),
+        keep=keep,
+        likeliest=likeliest if any(likeliest) else (),
+    )
 
 
 def _joined(given: Sequence[Column | None], lengths: Sequence[int], dtype: np.dtype) -> Column:

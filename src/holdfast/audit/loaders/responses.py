@@ -15,12 +15,23 @@ from zlib import crc32
 
 import numpy as np
 
-from holdfast.audit.columns import Chunk, Column
-from holdfast.audit.loaders.fields import Unusable, digits, floats, ids, listed, mapping, needed, word
+from holdfast.audit.columns import Chunk, Column, Likeliest
+from holdfast.audit.loaders.fields import (
+    Unusable,
+    digits,
+    floats,
+    ids,
+    listed,
+    mapping,
+    needed,
+    same_lengths,
+    word,
+)
 from holdfast.audit.loaders.jsonl import parse, read_jsonl, read_objects
 from holdfast.audit.loaders.loader import ROLLOUT_ONLY, Loader
 from holdfast.audit.loaders.records import Record, record_of
 from holdfast.audit.reading import Reading
+from holdfast.rollout.external import ROUNDING
 
 STAND_IN = (
     "this log has no token ids, only token texts: ids shown are stand-ins made from the text. vLLM gives real ones "
@@ -56,7 +67,7 @@ def _records(line: Mapping[str, Any], reading: Reading) -> Iterator[Record]:
     if "response" in line:
         line = mapping(mapping(line["response"], "response").get("body"), "response.body")
     if "outputs" in line:
-        found = [_output(mapping(o, "outputs"), line) for o in listed(line["outputs"], "outputs")]
+        found = [_output(mapping(o, "outputs"), line, reading) for o in listed(line["outputs"], "outputs")]
     else:
         found = [_choice(mapping(c, "choices"), line, reading) for c in listed(needed(line, "choices"), "choices")]
     if not found:
@@ -72,10 +83,12 @@ def _choice(choice: Mapping[str, Any], answer: Mapping[str, Any], reading: Readi
         texts = _texts(_each(content, "token"), "token")
         values = floats(_each(content, "logprob"), "logprob")
         text = word(mapping(choice.get("message"), "message").get("content"), "message.content")
+        tables = [_table(entry.get("top_logprobs")) for entry in content] if reading.likeliest else []
     else:
         texts = _texts(listed(needed(logprobs, "tokens"), "logprobs.tokens"), "logprobs.tokens")
         values = floats(needed(logprobs, "token_logprobs"), "logprobs.token_logprobs")
         text = word(choice.get("text"), "text")
+        tables = listed(logprobs.get("top_logprobs"), "logprobs.top_logprobs") if reading.likeliest else []
     given = choice.get("token_ids")
     tokens = ids(given, "token_ids") if given is not None else _ids_of(texts, reading)
     prompt = choice.get("prompt_token_ids", answer.get("prompt_token_ids"))
@@ -88,10 +101,11 @@ def _choice(choice: Mapping[str, Any], answer: Mapping[str, Any], reading: Readi
             "prompt_text": word(answer.get("prompt_text"), "prompt_text"),
             "token_texts": tuple(texts) if len(texts) == len(tokens) else None,
         },
+        likeliest=_likeliest(tables, len(tokens), _PREFIX),
     )
 
 
-def _output(output: Mapping[str, Any], request: Mapping[str, Any]) -> Record:
+def _output(output: Mapping[str, Any], request: Mapping[str, Any], reading: Reading) -> Record:
     tokens = ids(needed(output, "token_ids"), "token_ids")
     entries = [mapping(e, "logprobs") for e in listed(needed(output, "logprobs"), "logprobs")]
     if len(entries) != len(tokens):
@@ -115,7 +129,41 @@ def _output(output: Mapping[str, Any], request: Mapping[str, Any]) -> Record:
             "prompt_text": word(request.get("prompt"), "prompt"),
             "token_texts": tuple(_texts([e.get("decoded_token") for e in sampled], "decoded_token")),
         },
+        likeliest=_likeliest(entries, len(tokens), "") if reading.likeliest else None,
     )
+
+
+def _table(entries: Any) -> dict[str, Any]:
+    """What a chat completion says of the likeliest tokens of one place, by their names."""
+    found = [mapping(entry, "top_logprobs") for entry in listed(entries, "top_logprobs")]
+    return {str(entry.get("token")): entry.get("logprob") for entry in found}
+
+
+def _likeliest(tables: list[Any], count: int, prefix: str) -> Likeliest | None:
+    """The likeliest tokens, of every place as many as the place with the fewest has; `prefix` is before every id.
+
+    None where a log names tokens by text, or reports none beside the sampled one. Servers report K tokens and the
+    sampled one, if it is another: the least likely is left out then.
+    """
+    if not tables or not count:
+        return None
+    rows = [mapping(table, "top_logprobs") for table in tables]
+    same_lengths({"top_logprobs": np.empty(len(rows))}, count, "the response")
+    width = min(map(len, rows))
+    names = [str(name) for row in rows for name in row]
+    numbers = [digits(name.removeprefix(prefix)) if name.startswith(prefix) else None for name in names]
+    if width < 2 or None in numbers:
+        return None
+    given = [value.get("logprob") if isinstance(value, Mapping) else value for row in rows for value in row.values()]
+    values = _unsampled(floats(given, "top_logprobs"))
+    if values is None or not (values <= ROUNDING).all():
+        raise Unusable("impossible log-probability", "top_logprobs holds one that is missing or above 0")
+    sizes = np.array(list(map(len, rows)))
+    places = np.repeat(np.arange(count), sizes)
+    order = np.lexsort((-values, places))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = order[rank < width]
+    return Likeliest(ids(numbers, "top_logprobs")[kept].reshape(count, width), values[kept].reshape(count, width))
 
 
 def _each(entries: list[Any], key: str) -> list[Any]:
