@@ -116,6 +116,16 @@ def test_layers_see_every_real_token_once(unpadded):
     assert seen == [torch.Size([1, 16 + 15, 32])]
 
 
+def test_no_keys_are_kept_for_a_next_token(unpadded):
+    caches = []
+    handle = unpadded.model.register_forward_hook(lambda module, args, out: caches.append(out.past_key_values))
+    try:
+        Policy(unpadded, head=HeadForm(), unpadded=True).stats(rollouts([(5, [4, 6])]))
+    finally:
+        handle.remove()
+    assert caches == [None]
+
+
 def tokens(prompt, answer, group, width):
     sequences = rollouts([(prompt, [answer] * group)])
     numbers = sequences.same_prompts()
@@ -203,6 +213,30 @@ def test_models_that_cannot_do_it_stay_as_they_are(name, changes, reason):
     assert re.search(reason, obstacle), obstacle
     assert model.config._attn_implementation == before != NAME
     assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError, RuntimeError])
+def test_what_a_model_says_against_it_is_told(kind):
+    def refuse(module, args, options):
+        if "unpadded_layout" in options:
+            raise kind("no such argument")
+
+    model = make("Qwen3")
+    model.model.layers[0].register_forward_pre_hook(refuse, with_kwargs=True)
+    assert make_unpadded(model) == "its forward pass does not take it (no such argument)"
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_prompts_are_tried_out_shared_and_apart_in_whatever_the_model_computes(monkeypatch):
+    parts = []
+
+    def spy(*args):
+        parts.append(len((layout := lay_out(*args)).parts))
+        return layout
+
+    monkeypatch.setattr("holdfast.train.unpadded.lay_out", spy)
+    assert make_unpadded(make("Qwen3").bfloat16()) == ""
+    assert parts == [2, 1]
 
 
 def test_padded_passes_and_saved_models_are_as_before(model, unpadded, tmp_path):

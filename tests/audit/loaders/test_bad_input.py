@@ -45,6 +45,7 @@ def changed(tmp_path, write=dumps.open_instruct, **fields):
         (b'{"step": 1, "prompt_tokens": [1, 2\n', "cut off in mid-record"),
         (b'{"step": "caf\xe9"}\n', "invalid UTF-8"),
         (b"[1, 2]\n", "not an object"),
+        (b"7\n", "not an object"),
         (b"{'step': 1}\n", "not JSON"),
         (b"{}\n", "missing field"),
         (b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"\n", "not JSON"),

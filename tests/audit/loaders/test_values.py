@@ -1,6 +1,7 @@
 """What each field of slime's, open-instruct's and SkyRL's files and of servers' answers becomes."""
 
 import json
+import math
 import pickle
 
 import numpy as np
@@ -231,6 +232,10 @@ def test_json_as_it_is_written_elsewhere(text, value):
         (b'{"a": [1, 2], "b": "x}', "cut off in mid-record"),
         (b'{"a": tru}', "not JSON"),
         (b"[" * 100_000 + b"NaN" + b"]" * 100_000, "not JSON"),
+        (b'{"a": 1 2]', "not JSON"),
+        (b'{"a": 1 2', "cut off in mid-record"),
+        (b'{"a": "\\uD800", "b": NaN}', "not JSON"),
+        (b'{"a": "\xed\xa0\x80", "b": NaN}', "invalid UTF-8"),
     ],
 )
 def test_json_that_is_none(text, kind):
@@ -239,17 +244,35 @@ def test_json_that_is_none(text, kind):
     assert raised.value.kind == kind
 
 
+def test_python_s_nan_may_follow_a_byte_order_mark_and_come_with_any_letter():
+    value = jsonl.parse(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00", "b": NaN}')
+    assert value["a"] == "\U0001f600" and math.isnan(value["b"])
+
+
 @pytest.mark.parametrize(
     ("line", "rest"),
     [
         (b'{"a":[1,2],"b":[3],"c":[4]}', b'{"a":[],"b":[],"c":[4]}'),
         (b'{"b":[3],"c":[4]}', b'{"b":[],"c":[4]}'),
         (b"[1]", b"[1]"),
-        (b'{"c":1,"a":[1', b'{"c":1,"a":[1'),
+        (b'{"c":1,"a":[1,2', b'{"c":1,"a":[1,2'),
+        (b'{"b":[3],"a":[1],"c":[4]}', b'{"b":[3],"a":[],"c":[4]}'),
     ],
 )
 def test_arrays_that_nobody_reads_are_cut_out(line, rest):
     assert jsonl._without(line, [b'"a":[', b'"b":[']) == rest
+
+
+def test_what_nobody_reads_is_not_parsed(tmp_path):
+    path, seen = tmp_path / "log.jsonl", []
+    path.write_text('{"a":[1],"b":[2]}\n')
+
+    def decode(record):
+        seen.append(record)
+        return []
+
+    assert list(jsonl.read_jsonl(path, Reading(), decode, ["b"])) == []
+    assert seen == [{"a": [1], "b": []}]
 
 
 def test_the_longest_line_that_is_read(tmp_path, monkeypatch):

@@ -111,12 +111,16 @@ def parse(text: bytes) -> Any:
 
     Raises Unusable and says what is wrong.
     """
+    text = text.removeprefix(b"\xef\xbb\xbf")
     try:
-        return orjson.loads(text.removeprefix(b"\xef\xbb\xbf"))
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         if b"NaN" in text or b"Infinity" in text:
             try:
-                return json.loads(text)
+                value = json.loads(text.decode())
+                if rb"\ud" in text.lower():  # Python takes half a surrogate pair, which no file can hold
+                    json.dumps(value, ensure_ascii=False).encode()
+                return value
             except (ValueError, RecursionError):
                 pass
         try:
