@@ -171,8 +171,9 @@ def answers_of(engine, path, prompts, top=4):
     return distributions
 
 
-def test_bounds_from_a_server_s_log_contain_the_divergences_over_the_whole_vocabulary(folder, tmp_path):
+def test_bounds_from_a_server_s_log_contain_the_divergences_over_the_whole_vocabulary(folder, tmp_path, monkeypatch):
     """KL and TV by their definitions in float64; the bounds by the merged outcomes, written out."""
+    monkeypatch.setattr(rescore, "LOGIT_ROWS", 4)
     from transformers import AutoModelForCausalLM
 
     trainer, engine = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval() for _ in range(2))
