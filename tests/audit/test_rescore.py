@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -96,7 +97,9 @@ def test_scores_are_those_of_one_sequence_alone(folder, scorer, monkeypatch, sam
 def test_what_the_log_has_is_kept(scorer):
     logged = rollouts()
     known = dataclasses.replace(logged[2], trainer_logprobs=(-1.0,) * len(logged[2].response_ids))
-    (chunk,) = scorer.fill([chunk_of([logged[0], known])], Reading())
+    read = chunk_of([logged[0], known])
+    (chunk,) = scorer.fill([read], Reading())
+    assert np.isnan(read.tokens["trainer_logprobs"][: len(logged[0].response_ids)]).all(), "what was read stays"
     assert set(chunk.rollout(1).trainer_logprobs) == {-1.0}
     assert -1.0 not in chunk.rollout(0).trainer_logprobs
     complete = chunk_of([known])
@@ -233,6 +236,7 @@ def test_a_reported_token_outside_the_vocabulary_is_refused(scorer):
     ("rollout", "says"),
     [
         (Rollout((1,), (2, VOCABULARY)), f"token id {VOCABULARY} is outside the vocabulary .*0 to {VOCABULARY - 1}"),
+        (Rollout((VOCABULARY,), (2, 3)), f"token id {VOCABULARY} is outside"),
         (Rollout((), (2, 3)), "no prompt token ids"),
     ],
 )
@@ -241,12 +245,20 @@ def test_what_cannot_be_scored_says_why(scorer, rollout, says):
         list(scorer.fill([chunk_of([rollout])], Reading()))
 
 
-def test_a_folder_without_a_model_says_so(tmp_path):
+def test_a_folder_without_a_model_says_so(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"no config\.json"):
         Scorer.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))
     with pytest.raises(ConfigError, match="could not be loaded"):
         Scorer.load(tmp_path)
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(ConfigError, match=r"could not be loaded .* no file named"):
+        Scorer.load(tmp_path)
+
+
+def test_it_computes_in_the_numerics_that_are_asked_for(folder, scorer):
+    assert (scorer.model.dtype, scorer.model.training) == (torch.float32, False)
+    assert Scorer.load(folder, torch.bfloat16).model.dtype == torch.bfloat16
 
 
 def test_an_empty_response_needs_no_pass(scorer):

@@ -6,10 +6,10 @@ import torch
 
 @pytest.fixture(scope="session")
 def make_model():
-    """make_model("qwen3" | "qwen2" | "llama" | "gpt2", **config): a random model, far from certain of anything."""
+    """make_model("qwen3", ...) by kind, with **config: a random model, far from certain of anything."""
     import transformers
 
-    names = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
+    names = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama", "mistral": "Mistral"}
 
     def make(kind: str = "qwen3", seed: int = 0, **options):
         options = {"vocab_size": 30, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2} | options

@@ -18,6 +18,8 @@ from holdfast.rollout.static import StaticDecoding, advance, compiled_step
 # groups of 3, 2, 2 and 1 rows, out of order, of different lengths
 PROMPTS = [[2, 3, 4, 5], [2, 7], [2, 3, 4, 5], [2, 9, 8, 9, 9, 9, 4], [2, 7], [2, 3, 4, 5], [2, 9, 8, 9, 9, 9, 4], [2]]
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 32}
+LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 DECODERS = {"fused": {}, "static": {"compile": True}, "hub": {"fused": False}}
 
 
@@ -47,14 +49,18 @@ def whole_forward(model, prompt, completion):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("qwen3", {"head_dim": 12}),
+        ("qwen3", {"head_dim": 12, "rms_norm_eps": 0.3}),
         ("qwen3", {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 8}),
-        ("qwen2", {"num_key_value_heads": 1}),
+        ("qwen2", {"num_key_value_heads": 1, "rope_parameters": LLAMA3}),
         (
             "llama",
-            {"attention_bias": True, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            {
+                "attention_bias": True,
+                "mlp_bias": True,
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+            },
         ),
-        ("llama", {"num_key_value_heads": 4}),
+        ("llama", {"num_key_value_heads": 4, "rope_parameters": YARN}),
         ("gpt2", {}),
     ],
 )
@@ -78,6 +84,20 @@ def test_distributions_are_those_of_a_whole_forward_pass(make_model, kind, optio
         assert torch.allclose(completion.distributions, expected, atol=2e-4)
         tokens = torch.tensor(completion.token_ids)[:, None]
         assert torch.equal(completion.logprobs, completion.distributions.gather(1, tokens).squeeze(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gpt2", {}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}),
+        ("mistral", {}),
+    ],
+)
+def test_models_of_another_kind_run_through_their_own_forward_pass(make_model, kind, options):
+    assert isinstance(engine(make_model(kind, **options))._decoder, HubDecoder)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "int8_weight", "int4_weight", "fp8_weight"])
@@ -298,9 +318,17 @@ def test_later_changes_of_the_trainer_do_not_reach_the_engine(make_model):
     model = make_model()
     before = draw(made := engine(model))
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1.0)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.add_(1.0)
     assert [c.token_ids for c in draw(made)] == [c.token_ids for c in before]
+
+
+@pytest.mark.parametrize(("precision", "width"), [("float32", 4), ("int8_weight", 4), ("bfloat16", 2)])
+def test_queued_weights_are_no_wider_than_the_engine_and_tied_ones_are_one(make_model, precision, width):
+    made = engine(make_model(tie_word_embeddings=True), precision=precision, lag=1)
+    [(_, weights)] = made.state_dict()["snapshots"]
+    assert {tensor.element_size() for tensor in weights.values()} == {width}
+    assert weights["lm_head.weight"] is weights["model.embed_tokens.weight"]
 
 
 def test_a_resumed_engine_continues_with_its_queue(make_model, tmp_path):

@@ -65,7 +65,7 @@ class Scorer:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(f"--model {folder} could not be loaded as a causal language model: {error}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = model.eval().requires_grad_(False).to(device)
+        model = model.to(device)
         return Scorer(model, str(folder), _head_is_linear(model))
 
     @property

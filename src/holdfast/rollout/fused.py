@@ -51,14 +51,13 @@ def supports(model: Any) -> bool:
         set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and config.hidden_act == "silu"
         and (config.rope_parameters or {}).get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
-        and not getattr(config, "mlp_bias", False)
     )
 
 
 class FusedDecoder:
     """A copy of the policy in the engine's numerics (holdfast.rollout.decoder.Decoder)."""
 
-    def __init__(self, model: Any, precision: str, *, compile: bool = False) -> None:
+    def __init__(self, model: Any, precision: str, *, compile: bool) -> None:
         """Take the shape of `model`; its weights come with `load`. With `compile`, steps are compiled graphs.
 
         Raises:

@@ -77,7 +77,6 @@ class ServerProcess:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 continue
-        process.wait()
 
     def _tail(self, lines: int = 15) -> str:
         text = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
