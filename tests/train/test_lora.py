@@ -5,15 +5,85 @@ import copy
 import pytest
 import torch
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, DataError
+from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.train.checkpoint import latest_checkpoint
+from holdfast.train.config import LoraConfig
 from holdfast.train.folder import RunFolder
+from holdfast.train.lora import Merged, add_lora, load_adapter
 from holdfast.train.setup import set_up
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning:transformers")
 
 LORA = ["--lora.rank", "4", "--engine.precision", "float32", "--engine.lag", "0", "--optimizer.learning_rate", "0.01"]
+
+
+def tiny():
+    return tiny_model(character_tokenizer("0123456789"), hidden=16, layers=1, heads=2)
+
+
+def first_factors(**options):
+    """The A of every adapter."""
+    made = add_lora(tiny(), LoraConfig(rank=2, **options.pop("settings", {})), **{"base": "b", "seed": 0} | options)
+    return [p for name, p in made.named_parameters() if "lora_A" in name]
+
+
+def test_adapters_are_those_of_the_settings():
+    """Seven linear layers; alpha 6 over rank 2 scales by 3."""
+    made = add_lora(tiny(), LoraConfig(rank=2, alpha=6.0), base="where it is", seed=0)
+    settings = made.peft_config["default"]
+    assert (settings.r, settings.lora_alpha, settings.task_type) == (2, 6.0, "CAUSAL_LM")
+    assert settings.base_model_name_or_path == "where it is"
+    layers = [module for module in made.modules() if hasattr(module, "lora_A")]
+    assert [module.scaling["default"] for module in layers] == [3.0] * 7
+    assert len(first_factors(settings={"targets": ["q_proj"]})) == 1
+
+
+def test_a_seed_is_the_start_of_the_adapters_and_of_nothing_else():
+    state = torch.get_rng_state()
+    first, again, other = (first_factors(seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_whole_weights_are_of_the_model_s_own_type():
+    model = tiny().bfloat16()
+    add_lora(model, LoraConfig(rank=2), base="b", seed=0)
+    whole = Merged(model).state_dict()
+    assert {tensor.dtype for tensor in whole.values()} == {torch.bfloat16}
+    assert not any(tensor.requires_grad for tensor in whole.values())
+    assert Merged(model).config is model.config
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_the_embedding_and_what_is_tied_to_it_take_no_adapter(target):
+    """Engines would get one matrix for both, or the one without the adapter."""
+    with pytest.raises(ConfigError, match=rf"lora.targets = \['{target}'\]: .*{target} is the embedding or tied to it"):
+        first_factors(settings={"targets": [target]})
+
+
+def test_a_head_of_its_own_takes_an_adapter():
+    model = tiny()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    add_lora(model, LoraConfig(rank=2, targets=["lm_head"]), base="b", seed=0)
+    with torch.no_grad():
+        model.lm_head.lora_B["default"].weight.fill_(1.0)
+    change = Merged(model).state_dict()["lm_head.weight"] - model.lm_head.base_layer.weight
+    assert torch.allclose(change, 16 * model.lm_head.lora_A["default"].weight.sum(0).expand_as(change), atol=1e-4)
+
+
+def test_an_adapter_that_cannot_be_loaded_says_so(tmp_path):
+    made = add_lora(tiny(), LoraConfig(rank=2, targets=["q_proj"]), base="", seed=0)
+    with pytest.raises(DataError, match=f"the adapter in {tmp_path} cannot be read"):
+        load_adapter(made, tmp_path)
+    other = add_lora(tiny(), LoraConfig(rank=2, targets=["k_proj"]), base="", seed=0)
+    other.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"is of another model: it has .*k_proj"):
+        load_adapter(made, tmp_path)
 
 
 @pytest.fixture
@@ -95,7 +165,8 @@ def test_asynchronous_engines_get_whole_weights_too(small_run):
 
 def test_layers_that_are_not_there_are_named(small_config, tmp_path, warm_starts):
     config = small_config(*LORA, "--lora.targets", "['quuery']")
-    with pytest.raises(ConfigError, match=r"lora.targets = \['quuery'\].*linear layers here: .*q_proj"):
+    layers = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    with pytest.raises(ConfigError, match=rf"lora.targets = \['quuery'\].*linear layers here: {layers}$"):
         set_up(config, RunFolder(tmp_path), resume=False, warm_starts=warm_starts, progress=lambda *progress: None)
 
 

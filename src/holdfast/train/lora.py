@@ -29,7 +29,7 @@ def add_lora(model: Any, settings: LoraConfig, *, base: str, seed: int) -> Any:
     unchanged.
 
     Raises:
-        ConfigError: PEFT is not installed, or no layer has one of the names.
+        ConfigError: PEFT is not installed, no layer has one of the names, or one that has is tied to the embedding.
     """
     try:
         import peft  # pyright: ignore[reportMissingImports]
@@ -44,6 +44,7 @@ def add_lora(model: Any, settings: LoraConfig, *, base: str, seed: int) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
+    embedding = model.get_input_embeddings().weight
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT still uses names that transformers gave up
@@ -54,8 +55,18 @@ def add_lora(model: Any, settings: LoraConfig, *, base: str, seed: int) -> Any:
         raise ConfigError(
             f"lora.targets = {settings.targets}: {error}; linear layers here: {', '.join(names)}"
         ) from None
+    tied = [name for name, module in model.named_modules() if _is_adapted(module) and module.weight is embedding]
+    if tied:
+        raise ConfigError(
+            f"lora.targets = {settings.targets}: {tied[0]} is the embedding or tied to it, and the whole weights that "
+            "engines get cannot hold such an adapter; name other layers"
+        )
     adapted.peft_config[ADAPTER].base_model_name_or_path = base
     return adapted
+
+
+def _is_adapted(module: Any) -> bool:
+    return hasattr(module, "lora_A")
 
 
 class Merged(nn.Module):
@@ -73,7 +84,7 @@ class Merged(nn.Module):
         changes = {
             f"{name}.weight": module.get_delta_weight(ADAPTER)
             for name, module in model.named_modules()
-            if hasattr(module, "lora_A") and ADAPTER in module.lora_A
+            if _is_adapted(module)
         }
         whole = {}
         for name, tensor in model.state_dict().items():
