@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from holdfast.errors import ConfigError
-from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
+from holdfast.rollout.models import character_tokenizer, load_model, tiny_model, token_texts
 
 
 def test_characters_are_tokens_and_come_back(tmp_path):
@@ -51,3 +51,9 @@ def test_a_missing_model_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="could not be loaded as a causal model"):
         load_model(str(tmp_path / "empty"), torch.float32)
+
+
+def test_ids_that_the_tokenizer_does_not_know_have_a_text():
+    """Models round their vocabulary up: Qwen3 has 151936 logits and 151669 tokens."""
+    tokenizer = character_tokenizer("ab")
+    assert token_texts(tokenizer, (*tokenizer.encode("ab"), len(tokenizer) + 3)) == ("<bos>", "a", "b", "<9>")

@@ -65,7 +65,7 @@ class EmbeddedEngine:
         )
         # The newest weights last; `generate` uses the first.
         self._snapshots: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=lag + 1)
-        self._snapshots.append((0, _weights(model)))
+        self._snapshots.append((0, _weights(model, precision)))
         self._decoder.load(self._snapshots[0][1])
 
     @property
@@ -81,7 +81,7 @@ class EmbeddedEngine:
     def sync(self, model: torch.nn.Module, version: int) -> None:
         """Queue the weights of `model`; the copy in use becomes the one `lag` syncs back (or the first there was)."""
         full = len(self._snapshots) == self.lag + 1
-        self._snapshots.append((version, _weights(model)))
+        self._snapshots.append((version, _weights(model, self.precision)))
         if full:
             self._running().load(self._snapshots[0][1])
 
@@ -239,10 +239,11 @@ def _just_below(x: Tensor) -> Tensor:
     return torch.nextafter(x, torch.zeros_like(x))
 
 
-def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict; tensors that are tied stay one tensor."""
-    copies: dict[int, Tensor] = {}
-    return {
-        name: copies.setdefault(tensor.data_ptr(), tensor.detach().clone())
-        for name, tensor in model.state_dict().items()
-    }
+def _weights(model: torch.nn.Module, precision: str) -> dict[str, Tensor]:
+    """A copy of the state dict, no wider than the engine needs it; tensors that are tied stay one tensor."""
+    weights, copies = model.state_dict(), {}
+    for tensor in weights.values():
+        narrow = torch.bfloat16 if precision == "bfloat16" and tensor.is_floating_point() else tensor.dtype
+        if tensor.data_ptr() not in copies:
+            copies[tensor.data_ptr()] = tensor.detach().to(narrow, copy=True)
+    return {name: copies[tensor.data_ptr()] for name, tensor in weights.items()}

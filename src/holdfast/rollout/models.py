@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,9 @@ def _no_tokenizer(source: str) -> str:
         f"model.source = {source!r} has no tokenizer that loads: save one beside the model with "
         "tokenizer.save_pretrained(folder)"
     )
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """What a viewer shows of these tokens: the tokenizer's pieces, and <id> where the model's vocabulary is larger."""
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    return tuple(f"<{token}>" if piece is None else piece for token, piece in zip(ids, pieces, strict=True))

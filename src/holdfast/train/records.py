@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from holdfast.rollout.models import token_texts
 from holdfast.train.config import RunConfig
 from holdfast.train.data import Rollouts
 from holdfast.train.update import Updated
@@ -52,7 +53,7 @@ def rollout_records(
             min_p=sampling.min_p,
             prompt_text=problem.prompt,
             response_text=rollouts.texts[row],
-            token_texts=tuple(tokenizer.convert_ids_to_tokens(list(ids))),
+            token_texts=token_texts(tokenizer, ids),
             extra={"answer": problem.answer},
         )
 

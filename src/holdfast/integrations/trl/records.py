@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.integrations.turns import turn_ids
+from holdfast.rollout.models import token_texts
 from holdfast.types import LossOutput, Rollout, TokenStats
 
 
@@ -65,7 +66,7 @@ def rollouts_of(trained: Trained, args: Any, tokenizer: Any, eos_token_ids: list
             min_p=args.min_p,
             prompt_text=tokenizer.decode(prompt),
             response_text=tokenizer.decode(ids, skip_special_tokens=True),
-            token_texts=tuple(tokenizer.convert_ids_to_tokens(ids)),
+            token_texts=token_texts(tokenizer, ids),
             extra={"source": "trl"},
         )
 
