@@ -18,6 +18,7 @@ from holdfast.audit.rescore import Scorer
 from holdfast.audit.source import find_files, read_files
 from holdfast.commands.audit import audit_path
 from holdfast.errors import ConfigError, DataError
+from holdfast.rollout.engine import Sampling
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.types import Rollout
 
@@ -128,16 +129,20 @@ def test_a_head_with_a_soft_cap_is_not_bypassed(folder, scorer, tmp_path):
     capped = Scorer.load(tmp_path)
     assert scorer.head_is_linear
     assert not capped.head_is_linear
-    (rollout, *_) = rollouts()
-    (chunk,) = capped.fill([chunk_of([rollout])], Reading())
-    np.testing.assert_allclose(chunk.tokens["trainer_logprobs"], oracle(tmp_path, rollout), atol=2e-5)
+    logged = rollouts()[:2]
+    (chunk,) = capped.fill([chunk_of(logged)], Reading())
+    expected = [value for rollout in logged for value in oracle(tmp_path, rollout)]
+    np.testing.assert_allclose(chunk.tokens["trainer_logprobs"], expected, atol=2e-5)
 
 
 def test_an_unknown_temperature_and_the_weights_are_noted(scorer):
     reading = Reading()
     list(scorer.fill([chunk_of(rollouts())], reading))
     assert any("temperature 1" in note for note in reading.notes)
-    assert any("only if these are the weights" in note for note in reading.notes)
+    assert any("in float32, computed" in note and "only if these are the weights" in note for note in reading.notes)
+    reading = Reading()
+    list(scorer.fill([chunk_of([*rollouts()[:1], *rollouts(temperature=1.0)[1:]])], reading))
+    assert any("temperature 1" in note for note in reading.notes)
     reading = Reading()
     list(scorer.fill([chunk_of(rollouts(temperature=1.0))], reading))
     assert not any("temperature 1" in note for note in reading.notes)
@@ -237,6 +242,7 @@ def test_a_reported_token_outside_the_vocabulary_is_refused(scorer):
     [
         (Rollout((1,), (2, VOCABULARY)), f"token id {VOCABULARY} is outside the vocabulary .*0 to {VOCABULARY - 1}"),
         (Rollout((VOCABULARY,), (2, 3)), f"token id {VOCABULARY} is outside"),
+        (Rollout((1, -1), (2, 3)), "token id -1 is outside"),
         (Rollout((), (2, 3)), "no prompt token ids"),
     ],
 )
@@ -261,6 +267,25 @@ def test_it_computes_in_the_numerics_that_are_asked_for(folder, scorer):
     assert Scorer.load(folder, torch.bfloat16).model.dtype == torch.bfloat16
 
 
-def test_an_empty_response_needs_no_pass(scorer):
+def test_a_model_that_names_no_head_has_none_that_could_be_used_alone(scorer, monkeypatch):
+    monkeypatch.setattr(scorer.model, "get_output_embeddings", lambda: None)
+    assert not rescore._head_is_linear(scorer.model)
+
+
+def test_what_the_log_says_of_sampling_is_taken_over_zeros_included():
+    logged = Rollout((1,), (2,), temperature=0.0, top_k=-1, min_p=0.1)
+    assert rescore._sampling(logged) == Sampling(temperature=0.0, top_k=0, min_p=0.1)
+
+
+@pytest.mark.parametrize(("tokens", "batches"), [(14, [[1, 3, 0], [2]]), (16, [[1, 3, 0, 2]])])
+def test_batches_hold_similar_lengths_up_to_their_size_with_padding(monkeypatch, tokens, batches):
+    """Sequences of 4, 2, 4 and 3 tokens: three are 3·4 = 12 with padding, four are 16."""
+    monkeypatch.setattr(rescore, "BATCH_TOKENS", tokens)
+    logged = {i: Rollout((1,), (2,) * (length - 1)) for i, length in enumerate((4, 2, 4, 3))}
+    assert list(rescore._batches(logged)) == batches
+
+
+def test_an_empty_response_needs_no_pass(scorer, monkeypatch):
+    monkeypatch.setattr(Scorer, "_scores", lambda *_: pytest.fail("a pass"))
     (chunk,) = scorer.fill([chunk_of([Rollout((1, 2), ())])], Reading())
     assert chunk.rollout(0).trainer_logprobs == ()

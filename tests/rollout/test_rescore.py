@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from holdfast.errors import EngineError
+from holdfast.rollout import rescore as module
 from holdfast.rollout.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Sampling, sampling_logprobs
 from holdfast.rollout.rescore import Agreement, check_engine, rescore
@@ -159,6 +160,38 @@ def test_a_wrong_reading_is_named_where_it_leaves_a_quarter_of_more_than_noise(m
     suspects = {} if explained is None else {"earlier": explained, "raw": 0.3}
     found = Agreement(tokens=9, mean_abs=mean, max_abs=1.0, k3=0.1, correlation=0.9, suspects=suspects)
     assert found.reading(["earlier", "raw"]) == name
+
+
+def judged(monkeypatch, precision, mean, **figures):
+    """check_engine of an engine that was found to differ so much."""
+    found = Agreement(**{"tokens": 64, "mean_abs": mean, "max_abs": 9.0, "k3": 0.1, "correlation": 0.9} | figures)
+    monkeypatch.setattr(module, "rescore", lambda *_: found)
+    assert check_engine(None, [], [], SUPPORTS[0], precision=precision) is found
+
+
+@pytest.mark.parametrize(
+    ("precision", "limit"), [("float32", 0.02), ("bfloat16", 0.15), ("float16", 0.15), ("int8", 0.5), (None, 0.5)]
+)
+def test_each_numerics_has_its_limit(monkeypatch, precision, limit):
+    judged(monkeypatch, precision, limit)
+    with pytest.raises(EngineError, match=f"up to {limit:g} may be"):
+        judged(monkeypatch, precision, limit + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "figures", [{"tokens": 63, "correlation": 0.1}, {"mean": 0.05, "correlation": 0.1}, {"correlation": 0.5}]
+)
+def test_few_tokens_small_differences_and_half_a_relation_prove_nothing(monkeypatch, figures):
+    judged(monkeypatch, "int8", **{"mean": 0.4} | figures)
+    with pytest.raises(EngineError, match="other weights or another vocabulary"):
+        judged(monkeypatch, "int8", **{"mean": 0.4} | figures | {"tokens": 64, "mean": 0.051, "correlation": 0.49})
+
+
+@pytest.mark.parametrize("suspect", ["earlier", "later", "raw", "zero"])
+def test_a_quarter_of_the_difference_under_a_wrong_reading_is_proof(monkeypatch, suspect):
+    with pytest.raises(EngineError, match=r"the mean would be 0\.1\)"):
+        judged(monkeypatch, "int8", 0.4, suspects={suspect: 0.1})
+    judged(monkeypatch, "int8", 0.4, suspects={suspect: 0.101, "likeliest": 0.0})
 
 
 def test_greedy_responses_say_nothing_and_pass(model):
