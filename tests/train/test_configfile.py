@@ -80,11 +80,20 @@ def test_overrides_win_over_the_file(tmp_path: Path):
         (["--steps"], "--steps needs a value"),
         (["--steps", "--seed", "1"], "--steps needs a value"),
         (["--steps.sub", "1"], "steps is a value, not a table"),
+        (["--out", "runs/1"], r"unknown option --out: --help lists the command's own"),
+        (["--learning_rate", "1"], r"did you mean .*optimizer\.learning_rate"),
+        (["--optimiser.learning_rate", "1"], r"unknown option --optimiser\.learning_rate.*did you mean optimizer"),
     ],
 )
 def test_overrides_that_cannot_be_read(arguments, words):
     with pytest.raises(ConfigError, match=words):
         with_overrides({"steps": 3}, arguments)
+
+
+def test_other_tables_are_overridden_where_they_are_known():
+    assert with_overrides({}, ["--trl.beta", "0.1"], sections=("trl",)) == {"trl": {"beta": 0.1}}
+    with pytest.raises(ConfigError, match=r"unknown option --trl\.beta"):
+        with_overrides({}, ["--trl.beta", "0.1"])
 
 
 def test_overrides_leave_the_given_values_alone():

@@ -35,7 +35,7 @@ def load_run_file(path: Path, backend: Backend, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: the file is missing or is not TOML, a key is unknown, a value has the wrong type or range.
     """
-    values = with_overrides(read_toml(path), overrides)
+    values = with_overrides(read_toml(path), overrides, sections=BACKENDS)
     tables = {name: values.pop(name, {}) for name in BACKENDS}
     for name, table in tables.items():
         if not isinstance(table, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,13 @@ def build_config(values: Mapping[str, Any], origin: str = "configuration") -> Ru
         raise ConfigError(f"{origin}: " + "\n".join(lines)) from None
 
 
-def with_overrides(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """Merge `--section.key value` (or `--section.key=value`) into a table of values.
+def with_overrides(
+    values: Mapping[str, Any], arguments: Sequence[str], *, sections: Collection[str] = ()
+) -> dict[str, Any]:
+    """Merge `--section.key value` (or `--section.key=value`) into a table of values; `sections` names further tables.
 
     Raises:
-        ConfigError: an argument is not an option or lacks its value.
+        ConfigError: an argument is not an option, lacks its value, or names no key and no section.
     """
     merged = _copy(values)
     rest = list(arguments)
@@ -75,7 +77,13 @@ def with_overrides(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"--{key} needs a value; for example --{key} 1")
             text = rest.pop(0)
-        _assign(merged, key.replace("-", "_").split("."), parse_value(text))
+        path = key.replace("-", "_").split(".")
+        if path[0] not in {*keys_of(RunConfig), *sections}:
+            raise ConfigError(
+                f"unknown option --{key}: --help lists the command's own; keys of the file are given with their "
+                f"section, as in --optimizer.learning_rate 1e-4 ({_nearest_key(path[:1])})"
+            )
+        _assign(merged, path, parse_value(text))
     return merged
 
 
