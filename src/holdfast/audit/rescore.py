@@ -123,8 +123,8 @@ class Scorer:
             ids.append(int(asked.likeliest.top_ids.max()))
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
             raise DataError(
-                f"token id {min(ids) if min(ids) < 0 else max(ids)} is outside the vocabulary of {self.name} (0 to {self.vocabulary - 1}): the log "
-                "is of another model, or has no real token ids"
+                f"token id {min(ids) if min(ids) < 0 else max(ids)} is outside the vocabulary of {self.name} (0 to "
+                f"{self.vocabulary - 1}): the log is of another model, or has no real token ids"
             )
         if not rollout.prompt_ids:
             raise DataError(
