@@ -77,6 +77,8 @@ def test_it_is_asked_briefly_and_once_at_a_time_until_patience_is_over(serve, tm
         process.start(tmp_path, patience=2.0)
     assert set(process.client.asked) == {("/v1/models", 5.0, 0)}
     assert len(process.client.asked) in (10, 11)
+    monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("it was not ended"))
+    process.stop()
 
 
 def test_the_last_words_are_the_last_lines_whatever_bytes_they_hold(serve, tmp_path):
@@ -113,7 +115,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 pipe = open(sys.argv[2], "w")
 if os.fork():
     Path(sys.argv[1]).touch()
-time.sleep(60)
+time.sleep(20)
 """
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
@@ -124,7 +126,7 @@ time.sleep(60)
     wait, ended = subprocess.Popen.wait, []
 
     def impatient(self, timeout=None):
-        ended.append(wait(self, timeout=0.2 if timeout else 30))
+        ended.append(wait(self, timeout=timeout and 0.2))
 
     monkeypatch.setattr(subprocess.Popen, "wait", impatient)
     process.stop()
