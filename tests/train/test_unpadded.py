@@ -316,3 +316,20 @@ def test_attention_in_bfloat16_rounds_only_what_goes_in_and_out_on_a_cpu(autocas
     )
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, exact.bfloat16())
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", torch.float32), ("meta", torch.bfloat16)])
+def test_only_a_cpu_attends_in_float32(monkeypatch, device, expected):
+    """Elsewhere attention in 16 bits is the fast one, and autocast decides: "meta" stands for every other device."""
+    seen, attention = set(), torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query, key, value, *rest, **options):
+        seen.update(x.dtype for x in (query, key, value))
+        return attention(query, key, value, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    ids = torch.zeros(2, 30, dtype=torch.long)
+    layout = lay_out(ids, torch.tensor([20, 20]), torch.tensor([30, 30]), torch.tensor([0, 0]), SHARE)
+    states = (torch.zeros(1, heads, 40, 8, dtype=torch.bfloat16, device=device) for heads in (4, 2, 2))
+    found, _ = _attend(nn.Identity(), *states, None, scaling=0.3, unpadded_layout=layout.to(torch.device(device)))
+    assert (seen, found.dtype) == ({expected}, torch.bfloat16)

@@ -175,22 +175,35 @@ def _attend(
     for name in REFUSED:
         if others.get(name) is not None:
             raise Unsupported(f"attention with {name}")
+    if query.device.type != "cpu":
+        return _attend_parts(query, key, value, unpadded_layout, dropout, scaling), None
+    # On a CPU the backward pass of attention takes several times as long in bfloat16 as in float32.
+    own, wide = value.dtype, torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        query, key, value = (x.to(wide) for x in (query, key, value))
+        return _attend_parts(query, key, value, unpadded_layout, dropout, scaling).to(own), None
+
+
+def _attend_parts(
+    query: Float[Tensor, "B H N D"],
+    key: Float[Tensor, "B K S D"],
+    value: Float[Tensor, "B K S D"],
+    layout: Layout,
+    dropout: float,
+    scaling: float | None,
+) -> Float[Tensor, "B N H D"]:
     repeats = query.shape[1] // key.shape[1]
-    kind = query.device.type
-    # On CPUs the backward pass of attention in bfloat16 takes several times as long as in float32.
-    dtype = torch.float32 if kind == "cpu" and query.dtype == torch.bfloat16 else query.dtype
-    with torch.autocast(kind, enabled=False):
-        queries, keys, values = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
-        found = []
-        for part in unpadded_layout.parts:
-            k, v = (_rows(x, part.keys) for x in (keys, values))
-            if repeats > 1:
-                k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
-            out = functional.scaled_dot_product_attention(
-                _rows(queries, part.queries), k, v, part.mask, dropout, is_causal=part.mask is None, scale=scaling
-            )
-            found.append(out.transpose(1, 2).flatten(0, 1))
-        return torch.cat(found).index_select(0, unpadded_layout.answers)[None].to(value.dtype), None
+    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
+    found = []
+    for part in layout.parts:
+        k, v = (_rows(x, part.keys) for x in (keys, values))
+        if repeats > 1:
+            k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
+        out = functional.scaled_dot_product_attention(
+            _rows(queries, part.queries), k, v, part.mask, dropout, is_causal=part.mask is None, scale=scaling
+        )
+        found.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(found).index_select(0, layout.answers)[None]
 
 
 def _rows(states: Float[Tensor, "N H D"], places: Int[Tensor, "b K"]) -> Float[Tensor, "b H K D"]:
