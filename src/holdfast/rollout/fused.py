@@ -23,10 +23,15 @@ from torch.nn import functional
 
 from holdfast.rollout.decoder import Decoding
 from holdfast.rollout.quantize import EngineLinear, Precision, check_precision
-from holdfast.rollout.static import StaticDecoding, by_prompt, by_row, compiled_step
-
-FIRST_ROOM = 128
-"""Response tokens that a new cache has room for; the room doubles when they are used up."""
+from holdfast.rollout.static import (
+    FIRST_ROOM,
+    StaticDecoding,
+    by_prompt,
+    by_row,
+    compiled_step,
+    prompt_bias,
+    rows_of,
+)
 
 
 @dataclass(frozen=True)
@@ -180,11 +185,8 @@ class FusedDecoding:
     ) -> None:
         self.model, self.prefix, self.lengths, self.logits = model, prefix, lengths, logits
         self.max_tokens = max_tokens
-        longest = int(lengths.max())
-        padded = torch.arange(longest, device=lengths.device) >= lengths[:, None]
-        bias = torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, -torch.inf)
-        self.bias = bias.repeat_interleave(model.shared, dim=0)[:, None]
-        self.ragged = bool(padded.any())
+        self.bias = prompt_bias(lengths, int(lengths.max()), model.shared)
+        self.ragged = bool((lengths != lengths[0]).any())
         self.steps, self.room = 0, 0
         empty = logits.new_empty(len(owners) * model.shared, 0, model.width)
         self.cache = [(empty, empty) for _ in prefix]
@@ -229,7 +231,7 @@ class FusedDecoding:
     def _gather(self, states: Tensor) -> Tensor:
         """[rows · shared, r, n] per row as [prompts · shared, seats · r, n] per prompt."""
         if self.seats is not None:
-            states = states.unflatten(0, (-1, self.model.shared))[self.seats].flatten(0, 1)
+            states = self._rows(states, self.seats)
         return by_prompt(states, self.prompts, self.model.shared)
 
     def _scatter(self, states: Tensor) -> Tensor:
@@ -256,8 +258,7 @@ class FusedDecoding:
             self.places = owners * most + torch.arange(len(owners), device=owners.device) - first[owners]
 
     def _rows(self, states: Tensor, rows: Tensor) -> Tensor:
-        """These rows of [rows · shared, ...]."""
-        return states.unflatten(0, (-1, self.model.shared))[rows].flatten(0, 1)
+        return rows_of(states, rows, self.model.shared)
 
     def _grow(self) -> None:
         """Make room for response tokens: twice as much each time, at most `max_tokens`."""

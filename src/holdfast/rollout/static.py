@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from holdfast.rollout.fused import FusedDecoder
 
 Pair = tuple[Tensor, Tensor]
+FIRST_ROOM = 128
+"""Response tokens that a new cache has room for; the room doubles when they are used up."""
 PROMPT_STEP = 64
 FEWEST = 8
 """Rows below which no further graph is worth its compilation."""
@@ -44,9 +46,7 @@ class StaticDecoding:
             (functional.pad(k, (0, padded - longest)), functional.pad(v, (0, 0, 0, padded - longest)))
             for k, v in prefix
         ]
-        missing = torch.arange(padded, device=lengths.device) >= lengths[:, None]
-        bias = torch.zeros(missing.shape, device=lengths.device).masked_fill_(missing, -torch.inf)
-        self.bias = bias.repeat_interleave(model.shared, dim=0)[:, None]
+        self.bias = prompt_bias(lengths, padded, model.shared)
         self.positions = lengths[owners]
         _, counts = owners.unique_consecutive(return_counts=True)
         if bool((counts != counts[0]).any()):
@@ -89,13 +89,10 @@ class StaticDecoding:
         self.bias = self._rows(self.bias, owners)
 
     def _rows(self, states: Tensor, rows: Tensor) -> Tensor:
-        """These rows of [rows · shared, ...]."""
-        return states.unflatten(0, (-1, self.model.shared))[rows].flatten(0, 1)
+        return rows_of(states, rows, self.model.shared)
 
     def _grow(self) -> None:
         """Make room for response tokens; what is not written yet is zero, for it is multiplied by zero."""
-        from holdfast.rollout.fused import FIRST_ROOM
-
         self.room = min(self.max_tokens, max(FIRST_ROOM, 2 * self.room))
         more = self.room - self.steps
         self.cache = [(functional.pad(k, (0, more)), functional.pad(v, (0, 0, 0, more))) for k, v in self.cache]
@@ -142,6 +139,18 @@ def _attend(queries: Tensor, prompt: Pair, own: Pair, bias: Tensor, coming: Tens
     scores = torch.cat([to_prompt, to_own], dim=-1).softmax(dim=-1)
     read = torch.bmm(by_prompt(scores[..., :longest], prompts, shared), prompt[1])
     return torch.bmm(scores[..., longest:], own[1]) + by_row(read, queries.shape[1], shared, prompts)
+
+
+def prompt_bias(lengths: Tensor, width: int, shared: int) -> Tensor:
+    """[prompts · shared, 1, width]: 0 at a prompt's tokens, −∞ at the padding to their right."""
+    padding = torch.arange(width, device=lengths.device) >= lengths[:, None]
+    bias = torch.zeros(padding.shape, device=lengths.device).masked_fill_(padding, -torch.inf)
+    return bias.repeat_interleave(shared, dim=0)[:, None]
+
+
+def rows_of(states: Tensor, rows: Tensor, shared: int) -> Tensor:
+    """These rows of [rows · shared, ...]."""
+    return states.unflatten(0, (-1, shared))[rows].flatten(0, 1)
 
 
 def by_prompt(states: Tensor, prompts: int, shared: int) -> Tensor:
