@@ -116,6 +116,33 @@ def test_layers_see_every_real_token_once(unpadded):
     assert seen == [torch.Size([1, 16 + 15, 32])]
 
 
+@pytest.mark.parametrize("width", [SHARE, KEEP_APART])
+def test_tokens_that_round_their_number_change_nothing(model, unpadded, width, monkeypatch):
+    sequences = rollouts([(5, [4, 6]), (9, [3])])
+    numbers = []
+
+    def rounded(*args):
+        layout = lay_out(*args[:-1], width).rounded(20)
+        numbers.append([len(x) for x in (layout.input_ids, layout.positions, layout.answers)])
+        return layout
+
+    monkeypatch.setattr("holdfast.train.forward.lay_out", rounded)
+    assert close(laid_out(unpadded, sequences), alone(model, sequences))
+    assert numbers == [[40] * 3]
+
+
+def test_bfloat16_on_a_cpu_sees_few_numbers_of_tokens(unpadded):
+    """oneDNN writes a product's code for every number of tokens: 27 and 70 become 64 and 128."""
+    seen = []
+    handle = unpadded.model.layers[0].mlp.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+    try:
+        for sizes in ([(5, [4, 6]), (9, [3])], [(50, [20])]):
+            Policy(unpadded, head=HeadForm(), unpadded=True, autocast=True).stats(rollouts(sizes))
+    finally:
+        handle.remove()
+    assert seen == [64, 128]
+
+
 def test_no_keys_are_kept_for_a_next_token(unpadded):
     caches = []
     handle = unpadded.model.register_forward_hook(lambda module, args, out: caches.append(out.past_key_values))

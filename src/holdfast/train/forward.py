@@ -26,6 +26,8 @@ DIVERGENCES = ("kl_rollout", "tv_rollout", "chi2_rollout")
 BOUNDS = ("kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper")
 ENGINE_FIELDS = ("distributions", "top_ids", "top_logprobs")
 """Of `Sequences`: what an engine may report of each draw beside its log-probability."""
+ROUNDED = 64
+"""Tokens of which an unpadded micro-batch has a multiple, in bfloat16 on a CPU."""
 Places = tuple[Tensor | Layout, Tensor, Tensor]
 """Token ids [b, L], padded or laid out, with the row [N] and position [N] of each token that is predicted."""
 
@@ -201,9 +203,12 @@ class Policy:
 
     def _layout(self, sequences: Sequences) -> Layout:
         width = self.model.get_input_embeddings().weight.shape[1]
-        return lay_out(
+        layout = lay_out(
             sequences.input_ids, sequences.prompt_lengths, sequences.lengths, sequences.same_prompts(), width
         )
+        # oneDNN writes its bfloat16 products anew for every number of tokens, which takes longer than to run them.
+        narrow = self.autocast or self.model.dtype is torch.bfloat16
+        return layout.rounded(ROUNDED) if narrow and self.model.device.type == "cpu" else layout
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)

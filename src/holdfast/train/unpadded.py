@@ -62,6 +62,12 @@ class Layout:
         ids, positions, tokens = self.input_ids.to(device), self.positions.to(device), self.tokens.to(device)
         return Layout(ids, positions, tokens, parts, self.answers.to(device))
 
+    def rounded(self, multiple: int) -> Layout:
+        """The same with as many more tokens, which nobody reads, as make N a multiple."""
+        more = -len(self.input_ids) % multiple
+        ids, positions, answers = (functional.pad(x, (0, more)) for x in (self.input_ids, self.positions, self.answers))
+        return Layout(ids, positions, self.tokens, self.parts, answers)
+
 
 def lay_out(
     input_ids: Int[Tensor, "B L"],
