@@ -63,11 +63,12 @@ class Setting:
 
 
 BESIDE_TRL = (Setting(None, 64), Setting(None, 128, entries=26), Setting(512, 256), Setting(32768, 64))
-COMPILED = {"model": {"compile": True}, "engine": {"compile": True}}
+COMPILED: dict[str, dict[str, Any]] = {"model": {"compile": True}, "engine": {"compile": True}}
+NARROW = {"model": {"compile": True, "autocast": True}, "engine": {"compile": True, "precision": "bfloat16"}}
 OURS: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {},
     "ours, compiled": COMPILED,
-    "ours, compiled, bfloat16": COMPILED | {"model": {"compile": True, "autocast": True}},
+    "ours, compiled, bfloat16": NARROW,
 }
 PEERS = {"TRL": [], "TRL, bfloat16": ["bf16"]}
 

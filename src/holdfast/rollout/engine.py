@@ -112,7 +112,7 @@ def sampling_logprobs(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float
     if sampling.temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
-    scaled = logits.float() / sampling.temperature
+    scaled = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
     if sampling.truncates:
         support = Support(top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
         scaled = scaled.masked_fill(~support.kept(scaled), -torch.inf)

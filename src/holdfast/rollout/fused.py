@@ -26,21 +26,19 @@ from holdfast.rollout.quantize import EngineLinear, Precision, check_precision
 from holdfast.rollout.static import (
     FIRST_ROOM,
     StaticDecoding,
-    by_prompt,
-    by_row,
     compiled_step,
     prompt_bias,
-    rows_of,
 )
 
 
 @dataclass(frozen=True)
-class _Block:
-    """The weights of one layer; head_norm [query + key heads, D]."""
+class Block:
+    """The weights of one layer; gain [query + key heads, D] of the head norms, if any, with the scale of queries."""
 
     input_norm: Tensor
     qkv: EngineLinear
-    head_norm: Tensor | None
+    gain: Tensor
+    normed: bool
     output: EngineLinear
     middle_norm: Tensor
     gate_up: EngineLinear
@@ -77,6 +75,7 @@ class FusedDecoder:
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.layers, self.epsilon = config.num_hidden_layers, config.rms_norm_eps
         self.rotary = copy.deepcopy(model.model.rotary_emb)
+        self.form = f"{type(model).__name__} in {precision}: {config.to_json_string()}"
         self.compiled = compiled_step(model.device) if compile else None
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -110,32 +109,28 @@ class FusedDecoder:
 
         With gain g, rotate(g x) = g x cos + [−(g x)₂, (g x)₁] sin; queries carry the factor D^(−1/2).
         """
-        cos, sin = (
-            t[0].float()[:, None] for t in self.rotary(torch.zeros(1, device=positions.device), positions[None])
-        )
-        half = self.width // 2
-        signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        scale = torch.ones(self.heads + self.shared, 1, device=positions.device)
-        scale[: self.heads] = self.width**-0.5
-        found = []
-        for block in self.blocks:
-            gain = scale if block.head_norm is None else scale * block.head_norm.float()
-            gain = gain.expand(-1, self.width)
-            found.append((cos * gain, signed * gain.roll(half, -1)))
-        return found
+        cos, sin = (table[:, None] for table in self.turns(positions))
+        gains = [block.gain for block in self.blocks]
+        return [(cos * gain, sin * gain.roll(self.width // 2, -1)) for gain in gains]
 
-    def attended(self, block: _Block, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values [..., heads, D] in float32, normed and rotated."""
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotation (cos, sin) [n, D] with x ↦ x · cos + roll(x, D/2) · sin."""
+        cos, sin = (t[0].float() for t in self.rotary(torch.zeros(1, device=positions.device), positions[None]))
+        half = self.width // 2
+        return cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=1)
+
+    def attended(self, block: Block, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values [..., heads, D], normed and rotated: float32, but rounded as a cache holds them."""
         normed = functional.rms_norm(hidden, hidden.shape[-1:], block.input_norm, self.epsilon)
         states = block.qkv(normed).float().unflatten(-1, (-1, self.width))
         turned, values = states.split([self.heads + self.shared, self.shared], dim=-2)
-        if block.head_norm is not None:
+        if block.normed:
             turned = functional.rms_norm(turned, (self.width,), None, self.epsilon)
         turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, -1), sin)
         queries, keys = turned.split([self.heads, self.shared], dim=-2)
-        return queries, keys, values
+        return queries, keys.to(self.dtype).float(), values
 
-    def finish(self, block: _Block, hidden: Tensor, mixed: Tensor) -> Tensor:
+    def finish(self, block: Block, hidden: Tensor, mixed: Tensor) -> Tensor:
         """The rest of a layer after attention."""
         hidden = hidden + block.output(mixed.to(self.dtype))
         normed = functional.rms_norm(hidden, hidden.shape[-1:], block.middle_norm, self.epsilon)
@@ -146,17 +141,19 @@ class FusedDecoder:
         """[rows, V] in float32."""
         return self.head(functional.rms_norm(hidden, hidden.shape[-1:], self.norm, self.epsilon)).float()
 
-    def _block(self, weights: Mapping[str, Tensor], name: str) -> _Block:
+    def _block(self, weights: Mapping[str, Tensor], name: str) -> Block:
         attention, gated = f"{name}self_attn.", f"{name}mlp."
-        head_norm = None
-        if f"{attention}q_norm.weight" in weights:
-            gains = [self._plain(weights, f"{attention}{part}_norm") for part in "qk"]
-            counts = (self.heads, self.shared)
-            head_norm = torch.cat([gain.expand(count, -1) for gain, count in zip(gains, counts, strict=True)])
-        return _Block(
+        normed = f"{attention}q_norm.weight" in weights
+        gain = torch.ones(self.heads + self.shared, self.width, device=self.embedding.device)
+        if normed:
+            gain[: self.heads] = weights[f"{attention}q_norm.weight"]
+            gain[self.heads :] = weights[f"{attention}k_norm.weight"]
+        gain[: self.heads] *= self.width**-0.5
+        return Block(
             input_norm=self._plain(weights, f"{name}input_layernorm"),
             qkv=self._linear(weights, *(f"{attention}{part}_proj" for part in "qkv")),
-            head_norm=head_norm,
+            gain=gain,
+            normed=normed,
             output=self._linear(weights, f"{attention}o_proj"),
             middle_norm=self._plain(weights, f"{name}post_attention_layernorm"),
             gate_up=self._linear(weights, f"{gated}gate_proj", f"{gated}up_proj"),
@@ -232,11 +229,11 @@ class FusedDecoding:
         """[rows · shared, r, n] per row as [prompts · shared, seats · r, n] per prompt."""
         if self.seats is not None:
             states = self._rows(states, self.seats)
-        return by_prompt(states, self.prompts, self.model.shared)
+        return _by_prompt(states, self.prompts, self.model.shared)
 
     def _scatter(self, states: Tensor) -> Tensor:
         """The inverse of `_gather`."""
-        rows = by_row(states, self.model.heads // self.model.shared, self.model.shared, self.prompts)
+        rows = _by_row(states, self.model.heads // self.model.shared, self.model.shared, self.prompts)
         return rows if self.places is None else self._rows(rows, self.places)
 
     def _seat(self, owners: Tensor) -> None:
@@ -258,7 +255,7 @@ class FusedDecoding:
             self.places = owners * most + torch.arange(len(owners), device=owners.device) - first[owners]
 
     def _rows(self, states: Tensor, rows: Tensor) -> Tensor:
-        return rows_of(states, rows, self.model.shared)
+        return _rows_of(states, rows, self.model.shared)
 
     def _grow(self) -> None:
         """Make room for response tokens: twice as much each time, at most `max_tokens`."""
@@ -271,3 +268,21 @@ class FusedDecoding:
             grown.append((wider[0], wider[1]))
         self.cache, self.room = grown, room
         self._tables = self.model.tables(torch.arange(int(self.lengths.max()) + room, device=self.lengths.device))
+
+
+def _rows_of(states: Tensor, rows: Tensor, shared: int) -> Tensor:
+    """These rows of [rows · shared, ...]."""
+    return states.unflatten(0, (-1, shared))[rows].flatten(0, 1)
+
+
+def _by_prompt(states: Tensor, prompts: int, shared: int) -> Tensor:
+    """[rows · shared, r, n] as [prompts · shared, rows / prompts · r, n]."""
+    _, repeated, width = states.shape
+    grouped = states.reshape(prompts, -1, shared, repeated, width).transpose(1, 2)
+    return grouped.reshape(prompts * shared, -1, width)
+
+
+def _by_row(states: Tensor, repeated: int, shared: int, prompts: int) -> Tensor:
+    """The inverse of `_by_prompt`."""
+    width = states.shape[-1]
+    return states.view(prompts, shared, -1, repeated, width).transpose(1, 2).reshape(-1, repeated, width)

@@ -61,6 +61,13 @@ class EngineLinear(nn.Module):
         product = linear((inputs / step).round_(), self.weight).mul_(step).mul_(self.scale)
         return product if self.bias is None else product.add_(self.bias)
 
+    def columns(self, inputs: Tensor) -> Tensor:
+        """The same for inputs [in, n] that stand in columns: [out, n]."""
+        if self.scale is not None:
+            return self(inputs.t()).t()
+        product = self.weight @ inputs
+        return product if self.bias is None else product + self.bias[:, None]
+
 
 def _laid_out(weight: Tensor) -> Tensor:
     """The same matrix in the order in which a CPU multiplies a few dozen rows faster; large ones it reorders itself."""

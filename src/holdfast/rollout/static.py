@@ -1,30 +1,60 @@
-"""Decoding at fixed sizes, one compiled graph per size, in which a step costs little more than its matrix products.
+"""Decoding at few sizes, one compiled graph per size, in which a step costs little more than its matrix products.
 
 A step of a small model is hundreds of kernels of some microseconds each, and starting them takes longer than running
-them. Compiled into one graph they are fused, but a graph whose sizes may vary is slower than none. So the sizes are
-few: prompts are padded to a multiple of `PROMPT_STEP`, the response has room for a fixed number of tokens and masks
-those to come, and rows that have ended stay seated until a power of two holds those that run. The attention is the
-fused decoder's; once rows have left, prompts are no longer shared, so that every row is alike.
+them. Compiled into one graph they are fused. Rows that have ended stay seated until a power of two holds those that
+run, so that the number of rows takes few values; the lengths of prompts and responses, multiples of `STRIDE`, may vary
+within a graph, because they are outermost wherever attention reads:
+
+    keys and values of responses [R, heads, D, rows],    scores[r, h, n] = Σ_d k[r, h, d, n] q[h, d, n]
+
+Rows lie innermost, so every processor lane has a row of its own, a token is written in one piece, and nothing is read
+that has not been written. Groups of equal size share their prompts' keys and values until rows leave; then each row
+gets its own copy before its response.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from holdfast.rollout.fused import FusedDecoder
+    from holdfast.rollout.fused import Block, FusedDecoder
 
 Pair = tuple[Tensor, Tensor]
 FIRST_ROOM = 128
 """Response tokens that a new cache has room for; the room doubles when they are used up."""
-PROMPT_STEP = 64
-FEWEST = 8
+STRIDE = 16
+FEWEST = 16
 """Rows below which no further graph is worth its compilation."""
+
+
+class Shared(NamedTuple):
+    """What b prompts of up to P tokens left: keys [b · heads, P, D], values [b · heads, D, P], bias [b · heads, P, 1].
+
+    The bias is 0 at a prompt's tokens and −∞ at the padding to their right.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    bias: Tensor
+
+    @classmethod
+    def of(cls, prefix: list[Pair], lengths: Tensor, heads: int) -> Shared:
+        """From keys [b · heads, D, P] and values [b · heads, P, D], layer by layer."""
+        more = (0, -prefix[0][0].shape[2] % STRIDE)
+        keys = [functional.pad(keys, more).mT.contiguous() for keys, _ in prefix]
+        values = [functional.pad(values.mT, more).contiguous() for _, values in prefix]
+        return cls(keys, values, prompt_bias(lengths, keys[0].shape[1], heads).mT)
+
+    def of_rows(self, owners: Tensor, heads: int) -> tuple[list[Pair], Tensor]:
+        """Keys and values [P, heads, D, rows] and bias [P, rows], a copy of its prompt for each row."""
+        keys = [k.unflatten(0, (-1, heads))[owners].permute(2, 1, 3, 0) for k in self.keys]
+        values = [v.unflatten(0, (-1, heads))[owners].permute(3, 1, 2, 0) for v in self.values]
+        return list(zip(keys, values, strict=True)), self.bias[::heads, :, 0][owners].t()
 
 
 class StaticDecoding:
@@ -40,105 +70,172 @@ class StaticDecoding:
         max_tokens: int,
     ) -> None:
         self.model, self.logits, self.max_tokens = model, logits, max_tokens
-        longest = int(lengths.max())
-        padded = longest + -longest % PROMPT_STEP
-        self.prefix = [
-            (functional.pad(k, (0, padded - longest)), functional.pad(v, (0, 0, 0, padded - longest)))
-            for k, v in prefix
-        ]
-        self.bias = prompt_bias(lengths, padded, model.shared)
-        self.positions = lengths[owners]
+        self.shared: Shared | None = Shared.of(prefix, lengths, model.shared)
+        self.owners, self.starts = owners, lengths[owners]
+        self.tokens = torch.zeros_like(owners)
+        self.seats = torch.arange(len(owners), device=owners.device)
+        self.steps, self.used, self.fresh = 0, 0, True
+        empty = logits.new_empty(0, model.shared, model.width, len(owners), dtype=model.dtype)
+        self.cache, self.bias = [(empty, empty) for _ in prefix], logits.new_empty(0, len(owners))
         _, counts = owners.unique_consecutive(return_counts=True)
         if bool((counts != counts[0]).any()):
-            self._unshare(owners)
-        self.seats = torch.arange(len(owners), device=owners.device)
-        self.tokens = torch.zeros_like(owners)
-        self.steps, self.room = 0, 0
-        empty = logits.new_empty(len(owners) * model.shared, model.width, 0)
-        self.cache = [(empty, empty.transpose(1, 2)) for _ in prefix]
+            self._seat(self.seats)
 
     def step(self, tokens: Tensor) -> None:
         """Feed one token to each row; whoever sits on the other seats repeats its last one."""
-        if self.steps == self.room:
+        if self.used == len(self.bias):
             self._grow()
-        self.tokens[self.seats] = tokens
-        slot = torch.full((1,), self.steps, device=tokens.device)
-        positions = self.positions + self.steps
-        logits = (self.model.compiled or advance)(
-            self.model, self.tokens, positions, slot, self.tables, self.prefix, self.cache, self.bias
-        )
-        self.logits = logits[self.seats]
-        self.steps += 1
+        full = len(self.seats) == len(self.tokens)
+        if not full:
+            self.tokens[self.seats] = tokens
+        self.bias[self.used] = 0.0
+        end = _rounded(self.used + 1)
+        cache, bias = [(keys[:end], values[:end]) for keys, values in self.cache], self.bias[:end]
+        run = advance if self.model.compiled is None else self.model.compiled
+        if self.fresh:
+            self._let_lengths_vary(cache, bias)
+        turns = self.turns[:, :, self.starts + self.steps]
+        slot = torch.full((1,), self.used, device=tokens.device)
+        held = tokens if full else self.tokens
+        logits = run(self.model, self.model.form, held, turns, slot, self.shared, cache, bias)
+        self.logits = logits if full else logits[self.seats]
+        self.steps, self.used, self.fresh = self.steps + 1, self.used + 1, False
+
+    def _let_lengths_vary(self, cache: list[Pair], bias: Tensor) -> None:
+        """Mark what one graph takes at any length; where it is compiled, it is in the first step at these sizes."""
+        for states in (bias, *(part for pair in cache for part in pair)):
+            torch._dynamo.maybe_mark_dynamic(states, 0)
+        for states in () if self.shared is None else (*self.shared.keys, self.shared.bias):
+            torch._dynamo.maybe_mark_dynamic(states, 1)
+        for states in () if self.shared is None else self.shared.values:
+            torch._dynamo.maybe_mark_dynamic(states, 2)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows; those that stay move together where a smaller graph holds them."""
         self.seats, self.logits = self.seats[rows], self.logits[rows]
-        size = max(FEWEST, 1 << (len(rows) - 1).bit_length())
-        if size >= len(self.tokens):
-            return
-        taken = torch.cat([self.seats, self.seats[-1:].expand(size - len(rows))])
-        prompts = len(self.bias) // self.model.shared
-        self._unshare(taken // (len(self.tokens) // prompts))
-        self.tokens, self.positions = self.tokens[taken], self.positions[taken]
-        self.cache = [(self._rows(keys, taken), self._rows(values, taken)) for keys, values in self.cache]
+        if _size(len(rows)) < len(self.tokens):
+            self._seat(self.seats)
+
+    def _seat(self, rows: Tensor) -> None:
+        """Seat these rows alone, on as many seats as a size has, each with its own copy of its prompt."""
+        taken = torch.cat([rows, rows[-1:].expand(_size(len(rows)) - len(rows))])
+        self.owners, self.starts, self.tokens = self.owners[taken], self.starts[taken], self.tokens[taken]
+        self.cache = [(keys[: self.used, ..., taken], values[: self.used, ..., taken]) for keys, values in self.cache]
+        self.bias = self.bias[: self.used, taken]
+        if self.shared is not None:
+            before, bias = self.shared.of_rows(self.owners, self.model.shared)
+            self.cache = [
+                (torch.cat([old[0].to(own[0].dtype), own[0]]), torch.cat([old[1].to(own[1].dtype), own[1]]))
+                for old, own in zip(before, self.cache, strict=True)
+            ]
+            self.bias = torch.cat([bias, self.bias])
+            self.shared, self.used = None, len(self.bias)
+        self.fresh = True
         self.seats = torch.arange(len(rows), device=rows.device)
-
-    def _unshare(self, owners: Tensor) -> None:
-        """Give every row a copy of its prompt."""
-        self.prefix = [(self._rows(keys, owners), self._rows(values, owners)) for keys, values in self.prefix]
-        self.bias = self._rows(self.bias, owners)
-
-    def _rows(self, states: Tensor, rows: Tensor) -> Tensor:
-        return rows_of(states, rows, self.model.shared)
 
     def _grow(self) -> None:
         """Make room for response tokens; what is not written yet is zero, for it is multiplied by zero."""
-        self.room = min(self.max_tokens, max(FIRST_ROOM, 2 * self.room))
-        more = self.room - self.steps
-        self.cache = [(functional.pad(k, (0, more)), functional.pad(v, (0, 0, 0, more))) for k, v in self.cache]
-        positions = torch.arange(self.bias.shape[-1] + self.room, device=self.bias.device)
-        self.tables = self.model.tables(positions)
+        room = min(self.max_tokens, max(FIRST_ROOM, 2 * self.steps))
+        more = _rounded(self.used - self.steps + room) - self.used
+        wider = (0, 0, 0, 0, 0, 0, 0, more)
+        self.cache = [(functional.pad(keys, wider), functional.pad(values, wider)) for keys, values in self.cache]
+        self.bias = functional.pad(self.bias, wider[4:], value=-torch.inf)
+        longest = int(self.starts.max()) + self.steps + more
+        cos, sin = self.model.turns(torch.arange(longest, device=self.bias.device))
+        self.turns = torch.stack([cos.t(), sin.t()])
 
 
 def compiled_step(device: torch.device) -> Callable[..., Tensor]:
     """`advance`, compiled for each combination of sizes that comes up."""
     # On a CPU the calls between the kernels weigh as much as the kernels: they are made from C++.
-    options: dict[str, Any] = {"cpp_wrapper": device.type == "cpu"}
+    options: dict[str, Any] = {"cpp_wrapper": device.type == "cpu", "guard_filter_fn": _to_be_checked}
     return torch.compile(advance, dynamic=False, options=options)
+
+
+def _to_be_checked(guards: Any) -> list[bool]:
+    """Which of a graph's assumptions to look at before each step: `form` stands for all that concern the model."""
+    return ["model" not in guard.name and not guard.is_global for guard in guards]
 
 
 def advance(
     model: FusedDecoder,
+    form: str,
     tokens: Tensor,
-    positions: Tensor,
+    turns: Tensor,
     slot: Tensor,
-    tables: list[Pair],
-    prefix: list[Pair],
+    shared: Shared | None,
     cache: list[Pair],
     bias: Tensor,
 ) -> Tensor:
-    """Logits [rows, V] after one token per row [rows], which is written into `slot` [1] of the cache."""
-    hidden = model.embedding[tokens]
-    coming = torch.arange(cache[0][0].shape[2], device=slot.device) > slot
-    for block, (cos, sin), prompt, own in zip(model.blocks, tables, prefix, cache, strict=True):
-        queries, keys, values = model.attended(block, hidden, cos[positions], sin[positions])
-        own[0].index_copy_(2, slot, keys.reshape(-1, model.width, 1))
-        own[1].index_copy_(1, slot, values.reshape(-1, 1, model.width))
-        mixed = _attend(queries.reshape(own[0].shape[0], -1, model.width), prompt, own, bias, coming, model.shared)
-        hidden = model.finish(block, hidden, mixed.reshape(len(tokens), -1))
-    return model.logits(hidden)
+    """Logits [N, V] after one token per row [N], written into `slot` [1] of the cache; turns [2, D, N], bias [R, N]."""
+    if form != model.form:
+        raise ValueError(f"a graph of {form} was asked for {model.form}")
+    hidden = model.embedding[tokens].t()
+    for index, (block, (keys, values)) in enumerate(zip(model.blocks, cache, strict=True)):
+        states = block.qkv.columns(_normed(hidden, block.input_norm, model.epsilon)).float()
+        queries, key, value = _turned(model, block, states.unflatten(0, (-1, model.width)), turns)
+        keys.index_copy_(0, slot, key[None].to(keys.dtype))
+        values.index_copy_(0, slot, value[None].to(values.dtype))
+        prompt = None if shared is None else (shared.keys[index], shared.values[index], shared.bias)
+        mixed = _attend(queries.unflatten(0, (model.shared, -1)), keys, values, bias, prompt)
+        hidden = hidden + block.output.columns(mixed.reshape(-1, len(tokens)).to(model.dtype))
+        gate, up = block.gate_up.columns(_normed(hidden, block.middle_norm, model.epsilon)).chunk(2)
+        hidden = hidden + block.down.columns(functional.silu(gate) * up)
+    return model.head.columns(_normed(hidden, model.norm, model.epsilon)).t().float()
 
 
-def _attend(queries: Tensor, prompt: Pair, own: Pair, bias: Tensor, coming: Tensor, shared: int) -> Tensor:
-    """[rows · shared, r, D]; keys of the prompts [prompts · shared, D, P], of the rows [rows · shared, D, R]."""
-    prompts, longest = len(bias) // shared, bias.shape[-1]
-    to_prompt = by_row(
-        torch.bmm(by_prompt(queries, prompts, shared), prompt[0]) + bias, queries.shape[1], shared, prompts
-    )
-    to_own = torch.bmm(queries, own[0]).masked_fill(coming, -torch.inf)
-    scores = torch.cat([to_prompt, to_own], dim=-1).softmax(dim=-1)
-    read = torch.bmm(by_prompt(scores[..., :longest], prompts, shared), prompt[1])
-    return torch.bmm(scores[..., longest:], own[1]) + by_row(read, queries.shape[1], shared, prompts)
+def _normed(hidden: Tensor, gain: Tensor, epsilon: float) -> Tensor:
+    """RMS norm of columns [d, N]."""
+    wide = hidden.float()
+    return (wide * torch.rsqrt(wide.square().mean(dim=0, keepdim=True) + epsilon)).to(hidden.dtype) * gain[:, None]
+
+
+def _turned(model: FusedDecoder, block: Block, states: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [heads, D, N] of a layer, normed and rotated."""
+    turned, values = states.split([model.heads + model.shared, model.shared])
+    if block.normed:
+        turned = turned * torch.rsqrt(turned.square().mean(dim=1, keepdim=True) + model.epsilon)
+    turned = turned * block.gain[..., None]
+    swapped = turned.unflatten(1, (2, -1)).flip(1).flatten(1, 2)
+    queries, keys = (turned * turns[0] + swapped * turns[1]).split([model.heads, model.shared])
+    return queries, keys, values
+
+
+def _attend(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prompt: tuple[Tensor, Tensor, Tensor] | None
+) -> Tensor:
+    """[h, g, D, N] from queries of that shape; keys and values [R, h, D, N], bias [R, N].
+
+    With what prompts share, the softmax goes over both parts: exponentials relative to the larger of their maxima,
+    their sums added before the division.
+    """
+    keys, values = keys.float(), values.float()
+    scores = (keys[:, :, None] * queries).sum(dim=3) + bias[:, None, None]
+    top = scores.amax(dim=0)
+    if prompt is None:
+        weights = (scores - top).exp()
+        return (weights[:, :, :, None] * values[:, :, None]).sum(dim=0) / weights.sum(dim=0)[:, :, None]
+    shape = queries.shape
+    to_prompt = torch.bmm(prompt[0], _by_prompt(queries, len(prompt[0]))) + prompt[2]
+    top = torch.maximum(top, _by_row(to_prompt.amax(dim=1, keepdim=True), shape)[:, :, 0])
+    weights = (scores - top).exp()
+    on_prompt = (to_prompt - _by_prompt(top[:, :, None], len(prompt[0]))).exp()
+    total = weights.sum(dim=0) + _by_row(on_prompt.sum(dim=1, keepdim=True), shape)[:, :, 0]
+    mixed = (weights[:, :, :, None] * values[:, :, None]).sum(dim=0)
+    return (mixed + _by_row(torch.bmm(prompt[1], on_prompt), shape)) / total[:, :, None]
+
+
+def _by_prompt(states: Tensor, groups: int) -> Tensor:
+    """[h, g, D, prompts · m] as [prompts · h, D, g · m]; `groups` is prompts · h."""
+    heads, width = states.shape[0], states.shape[2]
+    return states.unflatten(3, (groups // heads, -1)).permute(3, 0, 2, 1, 4).reshape(groups, width, -1)
+
+
+def _by_row(states: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_by_prompt` for states of this shape, up to D."""
+    heads, repeated, _, rows = shape
+    grouped = states.view(-1, heads, states.shape[1], repeated, states.shape[2] // repeated)
+    return grouped.permute(1, 3, 2, 0, 4).reshape(heads, repeated, -1, rows)
 
 
 def prompt_bias(lengths: Tensor, width: int, shared: int) -> Tensor:
@@ -148,19 +245,9 @@ def prompt_bias(lengths: Tensor, width: int, shared: int) -> Tensor:
     return bias.repeat_interleave(shared, dim=0)[:, None]
 
 
-def rows_of(states: Tensor, rows: Tensor, shared: int) -> Tensor:
-    """These rows of [rows · shared, ...]."""
-    return states.unflatten(0, (-1, shared))[rows].flatten(0, 1)
+def _size(rows: int) -> int:
+    return max(FEWEST, 1 << (rows - 1).bit_length())
 
 
-def by_prompt(states: Tensor, prompts: int, shared: int) -> Tensor:
-    """[rows · shared, r, n] as [prompts · shared, rows / prompts · r, n]."""
-    _, repeated, width = states.shape
-    grouped = states.reshape(prompts, -1, shared, repeated, width).transpose(1, 2)
-    return grouped.reshape(prompts * shared, -1, width)
-
-
-def by_row(states: Tensor, repeated: int, shared: int, prompts: int) -> Tensor:
-    """The inverse of `by_prompt`."""
-    width = states.shape[-1]
-    return states.view(prompts, shared, -1, repeated, width).transpose(1, 2).reshape(-1, repeated, width)
+def _rounded(length: int) -> int:
+    return -(-length // STRIDE) * STRIDE
