@@ -295,6 +295,9 @@ def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monk
     for own, expected in zip(draw(other), draw(engine(models[0], eos_token_id=-1, precision="int8")), strict=True):
         assert torch.allclose(own.distributions, expected.distributions, atol=0.1)  # int8 rounds what differs in 1e-7
     assert len(graphs) == 4
+    for rows in range(1, 11):  # more sizes than torch compiles by itself
+        draw(made, prompts=[[2, 3]] * rows, max_tokens=3)
+    assert len(graphs) == 14
     torch.compiler.reset()
 
 

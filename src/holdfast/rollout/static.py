@@ -15,6 +15,7 @@ gets its own copy before its response.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,8 +29,10 @@ Pair = tuple[Tensor, Tensor]
 FIRST_ROOM = 128
 """Response tokens that a new cache has room for; the room doubles when they are used up."""
 STRIDE = 16
+"""Tokens of which lengths are multiples."""
 FEWEST = 16
 """Rows below which no further graph is worth its compilation."""
+MOST_GRAPHS = 64
 
 
 class Shared(NamedTuple):
@@ -91,24 +94,25 @@ class StaticDecoding:
         self.bias[self.used] = 0.0
         end = _rounded(self.used + 1)
         cache, bias = [(keys[:end], values[:end]) for keys, values in self.cache], self.bias[:end]
-        run = advance if self.model.compiled is None else self.model.compiled
-        if self.fresh:
-            self._let_lengths_vary(cache, bias)
         turns = self.turns[:, :, self.starts + self.steps]
         slot = torch.full((1,), self.used, device=tokens.device)
         held = tokens if full else self.tokens
-        logits = run(self.model, self.model.form, held, turns, slot, self.shared, cache, bias)
+        run = advance if self.model.compiled is None else self.model.compiled
+        with self._compiling(cache, bias) if self.fresh else nullcontext():
+            logits = run(self.model, self.model.form, held, turns, slot, self.shared, cache, bias)
         self.logits = logits if full else logits[self.seats]
         self.steps, self.used, self.fresh = self.steps + 1, self.used + 1, False
 
-    def _let_lengths_vary(self, cache: list[Pair], bias: Tensor) -> None:
-        """Mark what one graph takes at any length; where it is compiled, it is in the first step at these sizes."""
+    def _compiling(self, cache: list[Pair], bias: Tensor) -> AbstractContextManager[Any]:
+        """For the first step at these sizes, in which a graph is compiled if any is: let it take any lengths."""
         for states in (bias, *(part for pair in cache for part in pair)):
             torch._dynamo.maybe_mark_dynamic(states, 0)
         for states in () if self.shared is None else (*self.shared.keys, self.shared.bias):
             torch._dynamo.maybe_mark_dynamic(states, 1)
         for states in () if self.shared is None else self.shared.values:
             torch._dynamo.maybe_mark_dynamic(states, 2)
+        # Beyond its limit torch runs the function as it stands, which writes products of whole caches to memory.
+        return torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows; those that stay move together where a smaller graph holds them."""
