@@ -66,6 +66,25 @@ def test_the_figures_are_their_definitions(model):
     assert found.k3 == pytest.approx((math.exp(0.5) - 1.5 + math.exp(-0.1) - 0.9) / 2, abs=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
+def test_tokens_off_the_trainers_support_are_compared_without_truncation(model, temperature):
+    """The engine drew from everything and says so; the trainer, told top-k 1, still scores what lies outside."""
+    completions = draw(model, Sampling(temperature=temperature, max_tokens=24))
+    narrow = Sampling(temperature=temperature, top_k=1, max_tokens=24)
+    off, total, largest = 0, 0, 0.0
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        found = rescore(model, [prompt], [completion], narrow)
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *completion.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        other = logits.argmax(dim=1) != torch.tensor(completion.token_ids)
+        # A token on the support of one is certain there: its gap is -log p, that of all others rounding.
+        gaps = torch.where(other, 0.0, -completion.logprobs)
+        assert found.mean_abs == pytest.approx(float(gaps.mean()), abs=1e-4)
+        off, total, largest = off + int(other.sum()), total + len(other), max(largest, float(gaps.max()))
+    assert 20 < off < total
+    assert largest > 0.1
+
+
 def test_only_the_first_tokens_of_the_first_sequences_are_scored(model):
     completions = draw(model)
     found = rescore(model, PROMPTS, completions, SUPPORTS[0], sequences=3, tokens=5)
@@ -144,13 +163,16 @@ def test_unprocessed_numbers_are_named_even_where_they_are_close(model, sampling
             check_engine(model, PROMPTS, raw, sampling, precision="int4_weight")
 
 
-def test_the_likeliest_tokens_instead_of_the_sampled_ones_are_named(model):
+@pytest.mark.parametrize("sampling", SUPPORTS, ids=str)
+def test_the_likeliest_tokens_instead_of_the_sampled_ones_are_named(model, sampling):
     changed = []
-    for prompt, completion in zip(PROMPTS, draw(model), strict=True):
-        best = sampling_logprobs(whole_forward(model, prompt, completion), SUPPORTS[0]).amax(-1)
+    for prompt, completion in zip(PROMPTS, draw(model, sampling), strict=True):
+        best = sampling_logprobs(whole_forward(model, prompt, completion), sampling).amax(-1)
         changed.append(replace(completion, logprobs=best))
-    with pytest.raises(EngineError, match="those of the likeliest tokens"):
-        check_engine(model, PROMPTS, changed, SUPPORTS[0])
+    assert rescore(model, PROMPTS, changed, sampling).suspects["likeliest"] < 1e-3
+    if sampling.temperature >= 1:  # colder, most tokens are the likeliest, and the difference may be numerics
+        with pytest.raises(EngineError, match="those of the likeliest tokens"):
+            check_engine(model, PROMPTS, changed, sampling, precision="float32")
 
 
 @pytest.mark.parametrize(
@@ -196,4 +218,22 @@ def test_a_quarter_of_the_difference_under_a_wrong_reading_is_proof(monkeypatch,
 
 def test_greedy_responses_say_nothing_and_pass(model):
     sampling = Sampling(temperature=0.0, max_tokens=8)
-    assert check_engine(model, PROMPTS, draw(model, sampling), sampling).mean_abs == 0
+    found = check_engine(model, PROMPTS, draw(model, sampling), sampling)
+    assert found.mean_abs == 0
+    assert not found.suspects, "a token that the trainer ranks second would make zeros look like no answer"
+
+
+def test_figures_stay_finite_where_there_is_little_to_compare(model):
+    """Constant reports have no correlation, huge gaps no infinite k3, single tokens no neighbour they could be of."""
+    completions = draw(model)
+    constant = rescore(
+        model, PROMPTS, reported(completions, lambda logprobs: torch.full_like(logprobs, -2.0)), SUPPORTS[0]
+    )
+    assert constant.correlation == 0
+    # k3 of a gap that counts as 20 nats at most: e^20 - 20 - 1
+    far = rescore(model, PROMPTS, reported(completions, lambda logprobs: logprobs - 200), SUPPORTS[0])
+    assert far.k3 == pytest.approx(math.exp(20) - 21, rel=1e-5)
+    single = [replace(c, token_ids=c.token_ids[:1], logprobs=c.logprobs[:1] - 0.1) for c in completions]
+    assert rescore(model, PROMPTS[:1], single[:1], SUPPORTS[0]).correlation == 0
+    found = check_engine(model, PROMPTS, single, SUPPORTS[0], precision="bfloat16")
+    assert found.suspects["earlier"] == found.suspects["later"] == math.inf
