@@ -122,7 +122,7 @@ def _within(rollouts: Iterator[Rollout], tokens: int) -> Iterator[Rollout]:
 
 def _drift(rollout: Rollout) -> tuple[float, float]:
     place = worst_position(rollout)
-    return max(rollout.kl_exact or (0.0,)), abs(place[1]) if place else 0.0
+    return max(rollout.kl_exact or rollout.kl_lower or (0.0,)), abs(place[1]) if place else 0.0
 
 
 def _merit(rollout: Rollout) -> tuple[bool, int]:
