@@ -35,7 +35,8 @@ def test_exact_kl_decides_which_is_worst():
     loud, deep = sequence(drift=3.0, kept=False, kl=0.1), sequence(drift=0.5, kept=False, kl=2.0)
     assert survey([loud, deep]).rejected is deep
     # an engine that reports only its likeliest tokens: the KL that they prove
-    loud, deep = (dataclasses.replace(r, kl_exact=None, kl_lower=r.kl_exact) for r in (loud, deep))
+    tv = {"tv_lower": (0.0, 0.1), "tv_upper": (0.0, 0.9)}
+    loud, deep = (dataclasses.replace(r, kl_exact=None, kl_lower=r.kl_exact, **tv) for r in (loud, deep))
     assert survey([loud, deep]).rejected is deep
 
 
