@@ -29,7 +29,7 @@ Pair = tuple[Tensor, Tensor]
 FIRST_ROOM = 128
 """Response tokens that a new cache has room for; the room doubles when they are used up."""
 STRIDE = 16
-"""Tokens of which lengths are multiples."""
+"""Tokens of which lengths are multiples, and the tokens of a block of the cache."""
 FEWEST = 16
 """Rows below which no further graph is worth its compilation."""
 MOST_GRAPHS = 64
@@ -93,9 +93,11 @@ class StaticDecoding:
             self.tokens[self.seats] = tokens
         self.bias[self.used] = 0.0
         end = _rounded(self.used + 1)
-        cache, bias = [(keys[:end], values[:end]) for keys, values in self.cache], self.bias[:end]
+        blocks = (end // STRIDE, STRIDE)
+        cache = [(keys[:end].unflatten(0, blocks), values[:end].unflatten(0, blocks)) for keys, values in self.cache]
+        bias = self.bias[:end].unflatten(0, blocks)
         turns = self.turns[:, :, self.starts + self.steps]
-        slot = torch.full((1,), self.used, device=tokens.device)
+        slot = torch.tensor([divmod(self.used, STRIDE)], device=tokens.device)
         held = tokens if full else self.tokens
         run = advance if self.model.compiled is None else self.model.compiled
         with self._compiling(cache, bias) if self.fresh else nullcontext():
@@ -171,15 +173,18 @@ def advance(
     cache: list[Pair],
     bias: Tensor,
 ) -> Tensor:
-    """Logits [N, V] after one token per row [N], written into `slot` [1] of the cache; turns [2, D, N], bias [R, N]."""
+    """Logits [N, V] after one token per row [N], which is written into the cache at `slot` [1, 2] (block, place).
+
+    turns [2, D, N], keys and values of a layer [blocks, STRIDE, h, D, N], bias [blocks, STRIDE, N].
+    """
     if form != model.form:
         raise ValueError(f"a graph of {form} was asked for {model.form}")
     hidden = model.embedding[tokens].t()
     for index, (block, (keys, values)) in enumerate(zip(model.blocks, cache, strict=True)):
         states = block.qkv.columns(_normed(hidden, block.input_norm, model.epsilon)).float()
         queries, key, value = _turned(model, block, states.unflatten(0, (-1, model.width)), turns)
-        keys.index_copy_(0, slot, key[None].to(keys.dtype))
-        values.index_copy_(0, slot, value[None].to(values.dtype))
+        keys[slot[:, 0], slot[:, 1]] = key[None].to(keys.dtype)
+        values[slot[:, 0], slot[:, 1]] = value[None].to(values.dtype)
         prompt = None if shared is None else (shared.keys[index], shared.values[index], shared.bias)
         mixed = _attend(queries.unflatten(0, (model.shared, -1)), keys, values, bias, prompt)
         hidden = hidden + block.output.columns(mixed.reshape(-1, len(tokens)).to(model.dtype))
@@ -208,25 +213,30 @@ def _turned(model: FusedDecoder, block: Block, states: Tensor, turns: Tensor) ->
 def _attend(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prompt: tuple[Tensor, Tensor, Tensor] | None
 ) -> Tensor:
-    """[h, g, D, N] from queries of that shape; keys and values [R, h, D, N], bias [R, N].
+    """[h, g, D, N] from queries of that shape; keys and values [blocks, STRIDE, h, D, N], bias [blocks, STRIDE, N].
 
     With what prompts share, the softmax goes over both parts: exponentials relative to the larger of their maxima,
     their sums added before the division.
     """
     keys, values = keys.float(), values.float()
-    scores = (keys[:, :, None] * queries).sum(dim=3) + bias[:, None, None]
-    top = scores.amax(dim=0)
+    scores = (keys[:, :, :, None] * queries).sum(dim=4) + bias[:, :, None, None]
+    top = scores.amax(dim=(0, 1))
     if prompt is None:
         weights = (scores - top).exp()
-        return (weights[:, :, :, None] * values[:, :, None]).sum(dim=0) / weights.sum(dim=0)[:, :, None]
+        return _read(weights, values) / weights.sum(dim=(0, 1))[:, :, None]
     shape = queries.shape
     to_prompt = torch.bmm(prompt[0], _by_prompt(queries, len(prompt[0]))) + prompt[2]
     top = torch.maximum(top, _by_row(to_prompt.amax(dim=1, keepdim=True), shape)[:, :, 0])
     weights = (scores - top).exp()
     on_prompt = (to_prompt - _by_prompt(top[:, :, None], len(prompt[0]))).exp()
-    total = weights.sum(dim=0) + _by_row(on_prompt.sum(dim=1, keepdim=True), shape)[:, :, 0]
-    mixed = (weights[:, :, :, None] * values[:, :, None]).sum(dim=0)
+    total = weights.sum(dim=(0, 1)) + _by_row(on_prompt.sum(dim=1, keepdim=True), shape)[:, :, 0]
+    mixed = _read(weights, values)
     return (mixed + _by_row(torch.bmm(prompt[1], on_prompt), shape)) / total[:, :, None]
+
+
+def _read(weights: Tensor, values: Tensor) -> Tensor:
+    """Σ w[block, r, h, g, n] v[block, r, h, d, n]; in blocks, for all tokens at once are too far apart in memory."""
+    return (weights[..., None, :] * values[:, :, :, None]).sum(dim=1).sum(dim=0)
 
 
 def _by_prompt(states: Tensor, groups: int) -> Tensor:
@@ -254,4 +264,4 @@ def _size(rows: int) -> int:
 
 
 def _rounded(length: int) -> int:
-    return -(-length // STRIDE) * STRIDE
+    return max(2, -(-length // STRIDE)) * STRIDE
