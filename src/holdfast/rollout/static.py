@@ -33,6 +33,7 @@ STRIDE = 16
 FEWEST = 16
 """Rows below which no further graph is worth its compilation."""
 MOST_GRAPHS = 64
+"""Sizes that are compiled in one process."""
 
 
 class Shared(NamedTuple):
