@@ -8,8 +8,8 @@ within a graph, because they are outermost wherever attention reads:
     keys and values of responses [R, heads, D, rows],    scores[r, h, n] = Σ_d k[r, h, d, n] q[h, d, n]
 
 Rows lie innermost, so every processor lane has a row of its own, a token is written in one piece, and nothing is read
-beyond the block that is being written. Groups of equal size share their prompts' keys and values until rows leave; then each row
-gets its own copy before its response.
+beyond the block that is being written. Groups of equal size share their prompts' keys and values until rows leave; then
+each row gets its own copy before its response.
 """
 
 from __future__ import annotations
