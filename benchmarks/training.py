@@ -16,7 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -52,17 +54,28 @@ PARTS = ("generate", "old_logprobs", "update", "reward", "other")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained beside TRL: vocabulary (None: the task's, warm-started; else random weights), length, chains."""
+    """What is trained beside TRL: vocabulary (None: the task's, warm-started; else random weights), length, chains.
+
+    `examples` are solved before the question is asked, 101 tokens each with the default chains.
+    """
 
     vocabulary: int | None
     tokens: int
     entries: int = 12
+    examples: int = 0
 
     def __str__(self) -> str:
-        return f"vocabulary of {self.vocabulary or 30}, {self.tokens} tokens"
+        prompt = 2 * self.entries + 1 + self.examples * (8 * self.entries + 5)
+        return f"vocabulary of {self.vocabulary or 30}, prompts of {prompt} and responses of {self.tokens} tokens"
 
 
-BESIDE_TRL = (Setting(None, 64), Setting(None, 128, entries=26), Setting(512, 256), Setting(32768, 64))
+BESIDE_TRL = (
+    Setting(None, 64),
+    Setting(None, 128, entries=26),
+    Setting(512, 64, examples=2),
+    Setting(512, 256),
+    Setting(32768, 64),
+)
 COMPILED: dict[str, dict[str, Any]] = {"model": {"compile": True}, "engine": {"compile": True}}
 NARROW = {"model": {"compile": True, "autocast": True}, "engine": {"compile": True, "precision": "bfloat16"}}
 OURS: dict[str, dict[str, dict[str, Any]]] = {
@@ -92,12 +105,25 @@ def parity(task: ChainTask, problem: Problem, response: str) -> float:
     return float(sum(map(ord, response)) % 2)
 
 
-def measure(shape: dict[str, Any], steps: int, preset: str, warm_starts: Path) -> dict[str, Any]:
+@contextmanager
+def solved_before(examples: int) -> Iterator[None]:
+    """Prompts of chain tasks begin with so many other prompts and their solutions, the same ones every time."""
+    plain = ChainTask.problems
+
+    def problems(task: ChainTask, seed: int, count: int, split: str) -> list[Problem]:
+        shown = "".join(f"{other.prompt}{other.solution}=" for other in plain(task, 0, examples, "train"))
+        return [replace(problem, prompt=shown + problem.prompt) for problem in plain(task, seed, count, split)]
+
+    with patch.object(ChainTask, "problems", problems):
+        yield
+
+
+def measure(shape: dict[str, Any], steps: int, preset: str, warm_starts: Path, examples: int = 0) -> dict[str, Any]:
     """Medians over the steps; the first two and the last, which evaluates, are left out."""
     config = build_config(settings(shape, steps, preset))
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(Path(folder) / "run", config)
-        with patch.object(ChainTask, "reward", parity):
+        with patch.object(ChainTask, "reward", parity), solved_before(examples):
             summary = train(config, run, display=Quiet(), warm_starts=warm_starts)
         records = run.read_metrics()[3:-1]
     return {
@@ -140,12 +166,15 @@ def _take_turns(python: str, steps: int, pairs: int, folder: Path, setting: Sett
         shape |= {"model": {"source": str(folder / "wide")}, "warm_start": {"clean_steps": 0}}
     (folder / "shape.json").write_text(json.dumps(shape))
     config = build_config(settings(shape, steps, "grpo"))
-    measure(shape, 4, "grpo", folder)  # makes the warm-started model
+    if setting.vocabulary is None:
+        measure(shape, 4, "grpo", folder)  # makes the warm-started model
     model = shape["model"].get("source") or str(cached_warm_start(folder, config))
-    texts = [problem.prompt for problem in task.problems(0, shape["batch"]["prompts"] * (steps + 2), "train")]
+    with solved_before(setting.examples):
+        texts = [problem.prompt for problem in task.problems(0, shape["batch"]["prompts"] * (steps + 2), "train")]
     same = {**shape["batch"], **shape["sampling"], "learning_rate": config.optimizer.learning_rate, "texts": texts}
     (folder / "prompts.json").write_text(json.dumps(same))
     own = [sys.executable, __file__, "--steps", str(steps), "--measure", str(folder)]
+    own += ["--examples", str(setting.examples)]
     peer = [python, str(Path(__file__).with_name("training_trl.py")), model, str(folder / "prompts.json"), str(steps)]
     commands = {who: [*own, "--variant", who] for who in OURS} | {who: [*peer, *words] for who, words in PEERS.items()}
     speeds: dict[str, list[float]] = {who: [] for who in commands}
@@ -186,12 +215,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--variant", choices=OURS, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--examples", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         shape = json.loads((options.measure / "shape.json").read_text())
         for section, values in OURS[options.variant].items():
             shape[section] |= values
-        print(json.dumps(measure(shape, options.steps, "grpo", options.measure)))
+        print(json.dumps(measure(shape, options.steps, "grpo", options.measure, options.examples)))
     elif options.trl:
         compare(options.trl, options.steps, options.pairs)
     else:

@@ -147,10 +147,11 @@ class EmbeddedEngine:
     def _decode(self, batch: Decoding, rows: Tensor, uniforms: Tensor, sampling: Sampling, record: _Record) -> None:
         """Draw until every row has ended; ended rows draw on unrecorded until enough of them can leave together."""
         running = torch.ones_like(rows, dtype=torch.bool)
+        uniforms = uniforms[rows].t().contiguous()
         for position in range(sampling.max_tokens):
             logprobs = sampling_logprobs(batch.logits, sampling)
-            tokens = draw(logprobs, uniforms[rows, position])
-            record.add(rows, position, tokens, logprobs)
+            tokens = draw(logprobs, uniforms[position])
+            record.add(rows, tokens, logprobs)
             running = running & (tokens != self.eos_token_id)
             live = int(running.sum())
             if live == 0 or position + 1 == sampling.max_tokens:
@@ -158,7 +159,7 @@ class EmbeddedEngine:
             if live < COMPACT_BELOW * len(rows):
                 kept = running.nonzero().squeeze(1)
                 batch.keep(kept)
-                rows, tokens, running = rows[kept], tokens[kept], running[kept]
+                rows, tokens, running, uniforms = rows[kept], tokens[kept], running[kept], uniforms[:, kept]
             batch.step(tokens)
 
     def _running(self) -> Decoder:
@@ -174,19 +175,31 @@ class _Record:
         self.tokens = torch.full((rows, longest), -1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, longest, device=device)
         self.distributions, self.top = distributions, top
+        self.drawn: list[tuple[Tensor, list[Tensor], list[Tensor]]] = []
         self.wide: list[tuple[Tensor, dict[str, Tensor]]] = []
 
-    def add(self, rows: Tensor, position: int, tokens: Tensor, logprobs: Tensor) -> None:
+    def add(self, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
         """Record one token per row."""
-        self.tokens[rows, position] = tokens
-        self.logprobs[rows, position] = logprobs.gather(1, tokens[:, None]).squeeze(1)
+        if not self.drawn or self.drawn[-1][0] is not rows:
+            self.drawn.append((rows, [], []))
+        _, drawn, chosen = self.drawn[-1]
+        drawn.append(tokens[:, None])
+        chosen.append(logprobs.gather(1, drawn[-1]))
         wide = {"distributions": logprobs} if self.distributions else {}
         if self.top:
             wide["top_logprobs"], wide["top_ids"] = logprobs.topk(min(self.top, logprobs.shape[1]))
         self.wide.append((rows, wide))
 
+    def _collect(self) -> None:
+        """Write the tokens and their log-probabilities into their tables."""
+        first = 0
+        for rows, drawn, chosen in self.drawn:
+            span = slice(first, first := first + len(drawn))
+            self.tokens[rows, span], self.logprobs[rows, span] = torch.cat(drawn, dim=1), torch.cat(chosen, dim=1)
+
     def completions(self, eos_token_id: int, version: int) -> list[Completion]:
         """The rows, each up to its first end token."""
+        self._collect()
         ended = self.tokens == eos_token_id
         stopped = ended.any(dim=1)
         lengths = torch.where(stopped, ended.long().argmax(dim=1) + 1, (self.tokens >= 0).sum(dim=1)).tolist()

@@ -14,7 +14,8 @@ each row gets its own copy before its response.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,7 @@ STRIDE = 16
 """Tokens of which lengths are multiples, and the tokens of a block of the cache."""
 FEWEST = 16
 """Rows below which no further graph is worth its compilation."""
+OF_MODEL_OR_LATER_LAYER = re.compile(r"model|^(cache|shared\.keys|shared\.values)\[[1-9]")
 MOST_GRAPHS = 64
 """Sizes that are compiled in one process."""
 
@@ -79,6 +81,7 @@ class StaticDecoding:
         self.tokens = torch.zeros_like(owners)
         self.seats = torch.arange(len(owners), device=owners.device)
         self.steps, self.used, self.fresh = 0, 0, True
+        self.ahead: Iterator[Pair] = iter(())
         empty = logits.new_empty(0, model.shared, model.width, len(owners), dtype=model.dtype)
         self.cache, self.bias = [(empty, empty) for _ in prefix], logits.new_empty(0, len(owners))
         _, counts = owners.unique_consecutive(return_counts=True)
@@ -93,21 +96,30 @@ class StaticDecoding:
         if not full:
             self.tokens[self.seats] = tokens
         self.bias[self.used] = 0.0
-        end = _rounded(self.used + 1)
-        blocks = (end // STRIDE, STRIDE)
-        cache = [(keys[:end].unflatten(0, blocks), values[:end].unflatten(0, blocks)) for keys, values in self.cache]
-        bias = self.bias[:end].unflatten(0, blocks)
-        turns = self.turns[:, :, self.starts + self.steps]
-        slot = torch.tensor([divmod(self.used, STRIDE)], device=tokens.device)
+        turns, slot = next(self.ahead, None) or self._open()
         held = tokens if full else self.tokens
         run = advance if self.model.compiled is None else self.model.compiled
-        with self._compiling(cache, bias) if self.fresh else nullcontext():
-            logits = run(self.model, self.model.form, held, turns, slot, self.shared, cache, bias)
+        with self._compiling() if self.fresh else nullcontext():
+            logits = run(self.model, self.model.form, held, turns, slot, self.shared, *self.opened)
         self.logits = logits if full else logits[self.seats]
         self.steps, self.used, self.fresh = self.steps + 1, self.used + 1, False
 
-    def _compiling(self, cache: list[Pair], bias: Tensor) -> AbstractContextManager[Any]:
+    def _open(self) -> Pair:
+        """The cache as far as the block to be written: what its steps share; then rotation and slot step by step."""
+        end = _rounded(self.used + 1)
+        blocks = (end // STRIDE, STRIDE)
+        cache = [(keys[:end].unflatten(0, blocks), values[:end].unflatten(0, blocks)) for keys, values in self.cache]
+        self.opened = cache, self.bias[:end].unflatten(0, blocks)
+        block, place = divmod(self.used, STRIDE)
+        places = torch.arange(place, STRIDE, device=self.bias.device)
+        turns = self.turns[:, :, self.starts + self.steps + (places - place)[:, None]].permute(2, 0, 1, 3).contiguous()
+        slots = torch.stack([torch.full_like(places, block), places], dim=1)[:, None]
+        self.ahead = iter(zip(turns, slots, strict=True))
+        return next(self.ahead)
+
+    def _compiling(self) -> AbstractContextManager[Any]:
         """For the first step at these sizes, in which a graph is compiled if any is: let it take any lengths."""
+        cache, bias = self.opened
         for states in (bias, *(part for pair in cache for part in pair)):
             torch._dynamo.maybe_mark_dynamic(states, 0)
         for states in () if self.shared is None else (*self.shared.keys, self.shared.bias):
@@ -137,7 +149,7 @@ class StaticDecoding:
             ]
             self.bias = torch.cat([bias, self.bias])
             self.shared, self.used = None, len(self.bias)
-        self.fresh = True
+        self.fresh, self.ahead = True, iter(())
         self.seats = torch.arange(len(rows), device=rows.device)
 
     def _grow(self) -> None:
@@ -149,7 +161,7 @@ class StaticDecoding:
         self.bias = functional.pad(self.bias, wider[4:], value=-torch.inf)
         longest = int(self.starts.max()) + self.steps + more
         cos, sin = self.model.turns(torch.arange(longest, device=self.bias.device))
-        self.turns = torch.stack([cos.t(), sin.t()])
+        self.turns, self.ahead = torch.stack([cos.t(), sin.t()]), iter(())
 
 
 def compiled_step(device: torch.device) -> Callable[..., Tensor]:
@@ -160,8 +172,11 @@ def compiled_step(device: torch.device) -> Callable[..., Tensor]:
 
 
 def _to_be_checked(guards: Any) -> list[bool]:
-    """Which of a graph's assumptions to look at before each step: `form` stands for all that concern the model."""
-    return ["model" not in guard.name and not guard.is_global for guard in guards]
+    """Which of a graph's assumptions to look at before each step.
+
+    `form` stands for all that concern the model, the cache of the first layer for that of all layers.
+    """
+    return [not guard.is_global and not OF_MODEL_OR_LATER_LAYER.search(guard.name) for guard in guards]
 
 
 def advance(

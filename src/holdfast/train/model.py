@@ -68,7 +68,7 @@ def keep_only_inputs(model: Any) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """Compile every decoder layer in place, for any length; equal layers share what is compiled.
+    """Compile every decoder layer and the norm after them in place, for any length; equal layers share a graph.
 
     Copies made before, such as the engine's and the reference policy, stay as they are.
 
@@ -80,5 +80,7 @@ def compile_layers(model: Any) -> None:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ConfigError(f"model.compile: {type(model).__name__} has no layers that can be compiled; leave it out")
-    for layer in layers:
-        layer.compile(dynamic=True)
+    within = {part for layer in layers for part in layer.modules()}
+    norms = [part for part in model.modules() if part not in within and type(part).__name__.endswith("RMSNorm")]
+    for part in (*layers, *norms):
+        part.compile(dynamic=True)
