@@ -314,6 +314,21 @@ def test_all_rewards_equal_is_said_and_changes_nothing(small_run, monkeypatch):
     assert record["loss"] == 0.0 and record["grad_norm"] == 0.0
 
 
+@pytest.mark.parametrize("most", [1e-3, 1e3])
+def test_a_gradient_is_cut_to_the_largest_norm_and_logged_as_it_was(small_run, monkeypatch, most):
+    taken, step = [], torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        taken.append(float(torch.cat(gradients).norm()))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    folder, _ = small_run("run", "--steps", "1", "--optimizer.max_grad_norm", str(most))
+    (norm,) = [record["grad_norm"] for record in folder.read_metrics()[1:]]
+    assert 1e-3 < norm < 1e3 and taken[-1] == pytest.approx(min(norm, most), rel=1e-3)
+
+
 def test_every_sequence_masked_is_said_with_the_threshold_that_would_keep_some(small_run):
     folder, _ = small_run("run", "--steps", "1", "--objective.delta", "1e-9")
     record = folder.read_metrics()[1]

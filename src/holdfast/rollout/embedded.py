@@ -235,32 +235,24 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draw: the first token whose cumulated probability exceeds u, never an impossible one.
 
     Probabilities are cumulated in float64; of a vocabulary larger than a block, over blocks of tokens first, then over
-    the tokens of the block that it is.
+    the tokens of the block that it is. The largest u, 1 − 2⁻⁵³, times the whole is rounded to less than the whole.
     """
     probabilities, last = logprobs.exp(), logprobs.shape[1] - 1
     if last < BLOCK:
-        cumulated = probabilities.double().cumsum(dim=1)
-        token = torch.searchsorted(cumulated, _threshold(uniforms, cumulated), right=True)
+        cumulated = probabilities.cumsum(dim=1, dtype=torch.float64)
+        token = torch.searchsorted(cumulated, uniforms[:, None] * cumulated[:, -1:], right=True)
         return token.squeeze(1).clamp_(max=last)  # not a number has no place; it is reported later
     blocks = functional.pad(probabilities, (0, -logprobs.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    ends = functional.pad(blocks.sum(dim=2).double().cumsum(dim=1), (1, 0))
-    threshold = _threshold(uniforms, ends)
+    ends = functional.pad(blocks.sum(dim=2).cumsum(dim=1, dtype=torch.float64), (1, 0))
+    threshold = uniforms[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, threshold, right=True).clamp_(max=ends.shape[1] - 1) - 1
-    cumulated = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].double().cumsum(dim=1)
+    chosen = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]]
+    cumulated = chosen.cumsum(dim=1, dtype=torch.float64)
     # A block as a whole is summed in float32 and may come out larger than its parts one after the other.
-    within = torch.minimum(threshold - ends.gather(1, block), _just_below(cumulated[:, -1:]))
+    whole = cumulated[:, -1:]
+    within = torch.minimum(threshold - ends.gather(1, block), torch.nextafter(whole, torch.zeros_like(whole)))
     token = block * BLOCK + torch.searchsorted(cumulated, within, right=True)
     return token.squeeze(1).clamp_(max=last)
-
-
-def _threshold(uniforms: Tensor, cumulated: Tensor) -> Tensor:
-    """u of the whole, and less than the whole."""
-    whole = cumulated[:, -1:]
-    return torch.minimum(uniforms[:, None] * whole, _just_below(whole))
-
-
-def _just_below(x: Tensor) -> Tensor:
-    return torch.nextafter(x, torch.zeros_like(x))
 
 
 def _weights(model: torch.nn.Module, precision: str) -> dict[str, Tensor]:

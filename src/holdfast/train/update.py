@@ -6,6 +6,7 @@ step, and the micro-batches' losses are shares that add up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from holdfast.errors import DataError
 from holdfast.objectives.metrics import merge_metrics
@@ -172,12 +174,14 @@ class Updater:
 
     def _apply(self, step: int) -> Tensor:
         """Clip the gradient, step, clear; returns the norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm)
-        if not bool(torch.isfinite(norm)):
+        norm, most = get_total_norm([p.grad for p in self.parameters]), self.config.optimizer.max_grad_norm
+        if not math.isfinite(norm):
             raise DataError(
                 f"step {step}: the gradient norm is {float(norm)}; lower optimizer.learning_rate "
                 f"({self.config.optimizer.learning_rate:g}) or choose an objective with a trust region"
             )
+        if norm > most:
+            clip_grads_with_norm_(self.parameters, most, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         return norm
