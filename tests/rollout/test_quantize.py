@@ -1,10 +1,12 @@
 """The grids against integer arithmetic done separately."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from holdfast.errors import ConfigError
-from holdfast.rollout.quantize import EngineLinear, check_precision, engine_copy, load_weights
+from holdfast.rollout.quantize import EngineLinear, Precision, check_precision, engine_copy, load_weights
 
 WEIGHT = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 8)[:, None]
 BIAS = torch.arange(7.0)
@@ -50,6 +52,25 @@ def test_stacked_layers_are_the_layers_one_after_the_other():
 def test_rows_do_not_see_each_other():
     layer = EngineLinear("int8", [WEIGHT], [None])
     assert torch.allclose(layer(INPUT)[1:2], layer(INPUT[1:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("width", [40, 5000])
+def test_columns_are_rows_turned(precision, width):
+    """At both widths: bfloat16 layers of few numbers multiply these in float32."""
+    generator = torch.Generator().manual_seed(width)
+    weight, inputs = torch.randn(7, width, generator=generator), torch.randn(5, width, generator=generator)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    layer, inputs = EngineLinear(precision, [weight], [BIAS]), inputs.to(dtype)
+    assert (layer.wide is not None) == (precision == "bfloat16" and width == 40)
+    for biased in (True, False):
+        layer.load([weight], [BIAS if biased else None])
+        found, expected = layer.columns(inputs.t()), layer(inputs).t()
+        assert found.dtype == dtype and torch.allclose(found, expected, rtol=1e-2, atol=width**0.5 / 100)
+        if precision != "int8":
+            exact = layer.weight.double() @ inputs.t().double() + (BIAS[:, None] if biased else 0.0)
+            limit = (1 / 100 if dtype == torch.bfloat16 else 1e-5) * exact.abs().max()
+            assert bool(((found - exact).abs() <= limit).all())
 
 
 def test_precision_orders_the_error(make_model):

@@ -36,13 +36,14 @@ class EngineLinear(nn.Module):
     """
 
     weight: Tensor
+    wide: Tensor | None
     scale: Tensor | None
     bias: Tensor | None
 
     def __init__(self, precision: Precision, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         super().__init__()
         self.precision: Precision = precision
-        for name in ("weight", "scale", "bias"):
+        for name in ("weight", "wide", "scale", "bias"):
             self.register_buffer(name, None)
         self.load(weights, biases)
 
@@ -51,6 +52,7 @@ class EngineLinear(nn.Module):
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         weight, self.scale = _on_grid(torch.cat([w.detach() for w in weights]).to(dtype), self.precision)
         self.weight = _laid_out(weight)
+        self.wide = _widened(weight)
         given = [bias.detach() for bias in biases if bias is not None]
         self.bias = torch.cat(given).to(dtype) if given else None
 
@@ -65,7 +67,7 @@ class EngineLinear(nn.Module):
         """The same for inputs [in, n] that stand in columns: [out, n]."""
         if self.scale is not None:
             return self(inputs.t()).t()
-        product = self.weight @ inputs
+        product = self.weight @ inputs if self.wide is None else (self.wide @ inputs.float()).to(inputs.dtype)
         return product if self.bias is None else product + self.bias[:, None]
 
 
@@ -73,6 +75,12 @@ def _laid_out(weight: Tensor) -> Tensor:
     """The same matrix in the order in which a CPU multiplies a few dozen rows faster; large ones it reorders itself."""
     small = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() <= 1 << 20
     return weight.t().contiguous().t() if small else weight
+
+
+def _widened(weight: Tensor) -> Tensor | None:
+    """Few bfloat16 numbers in float32: a CPU has multiplied them before oneDNN has begun, with the same result."""
+    few = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.numel() <= 1 << 15
+    return _laid_out(weight.float()) if few else None
 
 
 def _on_grid(weight: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
