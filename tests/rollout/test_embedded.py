@@ -317,10 +317,26 @@ def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monk
     for own, expected in zip(draw(other), draw(engine(models[0], eos_token_id=-1, precision="int8")), strict=True):
         assert torch.allclose(own.distributions, expected.distributions, atol=0.1)  # int8 rounds what differs in 1e-7
     assert len(graphs) == 4
+    blurred = make_model(rms_norm_eps=1.0)  # nothing but a number that a graph holds as a constant
+    other = engine(blurred, eos_token_id=-1, compile=True)
+    for own, expected in zip(draw(other), draw(engine(blurred, eos_token_id=-1)), strict=True):
+        assert torch.allclose(own.distributions, expected.distributions, atol=1e-5)
+    assert len(graphs) == 5
     for rows in range(1, 11):  # more sizes than torch compiles by itself
         draw(made, prompts=[[2, 3]] * rows, max_tokens=3)
-    assert len(graphs) == 14
+    assert len(graphs) == 15
     torch.compiler.reset()
+
+
+def test_keys_are_attended_as_a_bfloat16_cache_holds_them(make_model):
+    model = make_model().bfloat16()
+    decoder = FusedDecoder(model, "bfloat16", compile=False)
+    decoder.load(model.state_dict())
+    cos, sin = decoder.tables(torch.arange(6))[0]
+    hidden = decoder.embedding[torch.arange(6)]
+    _, keys, values = decoder.attended(decoder.blocks[0], hidden, cos, sin)
+    for held in (keys, values):
+        assert held.dtype == torch.float32 and torch.equal(held, held.bfloat16().float())
 
 
 def test_greedy_takes_the_likeliest_token(make_model):

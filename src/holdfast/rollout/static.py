@@ -149,7 +149,7 @@ class StaticDecoding:
             ]
             self.bias = torch.cat([bias, self.bias])
             self.shared, self.used = None, len(self.bias)
-        self.fresh, self.ahead = True, iter(())
+        self.fresh = True
         self.seats = torch.arange(len(rows), device=rows.device)
 
     def _grow(self) -> None:
