@@ -32,7 +32,7 @@ class EngineLinear(nn.Module):
     the latter dynamic), so the product is of small integers. These are held in float32, where their sums are exact up
     to 1040 inputs (127² · 1040 < 2²⁴) and right to 1e-7 beyond: the numbers of an int8 kernel on any processor.
     int8_weight, int4_weight, fp8_weight (e4m3): only the weights are on such a grid. The scales are per row, never per
-    batch, so what else is in the batch does not matter.
+    batch, so what else is in the batch does not matter. `wide` is what `columns` multiplies by, where it is there.
     """
 
     weight: Tensor
@@ -78,7 +78,7 @@ def _laid_out(weight: Tensor) -> Tensor:
 
 
 def _widened(weight: Tensor) -> Tensor | None:
-    """Few bfloat16 numbers in float32: a CPU has multiplied them before oneDNN has begun, with the same result."""
+    """Few bfloat16 numbers in float32: a CPU has multiplied them before oneDNN, which sums in float32 too, has begun."""
     few = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.numel() <= 1 << 15
     return _laid_out(weight.float()) if few else None
 

@@ -34,6 +34,7 @@ STRIDE = 16
 FEWEST = 16
 """Rows below which no further graph is worth its compilation."""
 OF_MODEL_OR_LATER_LAYER = re.compile(r"model|^(cache|shared\.keys|shared\.values)\[[1-9]")
+"""Names of what a graph's step need not look at; another way to compute has another `form`."""
 MOST_GRAPHS = 64
 """Sizes that are compiled in one process."""
 
