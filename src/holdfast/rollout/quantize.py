@@ -78,7 +78,7 @@ def _laid_out(weight: Tensor) -> Tensor:
 
 
 def _widened(weight: Tensor) -> Tensor | None:
-    """Few bfloat16 numbers in float32: a CPU has multiplied them before oneDNN, which sums in float32 too, has begun."""
+    """Few bfloat16 numbers in float32: a CPU multiplies them before oneDNN, which sums in float32 too, has begun."""
     few = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.numel() <= 1 << 15
     return _laid_out(weight.float()) if few else None
 
