@@ -167,8 +167,9 @@ class StaticDecoding:
 
 def compiled_step(device: torch.device) -> Callable[..., Tensor]:
     """`advance`, compiled for each combination of sizes that comes up."""
-    # On a CPU the calls between the kernels weigh as much as the kernels: they are made from C++.
+    # On a CPU the calls between the kernels weigh as much as the kernels: they are made from C++, and unchecked.
     options: dict[str, Any] = {"cpp_wrapper": device.type == "cpu", "guard_filter_fn": _to_be_checked}
+    options |= {"size_asserts": False, "alignment_asserts": False}
     return torch.compile(advance, dynamic=False, options=options)
 
 

@@ -28,7 +28,8 @@ from holdfast.train.forward import Looks, Policy
 from holdfast.train.head import find_head
 from holdfast.train.ledger import Ledger
 from holdfast.train.lora import Merged, WithoutAdapter, add_lora, load_adapter
-from holdfast.train.model import build_model, compile_layers, keep_only_inputs
+from holdfast.train.memory import keep_freed_memory
+from holdfast.train.model import build_model, compile_layers, device_of, keep_only_inputs
 from holdfast.train.pipeline import Pipelined
 from holdfast.train.routing import router_drift
 from holdfast.train.sampler import Sampler, Synchronous, writing_of
@@ -109,6 +110,8 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
         ConfigError: parts that cannot be built or do not fit together.
     """
     torch.set_num_threads(config.threads)
+    if device_of(config.model).type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(derive_seed(config.seed, "torch"))
     objective = preset(config.objective.preset, **config.objective.options)
     task = get_task(config.task.name, **config.task.options)

@@ -32,6 +32,7 @@ from holdfast.train.config import RunConfig
 from holdfast.train.data import PromptSource
 from holdfast.train.engines import build_engine
 from holdfast.train.episodes import Episode
+from holdfast.train.memory import keep_freed_memory
 from holdfast.train.routing import with_experts
 from holdfast.train.sampler import writing_of
 from holdfast.train.seeds import derive_seed
@@ -63,6 +64,7 @@ class Scribe:
     def __init__(self, config: RunConfig, folder: Path, running: Sequence[Episode]) -> None:
         """Load the model that the trainer saved for it."""
         torch.set_num_threads(config.threads)
+        keep_freed_memory()
         self.config = config
         with no_progress_bar():
             self.model, tokenizer = load_model(str(folder), torch.float32)
