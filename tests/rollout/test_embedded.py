@@ -3,15 +3,17 @@
 import copy
 import inspect
 import math
+from dataclasses import dataclass
 
 import jaxtyping
 import pytest
 import torch
 
+from holdfast.core.divergences import Support
 from holdfast.errors import ConfigError, EngineError
 from holdfast.rollout.decoder import HubDecoder
+from holdfast.rollout.drawing import draw as draw_tokens
 from holdfast.rollout.embedded import EmbeddedEngine
-from holdfast.rollout.embedded import draw as draw_tokens
 from holdfast.rollout.engine import Engine, Sampling, sampling_logprobs
 from holdfast.rollout.fused import FusedDecoder, FusedDecoding
 from holdfast.rollout.static import StaticDecoding, advance, compiled_step
@@ -229,9 +231,18 @@ def started(model, prompts, owners, max_tokens):
     batches = []
     for decoder in (FusedDecoder(model, "float32", compile=flag) for flag in (False, True)):
         decoder.load(dict(model.state_dict()))
-        batches.append(decoder.start(prompts, owners, max_tokens))
+        batches.append(decoder.start(prompts, owners, max_tokens)[0])
     assert [type(batch) for batch in batches] == [FusedDecoding, StaticDecoding]
     return batches
+
+
+def step_both(batches, tokens, uniforms):
+    """One step of each batch: the same distributions, and each row's token is drawn from its own by its own number."""
+    plain, static = (batch.step(tokens, uniforms, Sampling()) for batch in batches)
+    assert torch.allclose(plain.distribution, static.distribution, atol=1e-5)
+    for drawn in (plain, static):
+        assert torch.equal(drawn.tokens, draw_tokens(drawn.distribution, uniforms))
+        assert torch.equal(drawn.logprobs, drawn.distribution[torch.arange(len(tokens)), drawn.tokens])
 
 
 @pytest.mark.parametrize("heads", [2, 4])
@@ -246,13 +257,9 @@ def test_rows_stay_seated_until_a_smaller_size_holds_those_that_run(make_model, 
                 rows = torch.randperm(live, generator=generator)[leaving:].sort().values
                 live = len(rows)
                 for batch in batches:
-                    expected = batch.logits[rows]
                     batch.keep(rows)
-                    assert torch.equal(batch.logits, expected)
             tokens = torch.randint(2, 30, (live,), generator=generator)
-            for batch in batches:
-                batch.step(tokens)
-            assert torch.allclose(batches[0].logits, batches[1].logits, atol=1e-5)
+            step_both(batches, tokens, torch.rand(live, generator=generator, dtype=torch.float64))
             sizes.append((len(batches[1].tokens), batches[1].shared is not None, batches[1].used))
     # seats, whether prompts are shared, and the slots in use: 70 prompt tokens take 80 once every row has its own
     assert sizes == [(64, True, 1), (64, True, 2), *((32, False, 80 + n) for n in (3, 4, 5))] + [
@@ -267,9 +274,7 @@ def test_the_room_for_a_response_doubles_up_to_its_longest(make_model):
     rooms = []
     with torch.inference_mode():
         for step in range(300):
-            for batch in batches:
-                batch.step(torch.tensor([2 + step * 7 % 28]))
-            assert torch.allclose(batches[0].logits, batches[1].logits, atol=1e-5)
+            step_both(batches, torch.tensor([2 + step * 7 % 28]), torch.tensor([step / 300], dtype=torch.float64))
             rooms.append((batches[0].room, len(batches[1].bias)))
     assert rooms == [(128, 128)] * 128 + [(256, 256)] * 128 + [(300, 304)] * 44
     (own_keys, own_values), (static_keys, static_values) = (batch.cache[0] for batch in batches)
@@ -277,10 +282,21 @@ def test_the_room_for_a_response_doubles_up_to_its_longest(make_model):
     assert {len(static_keys), len(static_values)} == {304}, "in steps of 16"
 
 
+@dataclass(frozen=True)
+class Unchecked(Support):
+    """Made without the shape checks' own wrappers, which cannot be traced."""
+
+    kept = inspect.unwrap(Support.kept)
+
+    def __post_init__(self) -> None:
+        pass
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monkeypatch):
     torch.compiler.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shape checks cannot be traced
+    monkeypatch.setattr("holdfast.rollout.engine.Support", Unchecked)
     graphs = []
 
     def count(graph, inputs):
@@ -322,9 +338,15 @@ def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monk
     for own, expected in zip(draw(other), draw(engine(blurred, eos_token_id=-1)), strict=True):
         assert torch.allclose(own.distributions, expected.distributions, atol=1e-5)
     assert len(graphs) == 5
+    for how in ({"temperature": 0.5}, {"temperature": 0.0}, {"top_k": 3, "min_p": 0.01}, {"top_p": 0.8}):
+        for own, expected in zip(draw(made, **how), draw(engine(models[1], eos_token_id=-1), **how), strict=True):
+            assert torch.allclose(own.distributions.exp(), expected.distributions.exp(), atol=1e-5)
+    assert len(graphs) == 9
+    draw(made, max_tokens=5)  # for which no graph is needed
+    assert len(graphs) == 9
     for rows in range(1, 11):  # more sizes than torch compiles by itself
         draw(made, prompts=[[2, 3]] * rows, max_tokens=3)
-    assert len(graphs) == 15
+    assert len(graphs) == 19
     torch.compiler.reset()
 
 

@@ -1,7 +1,5 @@
 """Compiled layers against plain ones; the graphs run without a C++ compiler here, which is all that is different."""
 
-from functools import partialmethod
-
 import jaxtyping
 import pytest
 import torch
@@ -25,8 +23,14 @@ SEQUENCES = [
 def graphs_only(monkeypatch):
     torch.compiler.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shape checks cannot be traced
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    yield
+    plain, asked = nn.Module.compile, []
+
+    def compile_graph(self, *, dynamic, options):
+        asked.append(options)
+        plain(self, dynamic=dynamic, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_graph)
+    yield asked
     torch.compiler.reset()
 
 
@@ -38,6 +42,7 @@ def test_compiled_layers_give_the_same_values_and_gradients(graphs_only, recompu
     if recompute:
         keep_only_inputs(compiled)
     compile_layers(compiled)
+    assert graphs_only == [{"cpp_wrapper": not recompute}] * 3, "inductor fails on a layer that is computed twice"
     assert all(part._compiled_call_impl is not None for part in (*compiled.model.layers, compiled.model.norm))
     assert compiled.model.layers[0].input_layernorm._compiled_call_impl is None  # a layer is one graph
     for sequences in SEQUENCES:

@@ -8,21 +8,22 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from holdfast.rollout.drawing import Drawn, next_tokens
+from holdfast.rollout.engine import Sampling
 from holdfast.rollout.quantize import engine_copy, load_weights
 
 
 @runtime_checkable
 class Decoding(Protocol):
-    """The key-value cache of a batch whose rows all continue at the same step.
+    """The key-value cache of a batch whose rows all continue at the same step."""
 
-    Rows are kept by `keep`, which drops all others; `step` feeds one token to each row. Both logits are [rows, V].
-    """
+    def step(self, tokens: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
+        """Feed one token to each row and draw the next, by a number in [0, 1) for each."""
+        ...
 
-    logits: Tensor
-
-    def step(self, tokens: Tensor) -> None: ...
-
-    def keep(self, rows: Tensor) -> None: ...
+    def keep(self, rows: Tensor) -> None:
+        """Drop all other rows."""
+        ...
 
 
 @runtime_checkable
@@ -33,8 +34,8 @@ class Decoder(Protocol):
         """Take over the weights of a state dict, which nobody may change afterwards."""
         ...
 
-    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> Decoding:
-        """Read distinct prompts; row i of the batch continues prompt `owners[i]` (sorted)."""
+    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> tuple[Decoding, Tensor]:
+        """Read distinct prompts; row i of the batch continues prompt `owners[i]` (sorted). With logits [rows, V]."""
         ...
 
 
@@ -52,7 +53,7 @@ class HubDecoder:
         """Take over the weights of a state dict."""
         load_weights(self.model, weights)
 
-    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> HubDecoding:
+    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> tuple[HubDecoding, Tensor]:
         """Read distinct prompts, then repeat the cache for the rows that share one."""
         from holdfast.rollout.cache import roomy_cache
 
@@ -75,17 +76,17 @@ class HubDecoder:
         )
         cache.batch_select_indices(owners)
         logits = output.logits[:, -1].float()[owners]
-        return HubDecoding(self.model, cache, logits, positions[owners, -1], mask[owners] if ragged else None)
+        return HubDecoding(self.model, cache, positions[owners, -1], mask[owners] if ragged else None), logits
 
 
 class HubDecoding:
     """A batch in progress on a Hugging Face model (see Decoding)."""
 
-    def __init__(self, model: Any, cache: Any, logits: Tensor, positions: Tensor, mask: Tensor | None) -> None:
-        self.model, self.cache, self.logits, self.positions, self.mask = model, cache, logits, positions, mask
+    def __init__(self, model: Any, cache: Any, positions: Tensor, mask: Tensor | None) -> None:
+        self.model, self.cache, self.positions, self.mask = model, cache, positions, mask
 
-    def step(self, tokens: Tensor) -> None:
-        """Feed one token to each row."""
+    def step(self, tokens: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
+        """Feed one token to each row and draw the next."""
         self.positions = self.positions + 1
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
@@ -96,10 +97,10 @@ class HubDecoding:
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.logits = output.logits[:, -1].float()
+        return next_tokens(output.logits[:, -1].float(), uniforms, sampling)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows."""
         self.cache.batch_select_indices(rows)
-        self.logits, self.positions = self.logits[rows], self.positions[rows]
+        self.positions = self.positions[rows]
         self.mask = None if self.mask is None else self.mask[rows]

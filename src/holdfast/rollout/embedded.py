@@ -12,17 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from holdfast.core.entropy import token_uniforms
 from holdfast.errors import ConfigError, EngineError
 from holdfast.rollout.decoder import Decoder, Decoding, HubDecoder
-from holdfast.rollout.engine import Completion, Sampling, sampling_logprobs
+from holdfast.rollout.drawing import Drawn, next_tokens
+from holdfast.rollout.engine import Completion, Sampling
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when less than this share is still running: each compaction copies the cache."""
-BLOCK = 256
-"""Tokens whose probabilities are summed before they are cumulated."""
 
 
 class EmbeddedEngine:
@@ -139,28 +137,30 @@ class EmbeddedEngine:
         # What is recorded must be usable in a graph, so its tensors are made outside.
         with torch.inference_mode():
             everywhere = torch.ones(len(prompts), sampling.max_tokens, dtype=torch.bool, device=self._device)
-            uniforms = token_uniforms(seed, ids, everywhere)
-            batch = decoder.start(list(distinct), owners, sampling.max_tokens)
-            self._decode(batch, rows, uniforms, sampling, record)
+            uniforms = token_uniforms(seed, ids, everywhere)[rows].t().contiguous()
+            batch, logits = decoder.start(list(distinct), owners, sampling.max_tokens)
+            first = next_tokens(logits, uniforms[0], sampling)
+            self._decode(batch, rows, first, uniforms[1:], sampling, record)
         return record.completions(self.eos_token_id, self.policy_version)
 
-    def _decode(self, batch: Decoding, rows: Tensor, uniforms: Tensor, sampling: Sampling, record: _Record) -> None:
-        """Draw until every row has ended; ended rows draw on unrecorded until enough of them can leave together."""
+    def _decode(
+        self, batch: Decoding, rows: Tensor, drawn: Drawn, uniforms: Tensor, sampling: Sampling, record: _Record
+    ) -> None:
+        """Draw until every row has ended; ended rows draw on unread until enough of them can leave together."""
         running = torch.ones_like(rows, dtype=torch.bool)
-        uniforms = uniforms[rows].t().contiguous()
-        for position in range(sampling.max_tokens):
-            logprobs = sampling_logprobs(batch.logits, sampling)
-            tokens = draw(logprobs, uniforms[position])
-            record.add(rows, tokens, logprobs)
+        record.add(rows, drawn)
+        for position in range(len(uniforms)):
+            tokens = drawn.tokens
             running = running & (tokens != self.eos_token_id)
             live = int(running.sum())
-            if live == 0 or position + 1 == sampling.max_tokens:
+            if live == 0:
                 return
             if live < COMPACT_BELOW * len(rows):
                 kept = running.nonzero().squeeze(1)
                 batch.keep(kept)
                 rows, tokens, running, uniforms = rows[kept], tokens[kept], running[kept], uniforms[:, kept]
-            batch.step(tokens)
+            drawn = batch.step(tokens, uniforms[position], sampling)
+            record.add(rows, drawn)
 
     def _running(self) -> Decoder:
         if self._decoder is None:
@@ -178,24 +178,25 @@ class _Record:
         self.drawn: list[tuple[Tensor, list[Tensor], list[Tensor]]] = []
         self.wide: list[tuple[Tensor, dict[str, Tensor]]] = []
 
-    def add(self, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
+    def add(self, rows: Tensor, drawn: Drawn) -> None:
         """Record one token per row."""
         if not self.drawn or self.drawn[-1][0] is not rows:
             self.drawn.append((rows, [], []))
-        _, drawn, chosen = self.drawn[-1]
-        drawn.append(tokens[:, None])
-        chosen.append(logprobs.gather(1, drawn[-1]))
-        wide = {"distributions": logprobs} if self.distributions else {}
+        _, tokens, logprobs = self.drawn[-1]
+        tokens.append(drawn.tokens)
+        logprobs.append(drawn.logprobs)
+        wide = {"distributions": drawn.distribution} if self.distributions else {}
         if self.top:
-            wide["top_logprobs"], wide["top_ids"] = logprobs.topk(min(self.top, logprobs.shape[1]))
+            top = drawn.distribution.topk(min(self.top, drawn.distribution.shape[1]))
+            wide |= {"top_logprobs": top.values, "top_ids": top.indices}
         self.wide.append((rows, wide))
 
     def _collect(self) -> None:
         """Write the tokens and their log-probabilities into their tables."""
         first = 0
-        for rows, drawn, chosen in self.drawn:
-            span = slice(first, first := first + len(drawn))
-            self.tokens[rows, span], self.logprobs[rows, span] = torch.cat(drawn, dim=1), torch.cat(chosen, dim=1)
+        for rows, tokens, logprobs in self.drawn:
+            span = slice(first, first := first + len(tokens))
+            self.tokens[rows, span], self.logprobs[rows, span] = (torch.stack(x, dim=1) for x in (tokens, logprobs))
 
     def completions(self, eos_token_id: int, version: int) -> list[Completion]:
         """The rows, each up to its first end token."""
@@ -229,30 +230,6 @@ class _Record:
             for name, values in wide.items():
                 dense[name][rows, position] = values
         return dense
-
-
-def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF draw: the first token whose cumulated probability exceeds u, never an impossible one.
-
-    Probabilities are cumulated in float64; of a vocabulary larger than a block, over blocks of tokens first, then over
-    the tokens of the block that it is. The largest u, 1 − 2⁻⁵³, times the whole is rounded to less than the whole.
-    """
-    probabilities, last = logprobs.exp(), logprobs.shape[1] - 1
-    if last < BLOCK:
-        cumulated = probabilities.cumsum(dim=1, dtype=torch.float64)
-        token = torch.searchsorted(cumulated, uniforms[:, None] * cumulated[:, -1:], right=True)
-        return token.squeeze(1).clamp_(max=last)  # not a number has no place; it is reported later
-    blocks = functional.pad(probabilities, (0, -logprobs.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    ends = functional.pad(blocks.sum(dim=2).cumsum(dim=1, dtype=torch.float64), (1, 0))
-    threshold = uniforms[:, None] * ends[:, -1:]
-    block = torch.searchsorted(ends, threshold, right=True).clamp_(max=ends.shape[1] - 1) - 1
-    chosen = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]]
-    cumulated = chosen.cumsum(dim=1, dtype=torch.float64)
-    # A block as a whole is summed in float32 and may come out larger than its parts one after the other.
-    whole = cumulated[:, -1:]
-    within = torch.minimum(threshold - ends.gather(1, block), torch.nextafter(whole, torch.zeros_like(whole)))
-    token = block * BLOCK + torch.searchsorted(cumulated, within, right=True)
-    return token.squeeze(1).clamp_(max=last)
 
 
 def _weights(model: torch.nn.Module, precision: str) -> dict[str, Tensor]:

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from holdfast.rollout.decoder import Decoding
+from holdfast.rollout.drawing import Drawn, next_tokens
+from holdfast.rollout.engine import Sampling
 from holdfast.rollout.quantize import EngineLinear, Precision, check_precision
 from holdfast.rollout.static import (
     FIRST_ROOM,
@@ -85,8 +87,8 @@ class FusedDecoder:
         self.head = self._linear(weights, "lm_head")
         self.blocks = [self._block(weights, f"model.layers.{index}.") for index in range(self.layers)]
 
-    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> Decoding:
-        """Read distinct prompts; row i of the batch continues prompt `owners[i]` (sorted)."""
+    def start(self, prompts: Sequence[Sequence[int]], owners: Tensor, max_tokens: int) -> tuple[Decoding, Tensor]:
+        """Read distinct prompts; row i of the batch continues prompt `owners[i]` (sorted). With logits [rows, V]."""
         longest = max(map(len, prompts))
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=owners.device)
         tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=owners.device)
@@ -102,7 +104,7 @@ class FusedDecoder:
             prefix.append((keys.transpose(2, 3).flatten(0, 1), values.flatten(0, 1)))
         last = hidden[torch.arange(len(prompts), device=owners.device), lengths - 1]
         kind = FusedDecoding if self.compiled is None else StaticDecoding
-        return kind(self, prefix, lengths, owners, self.logits(last)[owners], max_tokens)
+        return kind(self, prefix, lengths, owners, max_tokens), self.logits(last)[owners]
 
     def tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer (cos, sin) [n, heads, D] with x ↦ x · cos + roll(x, D/2) · sin the norm's gain, rotation and scale.
@@ -177,20 +179,18 @@ class FusedDecoding:
         prefix: list[tuple[Tensor, Tensor]],
         lengths: Tensor,
         owners: Tensor,
-        logits: Tensor,
         max_tokens: int,
     ) -> None:
-        self.model, self.prefix, self.lengths, self.logits = model, prefix, lengths, logits
-        self.max_tokens = max_tokens
+        self.model, self.prefix, self.lengths, self.max_tokens = model, prefix, lengths, max_tokens
         self.bias = prompt_bias(lengths, int(lengths.max()), model.shared)
         self.ragged = bool((lengths != lengths[0]).any())
         self.steps, self.room = 0, 0
-        empty = logits.new_empty(len(owners) * model.shared, 0, model.width)
+        empty = torch.empty(len(owners) * model.shared, 0, model.width, device=owners.device)
         self.cache = [(empty, empty) for _ in prefix]
         self._seat(owners)
 
-    def step(self, tokens: Tensor) -> None:
-        """Feed one token to each row."""
+    def step(self, tokens: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
+        """Feed one token to each row and draw the next."""
         if self.steps == self.room:
             self._grow()
         model, hidden = self.model, self.model.embedding[tokens]
@@ -200,12 +200,11 @@ class FusedDecoding:
             queries, keys, values = model.attended(block, hidden, cos[at], sin[at])
             hidden = model.finish(block, hidden, self._attend(index, queries, keys, values))
         self.steps += 1
-        self.logits = model.logits(hidden)
+        return next_tokens(model.logits(hidden), uniforms, sampling)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows."""
         self.cache = [(self._rows(keys, rows), self._rows(values, rows)) for keys, values in self.cache]
-        self.logits = self.logits[rows]
         self._seat(self.owners[rows])
 
     def _attend(self, index: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -262,7 +261,7 @@ class FusedDecoding:
         room = min(self.max_tokens, max(FIRST_ROOM, 2 * self.room))
         grown = []
         for states in self.cache:
-            wider = [self.logits.new_empty(state.shape[0], room, state.shape[2]) for state in states]
+            wider = [state.new_empty(state.shape[0], room, state.shape[2]) for state in states]
             for new, old in zip(wider, states, strict=True):
                 new[:, : self.steps] = old
             grown.append((wider[0], wider[1]))

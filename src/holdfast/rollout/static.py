@@ -23,6 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from holdfast.rollout.drawing import Drawn, next_tokens
+from holdfast.rollout.engine import Sampling
+
 if TYPE_CHECKING:
     from holdfast.rollout.fused import Block, FusedDecoder
 
@@ -33,7 +36,7 @@ STRIDE = 16
 """Tokens of which lengths are multiples, and the tokens of a block of the cache."""
 FEWEST = 16
 """Rows below which no further graph is worth its compilation."""
-OF_MODEL_OR_LATER_LAYER = re.compile(r"model|^(cache|shared\.keys|shared\.values)\[[1-9]")
+OF_MODEL_OR_LATER_LAYER = re.compile(r"model|^context\.(cache|shared\.keys|shared\.values)\[[1-9]")
 """Names of what a graph's step need not look at; another way to compute has another `form`."""
 MOST_GRAPHS = 64
 """Sizes that are compiled in one process."""
@@ -64,6 +67,17 @@ class Shared(NamedTuple):
         return list(zip(keys, values, strict=True)), self.bias[::heads, :, 0][owners].t()
 
 
+class Context(NamedTuple):
+    """What a step reads: keys and values [blocks, STRIDE, h, D, N] by layer, and their bias [blocks, STRIDE, N].
+
+    They are the responses', with what groups share of their prompts, or those of both, with a copy for each row.
+    """
+
+    shared: Shared | None
+    cache: list[Pair]
+    bias: Tensor
+
+
 class StaticDecoding:
     """A batch in progress (see holdfast.rollout.decoder.Decoding)."""
 
@@ -73,44 +87,44 @@ class StaticDecoding:
         prefix: list[Pair],
         lengths: Tensor,
         owners: Tensor,
-        logits: Tensor,
         max_tokens: int,
     ) -> None:
-        self.model, self.logits, self.max_tokens = model, logits, max_tokens
+        self.model, self.max_tokens = model, max_tokens
         self.shared: Shared | None = Shared.of(prefix, lengths, model.shared)
         self.owners, self.starts = owners, lengths[owners]
         self.tokens = torch.zeros_like(owners)
         self.seats = torch.arange(len(owners), device=owners.device)
         self.steps, self.used, self.fresh = 0, 0, True
         self.ahead: Iterator[Pair] = iter(())
-        empty = logits.new_empty(0, model.shared, model.width, len(owners), dtype=model.dtype)
-        self.cache, self.bias = [(empty, empty) for _ in prefix], logits.new_empty(0, len(owners))
+        empty = torch.empty(0, model.shared, model.width, len(owners), dtype=model.dtype, device=owners.device)
+        self.cache = [(empty, empty) for _ in prefix]
+        self.bias = torch.empty(0, len(owners), device=owners.device)
         _, counts = owners.unique_consecutive(return_counts=True)
         if bool((counts != counts[0]).any()):
             self._seat(self.seats)
 
-    def step(self, tokens: Tensor) -> None:
-        """Feed one token to each row; whoever sits on the other seats repeats its last one."""
+    def step(self, tokens: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
+        """Feed one token to each row and draw the next; whoever sits on the other seats repeats its last one."""
         if self.used == len(self.bias):
             self._grow()
         full = len(self.seats) == len(self.tokens)
         if not full:
             self.tokens[self.seats] = tokens
+            tokens, uniforms = self.tokens, uniforms.new_zeros(len(self.tokens)).index_copy(0, self.seats, uniforms)
         self.bias[self.used] = 0.0
         turns, slot = next(self.ahead, None) or self._open()
-        held = tokens if full else self.tokens
         run = advance if self.model.compiled is None else self.model.compiled
         with self._compiling() if self.fresh else nullcontext():
-            logits = run(self.model, self.model.form, held, turns, slot, self.shared, *self.opened)
-        self.logits = logits if full else logits[self.seats]
+            drawn = run(self.model, self.model.form, sampling, tokens, uniforms, turns, slot, self.opened)
         self.steps, self.used, self.fresh = self.steps + 1, self.used + 1, False
+        return drawn if full else drawn.of(self.seats)
 
     def _open(self) -> Pair:
         """The cache as far as the block to be written: what its steps share; then rotation and slot step by step."""
         end = _rounded(self.used + 1)
         blocks = (end // STRIDE, STRIDE)
         cache = [(keys[:end].unflatten(0, blocks), values[:end].unflatten(0, blocks)) for keys, values in self.cache]
-        self.opened = cache, self.bias[:end].unflatten(0, blocks)
+        self.opened = Context(self.shared, cache, self.bias[:end].unflatten(0, blocks))
         block, place = divmod(self.used, STRIDE)
         places = torch.arange(place, STRIDE, device=self.bias.device)
         turns = self.turns[:, :, self.starts + self.steps + (places - place)[:, None]].permute(2, 0, 1, 3).contiguous()
@@ -120,19 +134,19 @@ class StaticDecoding:
 
     def _compiling(self) -> AbstractContextManager[Any]:
         """For the first step at these sizes, in which a graph is compiled if any is: let it take any lengths."""
-        cache, bias = self.opened
+        shared, cache, bias = self.opened
         for states in (bias, *(part for pair in cache for part in pair)):
             torch._dynamo.maybe_mark_dynamic(states, 0)
-        for states in () if self.shared is None else (*self.shared.keys, self.shared.bias):
+        for states in () if shared is None else (*shared.keys, shared.bias):
             torch._dynamo.maybe_mark_dynamic(states, 1)
-        for states in () if self.shared is None else self.shared.values:
+        for states in () if shared is None else shared.values:
             torch._dynamo.maybe_mark_dynamic(states, 2)
         # Beyond its limit torch runs the function as it stands, which writes products of whole caches to memory.
         return torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows; those that stay move together where a smaller graph holds them."""
-        self.seats, self.logits = self.seats[rows], self.logits[rows]
+        self.seats = self.seats[rows]
         if _size(len(rows)) < len(self.tokens):
             self._seat(self.seats)
 
@@ -165,7 +179,7 @@ class StaticDecoding:
         self.turns, self.ahead = torch.stack([cos.t(), sin.t()]), iter(())
 
 
-def compiled_step(device: torch.device) -> Callable[..., Tensor]:
+def compiled_step(device: torch.device) -> Callable[..., Drawn]:
     """`advance`, compiled for each combination of sizes that comes up."""
     # On a CPU the calls between the kernels weigh as much as the kernels: they are made from C++, and unchecked.
     options: dict[str, Any] = {"cpp_wrapper": device.type == "cpu", "guard_filter_fn": _to_be_checked}
@@ -184,19 +198,20 @@ def _to_be_checked(guards: Any) -> list[bool]:
 def advance(
     model: FusedDecoder,
     form: str,
+    sampling: Sampling,
     tokens: Tensor,
+    uniforms: Tensor,
     turns: Tensor,
     slot: Tensor,
-    shared: Shared | None,
-    cache: list[Pair],
-    bias: Tensor,
-) -> Tensor:
-    """Logits [N, V] after one token per row [N], which is written into the cache at `slot` [1, 2] (block, place).
+    context: Context,
+) -> Drawn:
+    """What is drawn after one token per row [N], which is written into the cache at `slot` [1, 2] (block, place).
 
-    turns [2, D, N], keys and values of a layer [blocks, STRIDE, h, D, N], bias [blocks, STRIDE, N].
+    uniforms [N], turns [2, D, N].
     """
     if form != model.form:
         raise ValueError(f"a graph of {form} was asked for {model.form}")
+    shared, cache, bias = context
     hidden = model.embedding[tokens].t()
     for index, (block, (keys, values)) in enumerate(zip(model.blocks, cache, strict=True)):
         states = block.qkv.columns(_normed(hidden, block.input_norm, model.epsilon)).float()
@@ -208,7 +223,8 @@ def advance(
         hidden = hidden + block.output.columns(mixed.reshape(-1, len(tokens)).to(model.dtype))
         gate, up = block.gate_up.columns(_normed(hidden, block.middle_norm, model.epsilon)).chunk(2)
         hidden = hidden + block.down.columns(functional.silu(gate) * up)
-    return model.head.columns(_normed(hidden, model.norm, model.epsilon)).t().float()
+    logits = model.head.columns(_normed(hidden, model.norm, model.epsilon)).t().float()
+    return next_tokens(logits, uniforms, sampling)
 
 
 def _normed(hidden: Tensor, gain: Tensor, epsilon: float) -> Tensor:

@@ -80,7 +80,10 @@ def compile_layers(model: Any) -> None:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ConfigError(f"model.compile: {type(model).__name__} has no layers that can be compiled; leave it out")
+    # Calls between kernels are made from C++ where the processor that makes them runs the kernels too; torch cannot do
+    # it with layers that are computed a second time.
+    options = {"cpp_wrapper": model.device.type == "cpu" and not model.is_gradient_checkpointing}
     within = {part for layer in layers for part in layer.modules()}
     norms = [part for part in model.modules() if part not in within and type(part).__name__.endswith("RMSNorm")]
     for part in (*layers, *norms):
-        part.compile(dynamic=True)
+        part.compile(dynamic=True, options=options)
