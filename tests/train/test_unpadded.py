@@ -360,3 +360,15 @@ def test_only_a_cpu_attends_in_float32(monkeypatch, device, expected):
     states = (torch.zeros(1, heads, 40, 8, dtype=torch.bfloat16, device=device) for heads in (4, 2, 2))
     found, _ = _attend(nn.Identity(), *states, None, scaling=0.3, unpadded_layout=layout.to(torch.device(device)))
     assert (seen, found.dtype) == ({expected}, torch.bfloat16)
+
+
+def test_without_a_layout_scores_are_scaled_and_dropped_as_asked():
+    """As transformers calls it outside of our own passes: softmax(q kᵀ · scaling) v over the tokens before."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 5, 4, generator=generator) for _ in range(3))
+    module = nn.Module()
+    found, _ = _attend(module, query, key, value, None, scaling=0.3)
+    later = torch.ones(5, 5).triu(1).bool()
+    expected = (query @ key.mT * 0.3).masked_fill(later, -torch.inf).softmax(-1) @ value
+    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-6)
+    assert not _attend(module, query, key, value, None, dropout=1.0)[0].any()
