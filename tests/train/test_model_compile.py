@@ -41,7 +41,7 @@ def test_compiled_layers_give_the_same_values_and_gradients(graphs_only, recompu
     assert make_unpadded(compiled) == ""
     if recompute:
         keep_only_inputs(compiled)
-    compile_layers(compiled)
+    compile_layers(compiled, recomputed=recompute)
     assert graphs_only == [{"cpp_wrapper": not recompute}] * 3, "inductor fails on a layer that is computed twice"
     assert all(part._compiled_call_impl is not None for part in (*compiled.model.layers, compiled.model.norm))
     assert compiled.model.layers[0].input_layernorm._compiled_call_impl is None  # a layer is one graph
@@ -57,4 +57,4 @@ def test_compiled_layers_give_the_same_values_and_gradients(graphs_only, recompu
 
 def test_a_model_without_such_layers_is_refused():
     with pytest.raises(ConfigError, match=r"model.compile: Linear has no layers"):
-        compile_layers(nn.Linear(2, 2))
+        compile_layers(nn.Linear(2, 2), recomputed=False)

@@ -67,10 +67,11 @@ def keep_only_inputs(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def compile_layers(model: Any) -> None:
+def compile_layers(model: Any, *, recomputed: bool) -> None:
     """Compile every decoder layer and the norm after them in place, for any length; equal layers share a graph.
 
-    Copies made before, such as the engine's and the reference policy, stay as they are.
+    Copies made before, such as the engine's and the reference policy, stay as they are. `recomputed` says whether the
+    backward pass computes the layers a second time (`keep_only_inputs`).
 
     Raises:
         ConfigError: the model has no layers of the kind that transformers recomputes, which are what is compiled.
@@ -82,7 +83,7 @@ def compile_layers(model: Any) -> None:
         raise ConfigError(f"model.compile: {type(model).__name__} has no layers that can be compiled; leave it out")
     # Calls between kernels are made from C++ where the processor that makes them runs the kernels too; torch cannot do
     # it with layers that are computed a second time.
-    options = {"cpp_wrapper": model.device.type == "cpu" and not model.is_gradient_checkpointing}
+    options = {"cpp_wrapper": model.device.type == "cpu" and not recomputed}
     within = {part for layer in layers for part in layer.modules()}
     norms = [part for part in model.modules() if part not in within and type(part).__name__.endswith("RMSNorm")]
     for part in (*layers, *norms):

@@ -169,7 +169,7 @@ def _assemble(
     if config.model.gradient_checkpointing:
         keep_only_inputs(model)
     if config.model.compile:
-        compile_layers(model)
+        compile_layers(model, recomputed=config.model.gradient_checkpointing)
     optimizer = _optimizer(config, model)
     return Run(
         config=config,
