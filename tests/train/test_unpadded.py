@@ -321,12 +321,13 @@ def test_adapters_train_through_it():
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_run_does_as_configured(small_config, tmp_path, warm_starts, monkeypatch, wanted):
     compiled = []
-    monkeypatch.setattr("holdfast.train.setup.compile_layers", compiled.append)
-    config = small_config("--model.unpadded", str(wanted).lower(), "--model.compile", str(wanted).lower())
+    monkeypatch.setattr("holdfast.train.setup.compile_layers", lambda *model, **how: compiled.append((*model, how)))
+    keys = ("unpadded", "compile", "gradient_checkpointing")
+    config = small_config(*(word for key in keys for word in (f"--model.{key}", str(wanted).lower())))
     run = set_up(config, RunFolder(tmp_path), resume=False, warm_starts=warm_starts, progress=lambda *progress: None)
     run.close()
     assert run.policy.unpadded == wanted == (run.policy.model.config._attn_implementation == NAME)
-    assert compiled == [run.policy.model] * wanted
+    assert compiled == [(run.policy.model, {"recomputed": True})] * wanted
 
 
 @pytest.mark.parametrize("autocast", [False, True])
