@@ -127,11 +127,14 @@ def test_bfloat16_decoders_differ_by_rounding_only(make_model):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_response_does_not_depend_on_its_batch(make_model, decoder):
-    made = engine(make_model(), **DECODERS[decoder])
-    together = draw(made)
-    backwards = draw(made, prompts=PROMPTS[::-1], ids=range(len(PROMPTS))[::-1])[::-1]
-    for row, prompt in enumerate(PROMPTS):
-        alone = draw(made, prompts=[prompt], ids=[row])[0]
+    """24 rows, of which some end at once and leave: the draws of those that stay are still their own."""
+    made, prompts = engine(make_model(), eos_token_id=22, **DECODERS[decoder]), PROMPTS * 3
+    together = draw(made, prompts=prompts, max_tokens=50)
+    backwards = draw(made, prompts=prompts[::-1], ids=range(len(prompts))[::-1], max_tokens=50)[::-1]
+    lengths = sorted(len(completion.token_ids) for completion in together)
+    assert lengths[len(lengths) // 3] < 45, "a third leaves before the end"
+    for row, prompt in enumerate(prompts):
+        alone = draw(made, prompts=[prompt], ids=[row], max_tokens=50)[0]
         for other in (alone, backwards[row]):
             assert other.token_ids == together[row].token_ids
             assert other.finish_reason == together[row].finish_reason
@@ -366,6 +369,14 @@ def test_greedy_takes_the_likeliest_token(make_model):
     for prompt, completion in zip(PROMPTS, draw(engine(model), temperature=0.0), strict=True):
         assert whole_forward(model, prompt, completion).argmax(dim=-1).tolist() == list(completion.token_ids)
         assert not completion.logprobs.any()
+
+
+def test_nothing_is_decoded_once_every_row_has_ended(make_model, monkeypatch):
+    steps, step = [], FusedDecoding.step
+    monkeypatch.setattr(FusedDecoding, "step", lambda *given: steps.append(1) or step(*given))
+    model = make_model(max_position_embeddings=512)
+    completions = draw(engine(model, eos_token_id=15), prompts=[[2, 4]] * 40, max_tokens=400)
+    assert len(steps) + 1 == max(len(completion.token_ids) for completion in completions) < 400
 
 
 def test_a_response_ends_with_its_first_end_token(make_model):

@@ -58,3 +58,10 @@ def test_compiled_layers_give_the_same_values_and_gradients(graphs_only, recompu
 def test_a_model_without_such_layers_is_refused():
     with pytest.raises(ConfigError, match=r"model.compile: Linear has no layers"):
         compile_layers(nn.Linear(2, 2), recomputed=False)
+
+
+def test_calls_are_made_from_cpp_on_a_cpu_only(graphs_only):
+    compile_layers(
+        tiny_model(character_tokenizer("0123456789"), hidden=32, layers=2, heads=2).to("meta"), recomputed=False
+    )
+    assert graphs_only == [{"cpp_wrapper": False}] * 3
