@@ -39,7 +39,7 @@ FEWEST = 16
 OF_MODEL_OR_LATER_LAYER = re.compile(r"model|^context\.(cache|shared\.keys|shared\.values)\[[1-9]")
 """Names of what a graph's step need not look at; another way to compute has another `form`."""
 MOST_GRAPHS = 64
-"""Sizes that are compiled in one process."""
+"""Graphs that are compiled in one process."""
 
 
 class Shared(NamedTuple):
@@ -180,7 +180,7 @@ class StaticDecoding:
 
 
 def compiled_step(device: torch.device) -> Callable[..., Drawn]:
-    """`advance`, compiled for each combination of sizes that comes up."""
+    """`advance`, compiled for each combination of sizes and sampling that comes up."""
     # On a CPU the calls between the kernels weigh as much as the kernels: they are made from C++, and unchecked.
     options: dict[str, Any] = {"cpp_wrapper": device.type == "cpu", "guard_filter_fn": _to_be_checked}
     options |= {"size_asserts": False, "alignment_asserts": False}
