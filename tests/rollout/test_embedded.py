@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -40,6 +41,23 @@ def draw(made, prompts=PROMPTS, seed=5, ids=None, distributions=True, **sampling
     ids = range(len(prompts)) if ids is None else ids
     sampling = Sampling(**{"max_tokens": 24} | sampling)
     return made.generate(prompts, sampling, seed=seed, sequence_ids=ids, return_distributions=distributions)
+
+
+def assert_same_but_for_jumps(ours, theirs):
+    """The same int8 numbers, computed in another order of sums.
+
+    Where sums differ in their last bit, an activation on the edge between two levels may fall to either side, which
+    changes that response from there on by as much as a level is worth. How often that happens depends on the
+    processor, so what is compared is most of the positions, as long as the tokens before them are the same.
+    """
+    distances = []
+    for own, other in zip(ours, theirs, strict=True):
+        pairs = zip(own.token_ids, other.token_ids, strict=False)
+        alike = 1 + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        distances.append((own.distributions[:alike] - other.distributions[:alike]).abs().amax(dim=1))
+    found = torch.cat(distances)
+    assert len(found) > sum(len(own.token_ids) for own in ours) / 2
+    assert float(found.median()) < 1e-5
 
 
 def whole_forward(model, prompt, completion):
@@ -108,11 +126,12 @@ def test_models_of_another_kind_run_through_their_own_forward_pass(make_model, k
 def test_our_decoders_draw_what_the_model_itself_does(make_model, precision, decoder):
     model = make_model()
     ours, theirs = (draw(engine(model, precision=precision, **DECODERS[name])) for name in (decoder, "hub"))
+    if precision == "int8":
+        assert_same_but_for_jumps(ours, theirs)
+        return
     for own, other in zip(ours, theirs, strict=True):
         assert own.token_ids == other.token_ids
-        # an activation on the edge between two levels may fall to either side
-        allowed = 0.1 if precision == "int8" else 1e-4
-        assert torch.allclose(own.logprobs, other.logprobs, atol=allowed)
+        assert torch.allclose(own.logprobs, other.logprobs, atol=1e-4)
         assert float((own.logprobs - other.logprobs).abs().median()) < 1e-5
 
 
@@ -292,8 +311,7 @@ def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monk
     assert len(graphs) == 3
     # the same sizes, but another way to compute
     other = engine(models[0], eos_token_id=-1, compile=True, precision="int8")
-    for own, expected in zip(draw(other), draw(engine(models[0], eos_token_id=-1, precision="int8")), strict=True):
-        assert torch.allclose(own.distributions, expected.distributions, atol=0.1)  # int8 rounds what differs in 1e-7
+    assert_same_but_for_jumps(draw(other), draw(engine(models[0], eos_token_id=-1, precision="int8")))
     assert len(graphs) == 4
     blurred = make_model(rms_norm_eps=1.0)  # nothing but a number that a graph holds as a constant
     other = engine(blurred, eos_token_id=-1, compile=True)
