@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import dumps
-from holdfast.audit.reading import Reading
-from holdfast.audit.source import find_files
+from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.source import find_files
 from holdfast.types import Rollout
 
 LENGTH, PROMPT, COUNT = 1000, 250, 64

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from holdfast.core.divergences import exact_from_logits, top_k
-from holdfast.objectives.masks import TrmAvg, TrmMax
-from holdfast.objectives.terms import Detector, Terms
+from holdfast.objectives.parts.masks import TrmAvg, TrmMax
+from holdfast.objectives.parts.terms import Detector, Terms
 from holdfast.rollout.engine import Completion, Sampling
 from holdfast.rollout.models import load_model
-from holdfast.rollout.vllm import VllmEngine
+from holdfast.rollout.outside.vllm import VllmEngine
 from holdfast.tasks import get_task
 from holdfast.types import Batch, TokenStats
 

@@ -13,10 +13,10 @@ from typing import get_args
 
 import torch
 
-from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.embedded.embedded import EmbeddedEngine
+from holdfast.rollout.embedded.quantize import Precision
 from holdfast.rollout.engine import Sampling
 from holdfast.rollout.models import load_model
-from holdfast.rollout.quantize import Precision
 from holdfast.tasks import get_task
 
 

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Completion, Sampling
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.tasks import get_task

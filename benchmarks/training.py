@@ -27,10 +27,10 @@ from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Problem
 from holdfast.tasks.chains import ChainTask
-from holdfast.train.configfile import build_config
-from holdfast.train.display import Quiet
-from holdfast.train.folder import RunFolder
+from holdfast.train.keep.folder import RunFolder
 from holdfast.train.loop import train
+from holdfast.train.settings.configfile import build_config
+from holdfast.train.show.display import Quiet
 from holdfast.train.warmstart import cached_warm_start
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import orjson
 import torch
 
-from holdfast.audit.reading import Reading
-from holdfast.audit.source import find_files, read_files
+from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.source import find_files, read_files
 from holdfast.types import Rollout
 
 CONTEXT_PARALLEL = 2

@@ -1,6 +1,7 @@
-"""Imports go down only, and `import holdfast` loads torch and nothing heavier."""
+"""Imports go down only, within folders too; files stay few and short; `import holdfast` loads nothing heavy."""
 
 import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -23,18 +24,57 @@ BELOW = {
     "integrations": {"objectives", "core", "kernels", "rollout", "types", "errors"},
     "launch": {"integrations", "train", "objectives", "core", "rollout", "tasks", "types", "errors"},
 }
+ORDER = {
+    "objectives": "parts policy_term metrics checks objective whole_step table presets",
+    "rollout": "engine models store rescore embedded outside engines",
+    "report": "charts page tokens metrics words survey run_figures presets compare run",
+    "train": "settings keep policy sampling warmstart update setup evaluate show loop compare session",
+    "audit": "read measure judge show simulate",
+    "audit/read": "columns reading prefetch raw loaders rescore overlap source",
+    "audit/measure": "estimate tokens alignment stretches view binned contrast sample statistics",
+    "audit/judge": "finding fixes checks auditor verdict advice",
+    "audit/judge/checks": "check lights places calibration lengths data drift training",
+    "audit/show": "jsonout page terminal outputs",
+}
+"""Files and folders of a folder, each of which may import those named before it."""
+APART = [
+    ("rollout/embedded", "rollout/outside"),
+    *itertools.permutations([f"audit/judge/checks/{kind}" for kind in ("data", "drift", "training")], 2),
+]
+"""Folders of which the second is never imported by the first."""
+MOST_FILES = 15
+"""At one level, `__init__.py` not counted: what a reader takes in at a glance."""
 HEAVY = ["transformers", "tokenizers", "vllm", "trl", "verl", "ray", "triton", "pyarrow", "pydantic", "rich"]
 FILES = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0].removesuffix(".py") in BELOW]
 
 
-def imported(path):
-    """Packages of holdfast that a file imports, anywhere in it."""
+MODULES = {".".join(("holdfast", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
+
+
+def imported_names(path):
+    """Dotted names that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            if name.startswith("holdfast."):
-                yield name.split(".")[1]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def imported_files(path):
+    """Files of holdfast that a file imports."""
+    for name in imported_names(path):
+        candidates = (name, f"{name}.__init__", name.rpartition(".")[0], f"{name.rpartition('.')[0]}.__init__")
+        found = next((MODULES[candidate] for candidate in candidates if candidate in MODULES), None)
+        if found is not None and found != path:
+            yield found
+
+
+IMPORTS = {path: set(imported_files(path)) for path in MODULES.values()}
+
+
+def imported(path):
+    """Packages of holdfast that a file imports."""
+    return {found.relative_to(ROOT).parts[0].removesuffix(".py") for found in IMPORTS[path]} - {"__init__"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -43,13 +83,56 @@ def test_imports_go_down_only(path):
     assert set(imported(path)) <= BELOW[own] | {own}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parts[-2] in ("core", "objectives")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.relative_to(ROOT).parts[0] in ("core", "objectives")], ids=lambda p: p.name
+)
 def test_mathematics_imports_torch_and_shapes_only(path):
     allowed = {"torch", "jaxtyping", "holdfast", *sys.stdlib_module_names}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        assert {name.split(".")[0] for name in names} <= allowed
+    assert {name.split(".")[0] for name in imported_names(path)} <= allowed
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_imports_run_one_way_within_a_folder(folder):
+    order = {name: place for place, name in enumerate(ORDER[folder].split())}
+    inside = {p.relative_to(ROOT / folder).parts[0].removesuffix(".py") for p in (ROOT / folder).rglob("*.py")}
+    assert set(order) == inside - {"__init__"}, "name every file and folder"
+    for path in (ROOT / folder).rglob("*.py"):
+        own = path.relative_to(ROOT / folder).parts[0].removesuffix(".py")
+        for found in IMPORTS[path]:
+            if found.is_relative_to(ROOT / folder) and own != "__init__":
+                other = found.relative_to(ROOT / folder).parts[0].removesuffix(".py")
+                assert other == own or order[other] < order[own], f"{path} imports {found}"
+
+
+@pytest.mark.parametrize(("folder", "other"), APART)
+def test_folders_beside_each_other_do_not_meet(folder, other):
+    assert not [
+        (path, found)
+        for path in (ROOT / folder).rglob("*.py")
+        for found in IMPORTS[path]
+        if found.is_relative_to(ROOT / other)
+    ]
+
+
+def test_no_file_is_in_a_circle():
+    left = dict(IMPORTS)
+    while free := [path for path, needed in left.items() if not needed & set(left)]:
+        for path in free:
+            del left[path]
+    assert not left, f"in or behind a circle: {sorted(str(path.relative_to(ROOT)) for path in left)}"
+
+
+def test_a_folder_is_taken_in_at_a_glance():
+    folders = {ROOT, *(path.parent for path in ROOT.rglob("*.py"))}
+    counts = {str(f.relative_to(ROOT)): sum(p.stem != "__init__" for p in f.glob("*.py")) for f in folders}
+    assert not {folder: count for folder, count in counts.items() if count > MOST_FILES}
+
+
+def test_every_folder_says_what_lives_there():
+    for path in ROOT.rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert text, path
+    assert all((path.parent / "__init__.py").exists() for path in ROOT.rglob("*.py"))
 
 
 def test_importing_holdfast_loads_nothing_heavy():

@@ -1,4 +1,8 @@
-"""Holdfast: reinforcement learning of language models that stays stable over long horizons."""
+"""Holdfast: reinforcement learning of language models that stays stable over long horizons.
+
+The public names. A rollout flows from `rollout` (who sampled) through `kernels` and `objectives` (what the trainer
+makes of it) to `train`; a log flows through `audit`. `core` holds the mathematics that both stand on.
+"""
 
 from holdfast.core.advise import advise
 from holdfast.core.certificate import certify

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from holdfast.audit.auditor import Auditor
-from holdfast.audit.columns import pack
-from holdfast.audit.reading import Reading
+from holdfast.audit.judge.auditor import Auditor
+from holdfast.audit.read.columns import pack
+from holdfast.audit.read.reading import Reading
 from holdfast.audit.simulate import clean_run
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdfast.audit.advice import advise_on
-from holdfast.audit.auditor import Auditor
-from holdfast.audit.columns import pack
-from holdfast.audit.finding import Finding
-from holdfast.audit.outputs import write_reports
-from holdfast.audit.reading import Reading
+from holdfast.audit.judge.advice import advise_on
+from holdfast.audit.judge.auditor import Auditor
+from holdfast.audit.judge.finding import Finding
+from holdfast.audit.read.columns import pack
+from holdfast.audit.read.reading import Reading
+from holdfast.audit.show.outputs import write_reports
 from holdfast.audit.simulate import FAULTS, clean_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

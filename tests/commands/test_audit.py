@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from holdfast.audit import demo
-from holdfast.audit.simulate import FAULTS, clean_run
+from holdfast.audit.simulate import FAULTS, clean_run, demo
 from holdfast.cli import dispatch
 from holdfast.rollout.store import write_rollouts
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from holdfast.audit.auditor import Auditor
-from holdfast.audit.finding import Finding
-from holdfast.audit.reading import Reading
+from holdfast.audit.judge.auditor import Auditor
+from holdfast.audit.judge.finding import Finding
+from holdfast.audit.read.reading import Reading
 from holdfast.audit.simulate import FAULTS, clean_run
 from holdfast.cli import dispatch
 from holdfast.commands import watch

@@ -9,10 +9,10 @@ import pytest
 from holdfast.objectives.presets import preset
 from holdfast.rollout.store import read_rollouts
 from holdfast.tasks import get_task
-from holdfast.train.configfile import load_config
-from holdfast.train.display import Quiet
-from holdfast.train.folder import RunFolder
+from holdfast.train.keep.folder import RunFolder
 from holdfast.train.loop import train
+from holdfast.train.settings.configfile import load_config
+from holdfast.train.show.display import Quiet
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(p for p in ROOT.glob("examples/**/*.toml") if p.parent.name not in ("launch", "verl"))

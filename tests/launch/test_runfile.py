@@ -6,8 +6,8 @@ import tomli_w
 from holdfast.errors import ConfigError
 from holdfast.launch import trl, verl
 from holdfast.launch.runfile import RunFile, load_run_file, refuse_unhonoured, written
-from holdfast.train.config import RunConfig, keys_of
-from holdfast.train.configfile import build_config
+from holdfast.train.settings.config import RunConfig, keys_of
+from holdfast.train.settings.configfile import build_config
 
 VALUES = {
     "steps": 3,

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from cases import cast, gradients, random_batch, with_gradient
 from holdfast import Batch, Counts, Objective, TokenStats, list_presets, merge_metrics, preset
-from holdfast.objectives.gates import Box, Clip, LogArctan, One
-from holdfast.objectives.masks import TrmAvg, TrmMax
-from holdfast.objectives.penalties import Kl, KlCov
-from holdfast.objectives.reduce import Pool
-from holdfast.objectives.token_masks import Dppo, TopEntropy
-from holdfast.objectives.weights import ImportanceWeight
+from holdfast.objectives.parts.gates import Box, Clip, LogArctan, One
+from holdfast.objectives.parts.masks import TrmAvg, TrmMax
+from holdfast.objectives.parts.penalties import Kl, KlCov
+from holdfast.objectives.parts.reduce import Pool
+from holdfast.objectives.parts.token_masks import Dppo, TopEntropy
+from holdfast.objectives.parts.weights import ImportanceWeight
 
 # What the rows leave out: turns, other detectors, penalties, whole-batch statistics of weights and entropies.
 EXTRA = {

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cases import gradients, random_batch, with_gradient
 from holdfast import Batch, ConfigError, DataError, Objective, TokenStats, list_presets, merge_metrics, preset
-from holdfast.objectives.gates import Clip, One
-from holdfast.objectives.masks import TrmMax
 from holdfast.objectives.metrics import LengthQuartiles
+from holdfast.objectives.parts.gates import Clip, One
+from holdfast.objectives.parts.masks import TrmMax
+from holdfast.objectives.parts.reduce import Normalize, Pool
 from holdfast.objectives.presets import TABLE
-from holdfast.objectives.reduce import Normalize, Pool
 
 COMBINED = "trm+sspo+kl_cov"
 
@@ -258,7 +258,7 @@ def test_bad_values_at_masked_tokens_are_legal():
 UNCHECKED = """
 import sys, torch
 from holdfast import Batch, Objective, TokenStats, preset
-from holdfast.objectives.gates import Clip
+from holdfast.objectives.parts.gates import Clip
 good = {"advantages": torch.zeros(2), "response_mask": torch.ones(2, 3, dtype=torch.bool)}
 make = lambda **change: Batch(**(good | change))
 zeros = torch.zeros

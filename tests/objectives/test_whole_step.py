@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from holdfast import preset
-from holdfast.objectives.reduce import Normalize
+from holdfast.objectives.parts.reduce import Normalize
 from holdfast.objectives.whole_step import stand_in, whole_step_parts
 
 

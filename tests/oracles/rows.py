@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from holdfast import Objective, preset
-from holdfast.objectives import (
+from holdfast.objectives.parts import (
     advantages,
     covariance,
     gates,

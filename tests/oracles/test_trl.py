@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from holdfast import DataError, preset
-from holdfast.objectives.gates import LogClip
-from holdfast.objectives.penalties import EntropyBonus, Kl
-from holdfast.objectives.reduce import Normalize
-from holdfast.objectives.token_masks import TopEntropy
-from holdfast.objectives.weights import ImportanceWeight
+from holdfast.objectives.parts.gates import LogClip
+from holdfast.objectives.parts.penalties import EntropyBonus, Kl
+from holdfast.objectives.parts.reduce import Normalize
+from holdfast.objectives.parts.token_masks import TopEntropy
+from holdfast.objectives.parts.weights import ImportanceWeight
 from oracles import trl_rows
 from oracles.draws import assert_same, differ, draw, per_sequence, run_ours
 from oracles.rows import BATCHES

@@ -7,10 +7,10 @@ import torch
 
 from holdfast import preset
 from holdfast.core.entropy import token_covariance
-from holdfast.objectives.masks import TrmMax
-from holdfast.objectives.penalties import Kl, KlCov
-from holdfast.objectives.token_masks import Dppo
-from holdfast.objectives.weights import ImportanceWeight
+from holdfast.objectives.parts.masks import TrmMax
+from holdfast.objectives.parts.penalties import Kl, KlCov
+from holdfast.objectives.parts.token_masks import Dppo
+from holdfast.objectives.parts.weights import ImportanceWeight
 from oracles import verl_rows
 from oracles.draws import assert_same, differ, draw, per_sequence, run_ours
 from oracles.rows import BATCHES

@@ -1,6 +1,7 @@
 import pytest
 
 from holdfast.errors import DataError
+from holdfast.report.charts.plots import Series, line_chart
 from holdfast.report.page import (
     Cell,
     Markup,
@@ -18,7 +19,6 @@ from holdfast.report.page import (
     tiles,
     write_page,
 )
-from holdfast.report.plots import Series, line_chart
 
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>\u202e'
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from holdfast.errors import ConfigError, EngineError
-from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Sampling
 from holdfast.rollout.engines import EngineSettings, make_engine
-from holdfast.rollout.external import write_model
 from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
+from holdfast.rollout.outside.external import write_model
 
 
 @pytest.fixture(scope="module")

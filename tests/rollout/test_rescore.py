@@ -8,7 +8,7 @@ import torch
 
 from holdfast.errors import EngineError
 from holdfast.rollout import rescore as module
-from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Sampling, sampling_logprobs
 from holdfast.rollout.rescore import Agreement, check_engine, rescore
 

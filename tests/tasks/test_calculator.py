@@ -6,7 +6,7 @@ from holdfast.errors import ConfigError
 from holdfast.rollout.models import character_tokenizer
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Environment
-from holdfast.train.data import PromptSource
+from holdfast.train.sampling.data import PromptSource
 
 
 def test_solutions_are_right_when_the_tool_is_asked():

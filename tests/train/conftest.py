@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.train.config import RunConfig
-from holdfast.train.configfile import build_config, with_overrides
-from holdfast.train.display import Quiet
-from holdfast.train.folder import RunFolder
+from holdfast.train.keep.folder import RunFolder
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.configfile import build_config, with_overrides
+from holdfast.train.show.display import Quiet
 
 SMALL = {
     "steps": 4,

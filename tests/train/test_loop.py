@@ -11,9 +11,9 @@ from holdfast.cli import dispatch
 from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.store import read_rollouts
 from holdfast.tasks.verify import InProcess
-from holdfast.train.checkpoint import latest_checkpoint, load_state
-from holdfast.train.folder import RunFolder
-from holdfast.train.forward import micro_batches
+from holdfast.train.keep.checkpoint import latest_checkpoint, load_state
+from holdfast.train.keep.folder import RunFolder
+from holdfast.train.policy.forward import micro_batches
 
 SCALARS = (
     *("tokens", "reward_mean", "reward_std", "accuracy", "entropy", "response_length_mean", "truncated_share"),

@@ -5,10 +5,10 @@ import torch
 
 from holdfast.errors import ConfigError
 from holdfast.tasks import Problem, get_task
-from holdfast.train.checkpoint import load_weights
-from holdfast.train.data import PromptSource
-from holdfast.train.folder import RunFolder
-from holdfast.train.forward import Policy
+from holdfast.train.keep.checkpoint import load_weights
+from holdfast.train.keep.folder import RunFolder
+from holdfast.train.policy.forward import Policy
+from holdfast.train.sampling.data import PromptSource
 from holdfast.train.setup import build_model, set_up
 from holdfast.train.warmstart import warm_start
 

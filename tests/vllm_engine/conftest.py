@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from holdfast.rollout.engine import sampling_logprobs
-from holdfast.rollout.http import HttpClient
 from holdfast.rollout.models import character_tokenizer, tiny_model
-from holdfast.rollout.process import ServerProcess
+from holdfast.rollout.outside.http import HttpClient
+from holdfast.rollout.outside.process import ServerProcess
 
 HERE = Path(__file__).parent
 ALPHABET = "0123456789+-*/=()<>abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOP .,"

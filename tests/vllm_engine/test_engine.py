@@ -7,14 +7,14 @@ import torch
 
 from holdfast.core.divergences import exact_from_logits, top_k
 from holdfast.errors import ConfigError, EngineError
-from holdfast.objectives.masks import TrmMax
-from holdfast.objectives.terms import Terms
+from holdfast.objectives.parts.masks import TrmMax
+from holdfast.objectives.parts.terms import Terms
 from holdfast.rollout.engine import Engine, Sampling
 from holdfast.types import Batch, TokenStats
 
 pytest.importorskip("vllm")
-from holdfast.rollout import vllm as vllm_engine
-from holdfast.rollout.vllm import VllmEngine
+from holdfast.rollout.outside import vllm as vllm_engine
+from holdfast.rollout.outside.vllm import VllmEngine
 
 EOS, VOCABULARY = 2, 68
 # one of them longer than two blocks of the prefix cache (128 tokens each on a CPU)

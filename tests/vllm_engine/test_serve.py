@@ -6,7 +6,7 @@ import torch
 from holdfast.errors import EngineError
 from holdfast.rollout.engine import Sampling
 from holdfast.rollout.models import character_tokenizer
-from holdfast.rollout.server import ServerEngine
+from holdfast.rollout.outside.server import ServerEngine
 
 pytest.importorskip("vllm")
 

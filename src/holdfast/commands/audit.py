@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from holdfast.audit.advice import advise_on
-from holdfast.audit.auditor import Audit, Auditor
-from holdfast.audit.finding import SEVERITIES, Severity, at_least
-from holdfast.audit.jsonout import audit_dict
-from holdfast.audit.loaders import formats_table
-from holdfast.audit.outputs import write_reports
-from holdfast.audit.reading import Reading
-from holdfast.audit.source import find_files, read_files
-from holdfast.audit.terminal import line, print_audit
+from holdfast.audit.judge.advice import advise_on
+from holdfast.audit.judge.auditor import Audit, Auditor
+from holdfast.audit.judge.finding import SEVERITIES, Severity, at_least
+from holdfast.audit.read.loaders import formats_table
+from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.source import find_files, read_files
+from holdfast.audit.show.jsonout import audit_dict
+from holdfast.audit.show.outputs import write_reports
+from holdfast.audit.show.terminal import line, print_audit
 from holdfast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from holdfast.audit.rescore import Scorer
+    from holdfast.audit.read.rescore import Scorer
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     console = Console()
     if options.demo:
-        from holdfast.audit.demo import run_demo
+        from holdfast.audit.simulate.demo import run_demo
 
         return run_demo(options.out or Path("audit-demo"), console)
     if options.path is None:
@@ -94,7 +94,7 @@ def exit_code(audit: Audit, fail_on: Severity | str) -> int:
 def _scorer(folder: Path | None) -> Scorer | None:
     if folder is None:
         return None
-    from holdfast.audit.rescore import Scorer
+    from holdfast.audit.read.rescore import Scorer
 
     return Scorer.load(folder)
 

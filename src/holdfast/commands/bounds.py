@@ -16,9 +16,9 @@ from rich.table import Table
 from holdfast.core.advise import allowed_kl
 from holdfast.core.bounds import Bound, table, unified
 from holdfast.errors import DataError
-from holdfast.report.frame import Reference
-from holdfast.report.plots import Series, line_chart
-from holdfast.report.svg import Svg
+from holdfast.report.charts.frame import Reference
+from holdfast.report.charts.plots import Series, line_chart
+from holdfast.report.charts.svg import Svg
 
 _INPUTS = {
     "kl": "largest KL(rollout‖current) of any context, in nats",

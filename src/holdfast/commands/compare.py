@@ -11,7 +11,7 @@ from rich.table import Table
 
 from holdfast.errors import ConfigError
 from holdfast.train.compare import collect, plan_entries, run_entries, table_rows, write_results
-from holdfast.train.configfile import leading_files, load_config
+from holdfast.train.settings.configfile import leading_files, load_config
 
 
 def run(argv: list[str]) -> int:

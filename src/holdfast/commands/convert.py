@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from holdfast.audit.columns import Chunk, as_rollouts
-from holdfast.audit.loaders.loader import SourceFile
-from holdfast.audit.reading import Reading
-from holdfast.audit.source import find_files, read_files
+from holdfast.audit.read.columns import Chunk, as_rollouts
+from holdfast.audit.read.loaders.loader import SourceFile
+from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.source import find_files, read_files
 from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.store import write_rollouts
 from holdfast.types import Rollout

@@ -17,10 +17,10 @@ from rich.table import Table
 from holdfast.errors import ConfigError
 from holdfast.lab import experiments
 from holdfast.lab.experiments import MASKS
-from holdfast.report.bars import dot_chart
-from holdfast.report.frame import Reference
-from holdfast.report.plots import Series, line_chart, scatter_chart
-from holdfast.report.svg import Svg
+from holdfast.report.charts.bars import dot_chart
+from holdfast.report.charts.frame import Reference
+from holdfast.report.charts.plots import Series, line_chart, scatter_chart
+from holdfast.report.charts.svg import Svg
 
 VACUOUS = Reference(1.0, "vacuous above 1")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.errors import ConfigError, nearest
 from holdfast.launch.runfile import BACKENDS, RunFile, load_run_file
-from holdfast.train.folder import RunFolder, free_folder
+from holdfast.train.keep.folder import RunFolder, free_folder
 
 
 def run(argv: list[str]) -> int:

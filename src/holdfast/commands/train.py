@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from holdfast.errors import ConfigError
-from holdfast.train.config import RunConfig
-from holdfast.train.configfile import leading_files, load_config
-from holdfast.train.folder import RunFolder, free_folder
+from holdfast.train.keep.folder import RunFolder, free_folder
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.configfile import leading_files, load_config
 
 
 def run(argv: list[str]) -> int:

@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 
-from holdfast.audit.auditor import Auditor
-from holdfast.audit.finding import SEVERITIES, Finding
-from holdfast.audit.loaders.loader import SourceFile
-from holdfast.audit.reading import Reading
-from holdfast.audit.source import find_files, read_files
-from holdfast.audit.terminal import line, summary
-from holdfast.audit.verdict import verdict_of
+from holdfast.audit.judge.auditor import Auditor
+from holdfast.audit.judge.finding import SEVERITIES, Finding
+from holdfast.audit.judge.verdict import verdict_of
+from holdfast.audit.read.loaders.loader import SourceFile
+from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.source import find_files, read_files
+from holdfast.audit.show.terminal import line, summary
 from holdfast.commands.audit import exit_code
 from holdfast.errors import DataError
 

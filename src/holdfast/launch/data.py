@@ -7,8 +7,8 @@ from collections.abc import Callable
 from holdfast.errors import ConfigError
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Environment, Problem, Task
-from holdfast.train.config import RunConfig
-from holdfast.train.seeds import derive_seed
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.seeds import derive_seed
 
 Draw = Callable[[int, int, str], tuple[Problem, ...]]
 """(seed, count, split) -> problems: a task's own, or only those whose prompts fit."""

@@ -16,11 +16,11 @@ from holdfast.objectives.presets import preset
 from holdfast.rollout.engine import Engine
 from holdfast.tasks.base import Problem
 from holdfast.tasks.verify import make_scorer, rewards_of
-from holdfast.train.config import RunConfig
-from holdfast.train.data import PromptSource
-from holdfast.train.engines import build_engine, embedded
-from holdfast.train.sampler import sampling_of
-from holdfast.train.seeds import derive_seed
+from holdfast.train.sampling.data import PromptSource
+from holdfast.train.sampling.engines import build_engine, embedded
+from holdfast.train.sampling.sampler import sampling_of
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.seeds import derive_seed
 from holdfast.train.setup import build_model
 
 HONOURED: Honoured = {

@@ -18,7 +18,7 @@ from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
 from holdfast.launch.verl_reward import reward_settings, verl_row
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.presets import preset
-from holdfast.train.config import RunConfig
+from holdfast.train.settings.config import RunConfig
 
 HONOURED: Honoured = {
     "steps": None, "seed": None,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import DataError
-from holdfast.objectives.terms import missing
+from holdfast.objectives.parts.terms import missing
 from holdfast.types import Batch, TokenStats
 
 

@@ -16,8 +16,8 @@ from torch.linalg import vector_norm as norm
 
 from holdfast.core.divergences import expm1_minus
 from holdfast.core.entropy import token_covariance
+from holdfast.objectives.parts.terms import Terms
 from holdfast.objectives.policy_term import Gated
-from holdfast.objectives.terms import Terms
 from holdfast.types import Counts
 
 

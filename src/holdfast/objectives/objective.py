@@ -18,16 +18,16 @@ from torch import Tensor
 
 from holdfast.errors import ConfigError, nearest
 from holdfast.objectives import checks
-from holdfast.objectives.advantages import Advantage, Group
-from holdfast.objectives.gates import Gate, Identity
-from holdfast.objectives.masks import Mask
 from holdfast.objectives.metrics import LengthQuartiles, covariance_share, loss_metrics
-from holdfast.objectives.part import Part, coerce, coerce_fields
-from holdfast.objectives.penalties import Penalty
+from holdfast.objectives.parts.advantages import Advantage, Group
+from holdfast.objectives.parts.gates import Gate, Identity
+from holdfast.objectives.parts.masks import Mask
+from holdfast.objectives.parts.part import Part, coerce, coerce_fields
+from holdfast.objectives.parts.penalties import Penalty
+from holdfast.objectives.parts.reduce import Normalize, Pool
+from holdfast.objectives.parts.terms import Terms
+from holdfast.objectives.parts.weights import Weight
 from holdfast.objectives.policy_term import gated, policy_loss
-from holdfast.objectives.reduce import Normalize, Pool
-from holdfast.objectives.terms import Terms
-from holdfast.objectives.weights import Weight
 from holdfast.types import Batch, Counts, LossOutput, TokenStats
 
 Carrier = Literal["ratio", "score"]

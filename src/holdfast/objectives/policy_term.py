@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from holdfast.core.ratios import LOG_RATIO_LIMIT, pool
-from holdfast.objectives.gates import Gate
-from holdfast.objectives.reduce import Pool
-from holdfast.objectives.terms import Policy, Terms
+from holdfast.objectives.parts.gates import Gate
+from holdfast.objectives.parts.reduce import Pool
+from holdfast.objectives.parts.terms import Policy, Terms
 
 
 @dataclass(frozen=True)

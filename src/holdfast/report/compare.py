@@ -12,8 +12,10 @@ from typing import Any
 
 import holdfast
 from holdfast.errors import DataError
-from holdfast.report.bars import dot_chart
-from holdfast.report.frame import Reference
+from holdfast.report.charts.bars import dot_chart
+from holdfast.report.charts.frame import Reference
+from holdfast.report.charts.plots import Series, line_chart
+from holdfast.report.charts.scales import Number, number
 from holdfast.report.metrics import is_number
 from holdfast.report.page import (
     Cell,
@@ -29,8 +31,6 @@ from holdfast.report.page import (
     table,
     write_page,
 )
-from holdfast.report.plots import Series, line_chart
-from holdfast.report.scales import Number, number
 from holdfast.report.words import percent
 
 _MOST_BANDS = 6

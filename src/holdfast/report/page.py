@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from holdfast.errors import DataError
-from holdfast.report.svg import DARK, LIGHT, Svg, chart_css, escape, palette_css
+from holdfast.report.charts.svg import DARK, LIGHT, Svg, chart_css, escape, palette_css
 
 _LIGHT = LIGHT | {
     "panel": "#f6f7f9",

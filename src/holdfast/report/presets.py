@@ -13,7 +13,7 @@ import torch
 
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.presets import TABLE, preset
-from holdfast.report.plots import Series, Svg, line_chart
+from holdfast.report.charts.plots import Series, Svg, line_chart
 
 _GRID = torch.cat([torch.linspace(-2.0, 2.0, 401, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]).sort()
 
@@ -84,7 +84,7 @@ def index_page() -> str:
     rows = "\n".join(f"| [{name}]({name}.md) | {row.title} | {row.paper} |" for name, row in TABLE.items())
     return f"""# The table of objectives
 
-Every row is data: gates, pools, masks, weights and penalties put together (`src/holdfast/objectives/table_*.py`).
+Every row is data: gates, pools, masks, weights and penalties put together (`src/holdfast/objectives/table/`).
 Rows join with "+": `holdfast.preset("trm+sspo+kl_cov")`. These pages are generated from the objects by
 `python -m holdfast.report.presets docs/presets`.
 

@@ -10,6 +10,7 @@ from typing import Any
 import holdfast
 from holdfast.errors import DataError
 from holdfast.report import run_figures
+from holdfast.report.charts.scales import Number, number
 from holdfast.report.metrics import Metrics, is_number, read_metrics
 from holdfast.report.page import (
     Markup,
@@ -24,7 +25,6 @@ from holdfast.report.page import (
     tiles,
     write_page,
 )
-from holdfast.report.scales import Number, number
 from holdfast.report.survey import survey_run
 from holdfast.report.words import headline, percent, progress
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from holdfast.report.bars import bar_chart, heat_map, parts_chart
-from holdfast.report.frame import Reference
+from holdfast.report.charts.bars import bar_chart, heat_map, parts_chart
+from holdfast.report.charts.frame import Reference
+from holdfast.report.charts.plots import Series, histogram, line_chart, scatter_chart
+from holdfast.report.charts.scales import Number, number
 from holdfast.report.metrics import Metrics, binned, is_number
 from holdfast.report.page import Markup, absent, columns, figure, join, section, table
-from holdfast.report.plots import Series, histogram, line_chart, scatter_chart
-from holdfast.report.scales import Number, number
 from holdfast.report.survey import MOST_POINTS, Survey, thin_points
 from holdfast.report.tokens import token_key, token_view
 from holdfast.report.words import acceptance_by_length, is_bound, last_bounds

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from holdfast.report.charts.scales import number
+from holdfast.report.charts.svg import Box, Drawing, Row, Svg, escape, label, tag
 from holdfast.report.page import Markup, element, figure, html, join, paragraph
-from holdfast.report.scales import number
-from holdfast.report.svg import Box, Drawing, Row, Svg, escape, label, tag
 from holdfast.types import Rollout
 
 EDGES = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from holdfast.report.charts.scales import number
 from holdfast.report.metrics import Metrics, is_number
 from holdfast.report.page import Markup, element, join
-from holdfast.report.scales import number
 
 _ACCURACY = (
     ("eval_accuracy", "Sampled accuracy on held-out problems"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from holdfast.errors import ConfigError, nearest
-from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Engine
 
 EngineKind = Literal["embedded", "vllm", "server"]
@@ -88,8 +88,8 @@ def make_engine(settings: EngineSettings, model: Any, tokenizer: Any, folder: Pa
 
 
 def _vllm(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) -> Engine:
-    from holdfast.rollout.external import write_model
-    from holdfast.rollout.vllm import VllmEngine
+    from holdfast.rollout.outside.external import write_model
+    from holdfast.rollout.outside.vllm import VllmEngine
 
     first = folder / "version-0"
     write_model(model, tokenizer, first)
@@ -106,10 +106,10 @@ def _vllm(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) ->
 
 
 def _server(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) -> Engine:
-    from holdfast.rollout.external import write_model
-    from holdfast.rollout.http import HttpClient
-    from holdfast.rollout.process import ServerProcess
-    from holdfast.rollout.server import ServerEngine
+    from holdfast.rollout.outside.external import write_model
+    from holdfast.rollout.outside.http import HttpClient
+    from holdfast.rollout.outside.process import ServerProcess
+    from holdfast.rollout.outside.server import ServerEngine
 
     client = HttpClient(settings.url, timeout=settings.timeout, retries=settings.retries)
     process = None

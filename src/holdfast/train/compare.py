@@ -16,9 +16,9 @@ from rich.console import Console
 
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.objectives.presets import preset
-from holdfast.train.config import ObjectiveConfig, RunConfig
-from holdfast.train.display import Milestones
-from holdfast.train.folder import RunFolder, read_metrics, write_text
+from holdfast.train.keep.folder import RunFolder, read_metrics, write_text
+from holdfast.train.settings.config import ObjectiveConfig, RunConfig
+from holdfast.train.show.display import Milestones
 
 
 @dataclass(frozen=True)

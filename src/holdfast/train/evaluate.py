@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.rollout.engine import Sampling
-from holdfast.train.sampler import new_episodes, sampling_of
-from holdfast.train.seeds import derive_seed
+from holdfast.train.sampling.sampler import new_episodes, sampling_of
+from holdfast.train.settings.seeds import derive_seed
 from holdfast.train.setup import Run
 
 

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.tasks.verify import rewards_of
-from holdfast.train.advice import ratio_warnings, step_warnings
-from holdfast.train.checkpoint import save_checkpoint
-from holdfast.train.config import RunConfig
-from holdfast.train.data import Rollouts, assemble
-from holdfast.train.display import Display
-from holdfast.train.episodes import Episode
 from holdfast.train.evaluate import evaluate
-from holdfast.train.folder import RunFolder
-from holdfast.train.metrics import lag_metrics, reward_metrics, step_metrics
-from holdfast.train.records import rollout_records
+from holdfast.train.keep.checkpoint import save_checkpoint
+from holdfast.train.keep.folder import RunFolder
+from holdfast.train.keep.stopwatch import Stopwatch
+from holdfast.train.sampling.data import Rollouts, assemble
+from holdfast.train.sampling.episodes import Episode
+from holdfast.train.settings.config import RunConfig
 from holdfast.train.setup import Run, set_up
-from holdfast.train.stopwatch import Stopwatch
-from holdfast.train.summary import summarize
-from holdfast.train.trackers import Trackers
+from holdfast.train.show.advice import ratio_warnings, step_warnings
+from holdfast.train.show.display import Display
+from holdfast.train.show.metrics import lag_metrics, reward_metrics, step_metrics
+from holdfast.train.show.records import rollout_records
+from holdfast.train.show.summary import summarize
+from holdfast.train.show.trackers import Trackers
 from holdfast.train.warmstart import Progress
 
 

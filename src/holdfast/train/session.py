@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from holdfast.train.checkpoint import latest_checkpoint
-from holdfast.train.config import RunConfig
-from holdfast.train.display import Display, Lines, Panels
-from holdfast.train.folder import RunFolder
+from holdfast.train.keep.checkpoint import latest_checkpoint
+from holdfast.train.keep.folder import RunFolder
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.show.display import Display, Lines, Panels
 
 
 @dataclass(frozen=True)

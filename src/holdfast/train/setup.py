@@ -18,23 +18,23 @@ from holdfast.rollout.engine import Engine
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Environment, Task
 from holdfast.tasks.verify import Scorer, make_scorer
-from holdfast.train.checkpoint import latest_checkpoint, load_state, load_weights, save_model
-from holdfast.train.config import RunConfig
-from holdfast.train.data import PromptSource, Rollouts
-from holdfast.train.engines import build_engine, check_first_batch, embedded
-from holdfast.train.episodes import Episode, Writing
-from holdfast.train.folder import RunFolder, replace_folder
-from holdfast.train.forward import Looks, Policy
-from holdfast.train.head import find_head
-from holdfast.train.ledger import Ledger
-from holdfast.train.lora import Merged, WithoutAdapter, add_lora, load_adapter
-from holdfast.train.memory import keep_freed_memory
-from holdfast.train.model import build_model, compile_layers, device_of, keep_only_inputs
-from holdfast.train.pipeline import Pipelined
-from holdfast.train.routing import router_drift
-from holdfast.train.sampler import Sampler, Synchronous, writing_of
-from holdfast.train.seeds import derive_seed
-from holdfast.train.unpadded import make_unpadded
+from holdfast.train.keep.checkpoint import latest_checkpoint, load_state, load_weights, save_model
+from holdfast.train.keep.folder import RunFolder, replace_folder
+from holdfast.train.keep.ledger import Ledger
+from holdfast.train.policy.forward import Looks, Policy
+from holdfast.train.policy.head import find_head
+from holdfast.train.policy.lora import Merged, WithoutAdapter, add_lora, load_adapter
+from holdfast.train.policy.model import build_model, compile_layers, device_of, keep_only_inputs
+from holdfast.train.policy.unpadded import make_unpadded
+from holdfast.train.sampling.data import PromptSource, Rollouts
+from holdfast.train.sampling.engines import build_engine, check_first_batch, embedded
+from holdfast.train.sampling.episodes import Episode, Writing
+from holdfast.train.sampling.pipeline import Pipelined
+from holdfast.train.sampling.routing import router_drift
+from holdfast.train.sampling.sampler import Sampler, Synchronous, writing_of
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.memory import keep_freed_memory
+from holdfast.train.settings.seeds import derive_seed
 from holdfast.train.update import Updater
 from holdfast.train.warmstart import Progress, cached_warm_start, has_warm_start, warm_start
 

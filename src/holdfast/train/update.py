@@ -20,11 +20,11 @@ from holdfast.errors import DataError
 from holdfast.objectives.metrics import merge_metrics
 from holdfast.objectives.objective import Objective, Plan
 from holdfast.objectives.whole_step import stand_in, whole_step_parts
-from holdfast.train.config import RunConfig
-from holdfast.train.data import Rollouts
-from holdfast.train.forward import Looks, Policy, Sequences, gather_stats, micro_batches, stats_of
-from holdfast.train.seeds import derive_seed
-from holdfast.train.stopwatch import Stopwatch
+from holdfast.train.keep.stopwatch import Stopwatch
+from holdfast.train.policy.forward import Looks, Policy, Sequences, gather_stats, micro_batches, stats_of
+from holdfast.train.sampling.data import Rollouts
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.seeds import derive_seed
 from holdfast.types import Batch, LossOutput, TokenStats
 
 

@@ -14,10 +14,10 @@ import torch
 
 from holdfast.errors import ConfigError
 from holdfast.tasks.base import Problem, Task
-from holdfast.train.config import RunConfig
-from holdfast.train.data import PromptSource, pack
-from holdfast.train.forward import Policy, micro_batches
-from holdfast.train.seeds import derive_seed
+from holdfast.train.policy.forward import Policy, micro_batches
+from holdfast.train.sampling.data import PromptSource, pack
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.seeds import derive_seed
 
 Progress = Callable[[int, int, float], None]
 

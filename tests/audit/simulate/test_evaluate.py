@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.audit.checks import CHECKS
+from holdfast.audit.judge.checks import CHECKS
 from holdfast.audit.simulate import FAULTS
 from holdfast.audit.simulate.evaluate import SIZES, detected, false_alarms, healthy_plan, main, page
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from holdfast.audit.columns import as_rollouts, chunk_of
+from holdfast.audit.read.columns import as_rollouts, chunk_of
 from holdfast.audit.simulate import FAULTS, clean_run
 from holdfast.audit.simulate.replay import Replay
 from holdfast.audit.simulate.run import TOOL_TOKENS, Plan, clean_chunks

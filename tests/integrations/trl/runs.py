@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from holdfast.integrations.trl import HoldfastGRPOTrainer
-from holdfast.rollout.embedded import EmbeddedEngine
+from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Sampling
 from holdfast.rollout.models import character_tokenizer, tiny_model
 

@@ -157,7 +157,7 @@ def test_two_processes(file, tmp_path):
 def first_step(alone, file, tmp_path):
     """The other half of the batch, which was trained on in the first optimiser step."""
     run = load_run_file(file, "local")
-    from holdfast.train.folder import RunFolder
+    from holdfast.train.keep.folder import RunFolder
     from holdfast.train.session import run_session
 
     folder = RunFolder.create(tmp_path / "all", run.config.model_copy(update={"steps": 1}))

@@ -2,8 +2,8 @@ import pytest
 
 from holdfast import ConfigError, list_presets, preset
 from holdfast.integrations.verl.levels import Given, check, check_whole_step
-from holdfast.objectives.penalties import Kl
-from holdfast.objectives.reduce import Normalize
+from holdfast.objectives.parts.penalties import Kl
+from holdfast.objectives.parts.reduce import Normalize
 
 BARE = Given(level=1, rollout=False)
 FULL = Given(level=2, rollout=True, entropy=True, reference=True)

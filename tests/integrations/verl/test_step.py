@@ -10,7 +10,7 @@ import torch.multiprocessing as processes
 from holdfast import DataError, TokenStats, preset
 from holdfast.integrations.verl.settings import step_objective
 from holdfast.integrations.verl.step import batch_of, plan_of, sequence_ids, stats_of, validate
-from holdfast.objectives.penalties import EntropyBonus, Kl
+from holdfast.objectives.parts.penalties import EntropyBonus, Kl
 from integrations.verl import batches
 from integrations.verl.steps import OBJECTIVES, in_micro_batches, one_rank, reference
 

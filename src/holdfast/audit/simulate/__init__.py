@@ -1,4 +1,7 @@
-"""Simulated runs, healthy and with planted faults: what the checks are believed on, and what the demo shows."""
+"""Simulated runs, healthy and with planted faults: what the checks are believed on, and what the demo shows.
+
+Two policies known exactly make `Chunk`s; a `Fault` changes them as the real bug would. A new check brings its fault.
+"""
 
 from collections.abc import Mapping
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from holdfast.audit.columns import Column
+from holdfast.audit.read.columns import Column
 from holdfast.audit.simulate.fault import Fault
 from holdfast.audit.simulate.replay import Replay, floats
 from holdfast.audit.simulate.world import VOCABULARY, log_softmax

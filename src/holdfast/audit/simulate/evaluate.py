@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.audit.auditor import Auditor
-from holdfast.audit.checks import CHECKS, Check
-from holdfast.audit.columns import Chunk, as_rollouts, pack
-from holdfast.audit.finding import at_least
-from holdfast.audit.reading import Reading
+from holdfast.audit.judge.auditor import Auditor
+from holdfast.audit.judge.checks import CHECKS, Check
+from holdfast.audit.judge.finding import at_least
+from holdfast.audit.read.columns import Chunk, as_rollouts, pack
+from holdfast.audit.read.reading import Reading
 from holdfast.audit.simulate import FAULTS
 from holdfast.audit.simulate.run import Plan, clean_chunks, plan_of
 from holdfast.types import Rollout
@@ -66,7 +66,7 @@ strength; the share of the runs in which the fault's own check gave a warning or
 |-|-|-|
 {rows}
 
-How each check decides, with its limits, is in its docstring: `src/holdfast/audit/checks/`.
+How each check decides, with its limits, is in its docstring: `src/holdfast/audit/judge/checks/`.
 """
 
 

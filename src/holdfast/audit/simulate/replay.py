@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.audit.columns import Column
+from holdfast.audit.read.columns import Column
 from holdfast.audit.simulate.run import sample
 from holdfast.audit.simulate.world import (
     CONTEXTS,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.audit.columns import Chunk, Column, as_rollouts
+from holdfast.audit.read.columns import Chunk, Column, as_rollouts
 from holdfast.audit.simulate.world import VOCABULARY, World, first_context, next_context, shared
 from holdfast.types import Rollout
 

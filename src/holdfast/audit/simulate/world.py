@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from holdfast.audit.columns import Column
+from holdfast.audit.read.columns import Column
 
 CONTEXTS, VOCABULARY, COPIES = 256, 64, 6
 _COPY_SCALES = np.array([0.4, 0.7, 1.0, 1.3, 2.0])

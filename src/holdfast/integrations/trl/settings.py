@@ -8,9 +8,9 @@ from dataclasses import fields
 from typing import Any
 
 from holdfast.errors import ConfigError
-from holdfast.objectives.advantages import Gae
 from holdfast.objectives.objective import Objective
-from holdfast.objectives.penalties import EntropyBonus, Kl
+from holdfast.objectives.parts.advantages import Gae
+from holdfast.objectives.parts.penalties import EntropyBonus, Kl
 from holdfast.objectives.presets import preset
 
 _IN_OBJECTIVE = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.names import POLICY_LOSS, TRAINER_MODE
 from holdfast.objectives.objective import Objective
-from holdfast.objectives.penalties import EntropyBonus
+from holdfast.objectives.parts.penalties import EntropyBonus
 from holdfast.objectives.whole_step import whole_step_parts
 
 TOP_K_FIELDS = frozenset({"kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper"})

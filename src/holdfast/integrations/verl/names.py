@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import ConfigError
-from holdfast.objectives.advantages import Gae, Group, Whiten
 from holdfast.objectives.objective import Objective
+from holdfast.objectives.parts.advantages import Gae, Group, Whiten
 from holdfast.objectives.presets import list_presets, preset
 
 SUPPORTED = "0.9.1"

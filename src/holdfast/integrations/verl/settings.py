@@ -7,7 +7,7 @@ from typing import Any
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.config import configured_objective, loss_config
 from holdfast.objectives.objective import Objective
-from holdfast.objectives.penalties import EntropyBonus, Estimator, Kl, Penalty
+from holdfast.objectives.parts.penalties import EntropyBonus, Estimator, Kl, Penalty
 
 _ESTIMATORS: dict[str, Estimator] = {"kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2", "low_var_kl": "k3", "k3": "k3"}
 

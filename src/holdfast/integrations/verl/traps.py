@@ -14,7 +14,7 @@ from typing import Any
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.names import advantage_overrides, is_ours, objective_name, with_settings
 from holdfast.objectives.objective import Objective
-from holdfast.objectives.weights import ImportanceWeight
+from holdfast.objectives.parts.weights import ImportanceWeight
 
 LIMITS = {
     "seq_max_k2": 0.2,

@@ -1,0 +1,56 @@
+"""The checks, data errors first; a new check is one file here and one entry in `CHECKS`.
+
+A check is fed `View`s, keeps bounded sums, and gives findings at the end. The folders are the kinds of finding:
+`data` (the log itself is wrong), `drift` (engine and trainer disagree), `training` (settings and progress).
+"""
+
+from holdfast.audit.judge.checks.check import Check, Facts
+from holdfast.audit.judge.checks.data.forced_tokens import ForcedTokens
+from holdfast.audit.judge.checks.data.invalid_logprobs import InvalidLogprobs
+from holdfast.audit.judge.checks.data.shifted_by_one import ShiftedByOne
+from holdfast.audit.judge.checks.data.support_mismatch import SupportMismatch
+from holdfast.audit.judge.checks.data.temperature_mismatch import TemperatureMismatch
+from holdfast.audit.judge.checks.data.wrong_token import WrongToken
+from holdfast.audit.judge.checks.data.zero_filled import ZeroFilled
+from holdfast.audit.judge.checks.drift.drift_by_environment import DriftByEnvironment
+from holdfast.audit.judge.checks.drift.drift_level import DriftLevel
+from holdfast.audit.judge.checks.drift.drift_with_age import DriftWithAge
+from holdfast.audit.judge.checks.drift.drift_with_depth import DriftWithDepth
+from holdfast.audit.judge.checks.drift.drift_with_step import DriftWithStep
+from holdfast.audit.judge.checks.drift.drift_with_turn import DriftWithTurn
+from holdfast.audit.judge.checks.drift.few_prompts_dominate import FewPromptsDominate
+from holdfast.audit.judge.checks.drift.few_tokens_dominate import FewTokensDominate
+from holdfast.audit.judge.checks.drift.noise_floor import NoiseFloor
+from holdfast.audit.judge.checks.training.acceptance_by_length import AcceptanceByLength
+from holdfast.audit.judge.checks.training.dead_clip import DeadClip
+from holdfast.audit.judge.checks.training.entropy_collapse import EntropyCollapse
+from holdfast.audit.judge.checks.training.masks_reject_most import MasksRejectMost
+from holdfast.audit.judge.checks.training.repeated_data import RepeatedData
+from holdfast.audit.judge.checks.training.vanishing_weights import VanishingWeights
+
+CHECKS: tuple[type[Check], ...] = (
+    InvalidLogprobs,
+    ZeroFilled,
+    ShiftedByOne,
+    TemperatureMismatch,
+    SupportMismatch,
+    WrongToken,
+    ForcedTokens,
+    RepeatedData,
+    NoiseFloor,
+    FewTokensDominate,
+    FewPromptsDominate,
+    DriftLevel,
+    DriftWithDepth,
+    DriftWithTurn,
+    DriftWithAge,
+    DriftWithStep,
+    DriftByEnvironment,
+    AcceptanceByLength,
+    MasksRejectMost,
+    DeadClip,
+    VanishingWeights,
+    EntropyCollapse,
+)
+
+__all__ = ["CHECKS", "Check", "Facts"]

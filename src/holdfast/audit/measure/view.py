@@ -1,0 +1,17 @@
+"""What every check wants to know of a chunk, computed once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from holdfast.audit.measure.alignment import AlignedView
+from holdfast.audit.measure.stretches import Stretches, stretches_of
+
+
+class View(AlignedView):
+    """A chunk and all that follows from it: its tokens, how they align, and how drift lies along the responses."""
+
+    @cached_property
+    def stretches(self) -> Stretches:
+        """Drift by stretch of a response: quarter, turn and weight version, at each class of uncertainty."""
+        return stretches_of(self)

@@ -1,0 +1,188 @@
+"""Holdfast's own parquet, straight from Arrow's memory into columns: no Python object per token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from holdfast.audit.read.columns import (
+    CHUNK_TOKENS,
+    NUMBER_COLUMNS,
+    TEXT_FIELDS,
+    TOKEN_COLUMNS,
+    WORD_COLUMNS,
+    Chunk,
+    Column,
+    hash_prompts,
+    missing_value,
+)
+from holdfast.audit.read.loaders.loader import Loader
+from holdfast.audit.read.reading import Reading
+from holdfast.rollout.store import open_rollouts, rollout_of
+from holdfast.types import BOUNDS, Rollout, possible_bounds
+
+_MEASURED = ("prompt_ids", *TOKEN_COLUMNS, *NUMBER_COLUMNS, *WORD_COLUMNS)
+_ROWS = 4096
+
+
+def matches(path: Path, head: bytes) -> bool:
+    """A parquet file; whether it holds rollouts is said on reading."""
+    return head[:4] == b"PAR1"
+
+
+def read(path: Path, reading: Reading) -> Iterator[Chunk]:
+    """Chunks of a file; a sequence whose fields differ in length, or whose bounds cannot be, is left out by name."""
+    with open_rollouts(path) as file:
+        columns = [name for name in _MEASURED if name in file.schema_arrow.names]
+        share = path.stat().st_size / max(1, file.metadata.num_rows)
+        first = 0
+        for batch in file.iter_batches(batch_size=_rows_per_batch(file), columns=columns, use_threads=True):
+            for start in range(0, batch.num_rows, _ROWS):
+                part = batch.slice(start, _ROWS)
+                yield _chunk(path, first + start, part, reading)
+                reading.advance(round(share * part.num_rows))
+            first += batch.num_rows
+
+
+def _rows_per_batch(file: pq.ParquetFile) -> int:
+    """Rows that hold about CHUNK_TOKENS tokens."""
+    ids = next(i for i in range(len(file.schema)) if file.schema.column(i).path.startswith("response_ids"))
+    values = sum(file.metadata.row_group(g).column(ids).num_values for g in range(file.num_row_groups))
+    return max(1, round(CHUNK_TOKENS * file.metadata.num_rows / max(1, values)))
+
+
+def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> Chunk:
+    rows = np.arange(batch.num_rows)
+    for faults in (_unequal_lengths, _impossible_bounds):
+        found = faults(batch)
+        for place, (kind, detail) in sorted(found.items()):
+            reading.reject(path, first + int(rows[place]), kind, detail)
+        if found:
+            good = np.delete(np.arange(batch.num_rows), [*found])
+            batch, rows = batch.take(pa.array(good)), rows[good]
+    lengths = _lengths(batch.column("response_ids"))
+    tokens, numbers, words, present = {}, {}, {}, {}
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if name == "prompt_ids" or column.null_count == len(column):
+            continue
+        present[name] = ~_nulls(column)
+        if name in TOKEN_COLUMNS:
+            tokens[name] = _flat(column, lengths, present[name], TOKEN_COLUMNS[name])
+        elif name in NUMBER_COLUMNS:
+            kind = NUMBER_COLUMNS[name]
+            numbers[name] = column.fill_null(missing_value(kind)).to_numpy(zero_copy_only=False).astype(kind)
+        else:
+            words[name] = np.array(column.to_pylist(), dtype=object)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    prompts = batch.column("prompt_ids")
+    hashes = hash_prompts(prompts.flatten().to_numpy(zero_copy_only=False), _lengths(prompts))
+
+    def keep(index: int) -> _Kept:
+        return _Kept(batch.take(pa.array(np.array([index]))), path, first + int(rows[index]))
+
+    return Chunk(offsets, tokens, numbers, words, present, hashes, lambda index: keep(index)(), keep)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """One row on its own; `whole` reads its texts from the file too."""
+
+    row: pa.RecordBatch
+    path: Path
+    number: int
+
+    def __call__(self) -> Rollout:
+        return rollout_of(self.row.to_pylist()[0])
+
+    def whole(self) -> Rollout:
+        return rollout_of(self.row.to_pylist()[0] | texts_of(self.path, self.number))
+
+
+def texts_of(path: Path, row: int) -> dict[str, Any]:
+    """The text fields of one row, read on their own: they are most of a file and only a few are shown."""
+    with open_rollouts(path) as file:
+        names = [name for name in (*TEXT_FIELDS, "extra") if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                return file.read_row_group(group, columns=names).slice(row, 1).to_pylist()[0]
+            row -= rows
+    return {}
+
+
+def _unequal_lengths(batch: pa.RecordBatch) -> dict[int, tuple[str, str]]:
+    """Kind and detail of each row with a token field of another length than its response."""
+    lengths, found = _lengths(batch.column("response_ids")), {}
+    for name in TOKEN_COLUMNS:
+        if name in batch.schema.names:
+            column = batch.column(name)
+            other = _lengths(column)
+            for row in np.flatnonzero((other != lengths) & ~_nulls(column)).tolist():
+                found.setdefault(
+                    row, ("lengths differ", f"{name} has {other[row]} entries, response_ids {lengths[row]}")
+                )
+    return found
+
+
+def _impossible_bounds(batch: pa.RecordBatch) -> dict[int, tuple[str, str]]:
+    """Kind and detail of each row whose bounds of divergences `Rollout` would refuse."""
+    given = {name: ~_nulls(batch.column(name)) for name in BOUNDS if name in batch.schema.names}
+    if not given:
+        return {}
+    some, every = np.any([*given.values()], 0), np.all([*given.values()], 0) & (len(given) == len(BOUNDS))
+    found: dict[int, tuple[str, str]] = {}
+    for row in np.flatnonzero(some & ~every).tolist():
+        found[row] = "missing field", f"{', '.join(BOUNDS)} come together"
+    if not every.any():
+        return found
+    lengths = _lengths(batch.column("response_ids"))
+    sequence, starts = np.repeat(np.arange(len(lengths)), lengths), np.cumsum(lengths) - lengths
+    flat = {name: _flat(batch.column(name), lengths, given[name], TOKEN_COLUMNS[name]) for name in BOUNDS}
+    sampled = every[sequence]
+    if "response_mask" in batch.schema.names:
+        column = batch.column("response_mask")
+        sampled &= _flat(column, lengths, ~_nulls(column), np.dtype(np.bool_)) | _nulls(column)[sequence]
+    for name, possible in possible_bounds(flat).items():
+        wrong = np.flatnonzero(sampled & ~possible)
+        for row, at in zip(*np.unique(sequence[wrong], return_index=True), strict=True):
+            token = wrong[at]
+            detail = f"{name} is {flat[name][token]:g} at token {token - starts[row]}, allowed are {BOUNDS[name]}"
+            found.setdefault(int(row), ("number out of range", detail))
+    return found
+
+
+def _nulls(column: pa.Array) -> Column:
+    return column.is_null().to_numpy(zero_copy_only=False)
+
+
+def _lengths(column: pa.ListArray) -> Column:
+    return np.diff(column.offsets.to_numpy()) * ~_nulls(column)
+
+
+def _flat(column: pa.ListArray, lengths: Column, present: Column, dtype: np.dtype) -> Column:
+    values = column.flatten()
+    if values.null_count:
+        values = values.fill_null(missing_value(dtype) if dtype.kind != "b" else False)
+    flat = values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    if present.all():
+        return flat
+    out = np.full(int(lengths.sum()), missing_value(dtype), dtype)
+    out[np.repeat(present, lengths)] = flat
+    return out
+
+
+LOADER = Loader(
+    name="holdfast",
+    title="Holdfast",
+    files="*.parquet (the trainer's rollouts/step_*.parquet, both plug-ins, `holdfast convert`)",
+    gives="everything: both log-probabilities, masks, exact KL, bounds of KL and TV, entropy, weight versions, texts",
+    matches=matches,
+    read=read,
+)

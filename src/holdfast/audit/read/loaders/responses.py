@@ -1,0 +1,203 @@
+"""Answers of an OpenAI-compatible server or of vLLM, saved as JSON Lines or JSON: the engine's log-probabilities only.
+
+Chat completions, completions, lines of OpenAI's batch output, and vLLM's own RequestOutput as a dictionary. With
+vLLM's `return_token_ids` (or `return_tokens_as_token_ids`) the token ids are there; OpenAI gives the texts only.
+Fields: `vllm.entrypoints.openai` 0.32 and the OpenAI API reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from holdfast.audit.read.columns import Chunk, Column, Likeliest
+from holdfast.audit.read.loaders.loader import ROLLOUT_ONLY, Loader
+from holdfast.audit.read.raw.fields import (
+    Unusable,
+    digits,
+    floats,
+    ids,
+    listed,
+    mapping,
+    needed,
+    same_lengths,
+    word,
+)
+from holdfast.audit.read.raw.jsonl import parse, read_jsonl, read_objects
+from holdfast.audit.read.raw.records import Record, record_of
+from holdfast.audit.read.reading import Reading
+from holdfast.rollout.outside.external import ROUNDING
+
+STAND_IN = (
+    "this log has no token ids, only token texts: ids shown are stand-ins made from the text. vLLM gives real ones "
+    'with "return_token_ids": true in the request'
+)
+_SIGNS = (b'"choices"', b'"outputs"')
+_PREFIX = "token_id:"
+NEVER_SAMPLED = -9999.0
+"""What vLLM's server writes for a log-probability of minus infinity."""
+
+
+def matches(path: Path, head: bytes) -> bool:
+    """By the fields of an answer with log-probabilities."""
+    return b'"logprob' in head and any(sign in head for sign in _SIGNS)
+
+
+def read(path: Path, reading: Reading) -> Iterator[Chunk]:
+    """Chunks of a file; a JSON array or one indented object is read whole."""
+    reader = read_jsonl if _is_lines(path) else read_objects
+    return reader(path, reading, partial(_records, reading=reading))
+
+
+def _is_lines(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline(1 << 26)
+    try:
+        return isinstance(parse(first), dict)
+    except Unusable:
+        return path.suffix == ".jsonl"
+
+
+def _records(line: Mapping[str, Any], reading: Reading) -> Iterator[Record]:
+    if "response" in line:
+        line = mapping(mapping(line["response"], "response").get("body"), "response.body")
+    if "outputs" in line:
+        found = [_output(mapping(o, "outputs"), line, reading) for o in listed(line["outputs"], "outputs")]
+    else:
+        found = [_choice(mapping(c, "choices"), line, reading) for c in listed(needed(line, "choices"), "choices")]
+    if not found:
+        raise Unusable("missing field", "choices is empty")
+    reading.note(ROLLOUT_ONLY)
+    yield from found
+
+
+def _choice(choice: Mapping[str, Any], answer: Mapping[str, Any], reading: Reading) -> Record:
+    logprobs = mapping(needed(choice, "logprobs"), "logprobs")
+    if logprobs.get("content") is not None:
+        content = listed(logprobs["content"], "logprobs.content")
+        texts = _texts(_each(content, "token"), "token")
+        values = floats(_each(content, "logprob"), "logprob")
+        text = word(mapping(choice.get("message"), "message").get("content"), "message.content")
+        tables = [_table(entry.get("top_logprobs")) for entry in content] if reading.likeliest else []
+    else:
+        texts = _texts(listed(needed(logprobs, "tokens"), "logprobs.tokens"), "logprobs.tokens")
+        values = floats(needed(logprobs, "token_logprobs"), "logprobs.token_logprobs")
+        text = word(choice.get("text"), "text")
+        tables = listed(logprobs.get("top_logprobs"), "logprobs.top_logprobs") if reading.likeliest else []
+    given = choice.get("token_ids")
+    tokens = ids(given, "token_ids") if given is not None else _ids_of(texts, reading)
+    prompt = choice.get("prompt_token_ids", answer.get("prompt_token_ids"))
+    return record_of(
+        ids(listed(prompt, "prompt_token_ids"), "prompt_token_ids"),
+        {"response_ids": tokens, "rollout_logprobs": _unsampled(values)},
+        words={"finish_reason": word(choice.get("finish_reason"), "finish_reason")},
+        texts={
+            "response_text": text,
+            "prompt_text": word(answer.get("prompt_text"), "prompt_text"),
+            "token_texts": tuple(texts) if len(texts) == len(tokens) else None,
+        },
+        likeliest=_likeliest(tables, len(tokens), _PREFIX),
+    )
+
+
+def _output(output: Mapping[str, Any], request: Mapping[str, Any], reading: Reading) -> Record:
+    tokens = ids(needed(output, "token_ids"), "token_ids")
+    entries = [mapping(e, "logprobs") for e in listed(needed(output, "logprobs"), "logprobs")]
+    if len(entries) != len(tokens):
+        raise Unusable("lengths differ", f"logprobs has {len(entries)} entries, token_ids {len(tokens)}")
+    sampled = []
+    for token, entry in zip(tokens.tolist(), entries, strict=True):
+        found = entry.get(str(token))
+        # A dictionary of the likeliest tokens without the sampled one would score another token.
+        if found is None:
+            raise Unusable("sampled token not scored", f"logprobs has no entry for token {token}")
+        sampled.append(found if isinstance(found, Mapping) else {"logprob": found})
+    return record_of(
+        ids(listed(request.get("prompt_token_ids"), "prompt_token_ids"), "prompt_token_ids"),
+        {
+            "response_ids": tokens,
+            "rollout_logprobs": floats(_each(sampled, "logprob"), "logprob"),
+        },
+        words={"finish_reason": word(output.get("finish_reason"), "finish_reason")},
+        texts={
+            "response_text": word(output.get("text"), "text"),
+            "prompt_text": word(request.get("prompt"), "prompt"),
+            "token_texts": tuple(_texts([e.get("decoded_token") for e in sampled], "decoded_token")),
+        },
+        likeliest=_likeliest(entries, len(tokens), "") if reading.likeliest else None,
+    )
+
+
+def _table(entries: Any) -> dict[str, Any]:
+    """What a chat completion says of the likeliest tokens of one place, by their names."""
+    found = [mapping(entry, "top_logprobs") for entry in listed(entries, "top_logprobs")]
+    return {str(entry.get("token")): entry.get("logprob") for entry in found}
+
+
+def _likeliest(tables: list[Any], count: int, prefix: str) -> Likeliest | None:
+    """The likeliest tokens, of every place as many as the place with the fewest has; `prefix` is before every id.
+
+    None where a log names tokens by text, or reports none beside the sampled one. Servers report K tokens and the
+    sampled one, if it is another: the least likely is left out then.
+    """
+    if not tables or not count:
+        return None
+    rows = [mapping(table, "top_logprobs") for table in tables]
+    same_lengths({"top_logprobs": np.empty(len(rows))}, count, "the response")
+    width = min(map(len, rows))
+    names = [str(name) for row in rows for name in row]
+    numbers = [digits(name.removeprefix(prefix)) if name.startswith(prefix) else None for name in names]
+    if width < 2 or None in numbers:
+        return None
+    given = [value.get("logprob") if isinstance(value, Mapping) else value for row in rows for value in row.values()]
+    values = _unsampled(floats(given, "top_logprobs"))
+    if values is None or not (values <= ROUNDING).all():
+        raise Unusable("impossible log-probability", "top_logprobs holds one that is missing or above 0")
+    sizes = np.array(list(map(len, rows)))
+    places = np.repeat(np.arange(count), sizes)
+    order = np.lexsort((-values, places))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = order[rank < width]
+    return Likeliest(ids(numbers, "top_logprobs")[kept].reshape(count, width), values[kept].reshape(count, width))
+
+
+def _each(entries: list[Any], key: str) -> list[Any]:
+    """One value of every entry."""
+    try:
+        return [entry[key] for entry in entries]
+    except (KeyError, TypeError, IndexError):
+        raise Unusable("missing field", f"an entry of logprobs has no {key}") from None
+
+
+def _texts(values: list[Any], name: str) -> list[str]:
+    strange = set(map(type, values)) - {str, type(None)}
+    if strange:
+        raise Unusable("wrong type", f"{name} holds {strange.pop().__name__}, allowed is text")
+    return [value or "" for value in values]
+
+
+def _ids_of(texts: list[str], reading: Reading) -> Column:
+    numbers = [digits(text.removeprefix(_PREFIX)) if text.startswith(_PREFIX) else None for text in texts]
+    if None not in numbers:
+        return ids(numbers, "tokens")
+    reading.note(STAND_IN)
+    return np.array([crc32(text.encode(errors="replace")) & 0xFFFFF for text in texts], np.int32)
+
+
+def _unsampled(values: Column | None) -> Column | None:
+    return None if values is None else np.where(values == np.float32(NEVER_SAMPLED), -np.inf, values).astype(np.float32)
+
+
+LOADER = Loader(
+    name="responses",
+    title="OpenAI or vLLM answers",
+    files="*.jsonl, *.json of chat completions, completions, batch outputs or vLLM RequestOutputs",
+    gives="rollout log-probabilities, token texts",
+    matches=matches,
+    read=read,
+)

@@ -1,0 +1,132 @@
+"""JSON Lines as a stream: one line in memory at a time, every bad one counted and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from holdfast.audit.read.columns import Chunk
+from holdfast.audit.read.raw.fields import Unusable
+from holdfast.audit.read.raw.records import Record, pack_records
+from holdfast.audit.read.reading import Reading
+from holdfast.errors import DataError
+
+LONGEST_LINE = 1 << 28
+"""Bytes; a longer line is skipped instead of filling the memory."""
+BUFFER = 1 << 20
+LARGEST_FILE = 1 << 29
+"""Bytes of a file that is one JSON value."""
+
+Decode = Callable[[Mapping[str, Any]], Iterable[Record]]
+
+
+def read_jsonl(path: Path, reading: Reading, decode: Decode, unused: Sequence[str] = ()) -> Iterator[Chunk]:
+    """Chunks of a file whose every line is one object; `decode` raises Unusable for one that must be left out.
+
+    `unused` names arrays of numbers in the order in which they are written; they are not parsed.
+    """
+    return pack_records(_records(path, reading, decode, [f'"{name}":['.encode() for name in unused]))
+
+
+def read_objects(path: Path, reading: Reading, decode: Decode) -> Iterator[Chunk]:
+    """Chunks of a file that is one JSON object or an array of them; all of it is in memory at once.
+
+    Raises DataError for a file over LARGEST_FILE and for one that is not JSON.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise DataError(
+            f"{path} has {size / 1e9:.1f} GB in one JSON value, which cannot be streamed: write one object a line "
+            f"(jq -c '.[]' {path.name} > {path.stem}.jsonl)"
+        )
+    try:
+        value = parse(path.read_bytes())
+    except Unusable as problem:
+        raise DataError(f"{path}: {problem}") from None
+    yield from pack_records(_decoded(path, reading, decode, value if isinstance(value, list) else [value]))
+    reading.advance(size)
+
+
+def _decoded(path: Path, reading: Reading, decode: Decode, values: Sequence[Any]) -> Iterator[Record]:
+    for number, value in enumerate(values):
+        try:
+            yield from decode(_object(value))
+        except Unusable as problem:
+            reading.reject(path, number, problem.kind, f"entry {number + 1}: {problem.detail}")
+
+
+def _records(path: Path, reading: Reading, decode: Decode, unused: Sequence[bytes]) -> Iterator[Record]:
+    for number, line in _lines(path, reading):
+        if line.isspace():
+            continue
+        try:
+            yield from decode(_object(parse(_without(line, unused))))
+        except Unusable as problem:
+            reading.reject(path, number, problem.kind, f"line {number + 1}: {problem.detail}")
+
+
+def _without(line: bytes, unused: Sequence[bytes]) -> bytes:
+    """The line with `"name":[…]` as `"name":[]`. Inside a JSON text the quotes are escaped, so no text is touched."""
+    pieces, at = [], 0
+    for name in unused:
+        start = line.find(name, at)
+        end = line.find(b"]", start) if start >= 0 else -1
+        if end >= 0:
+            pieces.append(line[at : start + len(name)])
+            at = end
+    return b"".join([*pieces, line[at:]]) if pieces else line
+
+
+def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb", buffering=BUFFER) as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE):
+                size = len(line)
+                if size == LONGEST_LINE and not line.endswith(b"\n"):
+                    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                        size += len(rest)
+                    size += len(rest)
+                    reading.reject(path, number, "line too long", f"line {number + 1} has {size:,} bytes")
+                else:
+                    yield number, line
+                reading.advance(size)
+                number += 1
+    except OSError as error:
+        raise DataError(f"{path} could not be read: {error}") from error
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise Unusable("not an object", f"a {type(value).__name__} where a record belongs")
+    return value
+
+
+def parse(text: bytes) -> Any:
+    """The value that JSON text holds, with the NaN and Infinity that Python's writer adds to JSON.
+
+    Raises Unusable and says what is wrong.
+    """
+    text = text.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if b"NaN" in text or b"Infinity" in text:
+            try:
+                value = json.loads(text.decode())
+                if rb"\ud" in text.lower():  # Python takes half a surrogate pair, which no file can hold
+                    json.dumps(value, ensure_ascii=False).encode()
+                return value
+            except (ValueError, RecursionError):
+                pass
+        try:
+            text.decode()
+        except UnicodeDecodeError as broken:
+            raise Unusable("invalid UTF-8", f"byte {broken.start}") from None
+        if error.pos >= len(text.decode().rstrip()) or not text.rstrip().endswith((b"}", b"]")):
+            raise Unusable("cut off in mid-record", f"{len(text):,} bytes without an end") from None
+        raise Unusable("not JSON", error.msg) from None

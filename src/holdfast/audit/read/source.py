@@ -1,0 +1,76 @@
+"""From a path to chunks: finds the files of a run, asks the loaders who can read each, and streams them in order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from holdfast.audit.read.columns import Chunk
+from holdfast.audit.read.loaders import LOADERS
+from holdfast.audit.read.loaders.loader import Loader, SourceFile
+from holdfast.audit.read.overlap import note_mixture, without_repeats
+from holdfast.audit.read.prefetch import prefetch
+from holdfast.audit.read.reading import Reading
+from holdfast.errors import DataError
+
+HEAD = 1 << 16
+
+
+def find_files(
+    path: Path, loaders: Sequence[Loader] = LOADERS, note: Callable[[str], None] = lambda text: None
+) -> list[SourceFile]:
+    """The readable files of a file or folder, step after step, without those that repeat others; `note` is told.
+
+    Raises DataError where there is nothing, and where nothing is of a known format: it then says what was looked for.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a file or a folder of logged rollouts")
+    candidates = [path] if path.is_file() else sorted(filter(_ordinary, path.rglob("*")), key=_natural)
+    if not candidates:
+        raise DataError(f"{path} is an empty folder; formats that can be read: holdfast audit --formats")
+    found = []
+    for file in candidates:
+        loader = detect(file, loaders)
+        if loader is not None:
+            found.append(SourceFile(file, loader, file.stat().st_size))
+    if not found:
+        looked = "; ".join(f"{loader.title}: {loader.files}" for loader in loaders)
+        raise DataError(f"{path}: none of {len(candidates)} files is of a known format. Looked for {looked}")
+    if path.is_dir():
+        found = without_repeats(found, note)
+        note_mixture(found, note)
+    return found
+
+
+def detect(path: Path, loaders: Sequence[Loader] = LOADERS) -> Loader | None:
+    """The first loader that recognises a file; None for none, and for an empty or unreadable file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return None
+    return next((loader for loader in loaders if head and loader.matches(path, head)), None)
+
+
+def read_files(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[SourceFile, Chunk]]:
+    """All chunks of all files, read ahead; a file that cannot be used is counted and named, and the others go on."""
+    return prefetch(_read(files, reading))
+
+
+def _read(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[SourceFile, Chunk]]:
+    for file in files:
+        try:
+            for chunk in file.loader.read(file.path, reading):
+                yield file, chunk
+        except DataError as error:
+            reading.reject(file.path, 0, "unreadable file", str(error))
+
+
+def _ordinary(path: Path) -> bool:
+    return path.is_file() and not any(part.startswith(".") for part in path.parts[-2:])
+
+
+def _natural(path: Path) -> list[int | str]:
+    """step_2 before step_10."""
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", str(path))]

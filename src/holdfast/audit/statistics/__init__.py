@@ -1,5 +1,0 @@
-"""Running statistics of a whole run, in bounded memory."""
-
-from holdfast.audit.statistics.running import Statistics
-
-__all__ = ["Statistics"]

@@ -1,0 +1,242 @@
+"""The embedded engine: another program state than the trainer, in the same process.
+
+Its copy of the policy has its own numerics (`precision`) and is `lag` updates old, so its rollouts are off-policy the
+way a real engine's are, and it reports exactly what it sampled with.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.entropy import token_uniforms
+from holdfast.errors import ConfigError, EngineError
+from holdfast.rollout.embedded.decoder import Decoder, Decoding, HubDecoder
+from holdfast.rollout.embedded.drawing import Drawn, next_tokens
+from holdfast.rollout.engine import Completion, Sampling
+
+COMPACT_BELOW = 0.8
+"""Finished rows leave the batch when less than this share is still running: each compaction copies the cache."""
+
+
+class EmbeddedEngine:
+    """Samples from a quantised, delayed copy of a Hugging Face causal language model (holdfast.rollout.engine.Engine).
+
+    Llama, Qwen2 and Qwen3 models run on a decoder of our own, all others (or `fused=False`) through their own forward.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        precision: str = "float32",
+        lag: int = 0,
+        eos_token_id: int,
+        pad_token_id: int,
+        fused: bool = True,
+        compile: bool = False,
+    ) -> None:
+        """Copy `model` as version 0. With `compile` the steps of our own decoder are compiled, once per batch size.
+
+        Raises:
+            ConfigError: unknown precision, negative lag, a model that our own decoder does not run with `compile`.
+        """
+        from holdfast.rollout.embedded.fused import FusedDecoder, supports
+
+        if lag < 0:
+            raise ConfigError(f"engine.lag = {lag}: must be at least 0; nearest valid value: 0")
+        self.precision, self.lag = precision, lag
+        self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
+        self._device = next(model.parameters()).device
+        fits = fused and supports(model)
+        if compile and not fits:
+            raise ConfigError(
+                f"engine.compile: {type(model).__name__} runs through its own forward pass, which is not compiled; "
+                "leave it out (Llama, Qwen2 and Qwen3 models with full attention have it)"
+            )
+        self._decoder: Decoder | None = (
+            FusedDecoder(model, precision, compile=compile) if fits else HubDecoder(model, precision, pad_token_id)
+        )
+        # The newest weights last; `generate` uses the first.
+        self._snapshots: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=lag + 1)
+        self._snapshots.append((0, _weights(model, precision)))
+        self._decoder.load(self._snapshots[0][1])
+
+    @property
+    def policy_version(self) -> int:
+        """The version of the weights in use."""
+        return self._snapshots[0][0]
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The copy in use, where it runs through its own forward pass; None on the decoder of our own."""
+        return getattr(self._decoder, "model", None) if isinstance(self._decoder, HubDecoder) else None
+
+    def sync(self, model: torch.nn.Module, version: int) -> None:
+        """Queue the weights of `model`; the copy in use becomes the one `lag` syncs back (or the first there was)."""
+        full = len(self._snapshots) == self.lag + 1
+        self._snapshots.append((version, _weights(model, self.precision)))
+        if full:
+            self._running().load(self._snapshots[0][1])
+
+    def close(self) -> None:
+        """Drop the copy and the snapshots."""
+        self._decoder = None
+        self._snapshots.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The queued weights with their versions."""
+        return {"snapshots": list(self._snapshots)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the queued weights of `state_dict`."""
+        snapshots = state["snapshots"]
+        if not 1 <= len(snapshots) <= self.lag + 1:
+            raise EngineError(
+                f"the saved engine state holds {len(snapshots)} weight versions, engine.lag = {self.lag} needs 1 to "
+                f"{self.lag + 1}: resume with the lag the run was started with"
+            )
+        self._snapshots.clear()
+        self._snapshots.extend((int(version), weights) for version, weights in snapshots)
+        self._running().load(self._snapshots[0][1])
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        sequence_ids: Sequence[int],
+        return_distributions: bool = False,
+        return_top: int = 0,
+    ) -> list[Completion]:
+        """One response per prompt.
+
+        Prompts that occur several times are read once. Every draw depends on (seed, sequence id, position) only, so
+        batching changes a response only through the rounding of the model's own sums.
+
+        Raises:
+            EngineError: the engine is closed, a prompt is empty, or logits are not finite.
+        """
+        decoder = self._running()
+        if len(prompts) != len(sequence_ids):
+            raise EngineError(f"{len(prompts)} prompts but {len(sequence_ids)} sequence ids: one id per prompt")
+        if not all(map(len, prompts)):
+            raise EngineError("a prompt is empty: give it at least a beginning-of-sequence token")
+        if not prompts:
+            return []
+        distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        owners = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=self._device)
+        owners, rows = owners.sort(stable=True)
+        ids = torch.tensor(list(sequence_ids), device=self._device)
+        record = _Record(len(prompts), sampling.max_tokens, self._device, return_distributions, return_top)
+        # What is recorded must be usable in a graph, so its tensors are made outside.
+        with torch.inference_mode():
+            everywhere = torch.ones(len(prompts), sampling.max_tokens, dtype=torch.bool, device=self._device)
+            uniforms = token_uniforms(seed, ids, everywhere)[rows].t().contiguous()
+            batch, logits = decoder.start(list(distinct), owners, sampling.max_tokens)
+            first = next_tokens(logits, uniforms[0], sampling)
+            self._decode(batch, rows, first, uniforms[1:], sampling, record)
+        return record.completions(self.eos_token_id, self.policy_version)
+
+    def _decode(
+        self, batch: Decoding, rows: Tensor, drawn: Drawn, uniforms: Tensor, sampling: Sampling, record: _Record
+    ) -> None:
+        """Draw until every row has ended; ended rows draw on unread until enough of them can leave together."""
+        running = torch.ones_like(rows, dtype=torch.bool)
+        record.add(rows, drawn)
+        for position in range(len(uniforms)):
+            tokens = drawn.tokens
+            running = running & (tokens != self.eos_token_id)
+            live = int(running.sum())
+            if live == 0:
+                return
+            if live < COMPACT_BELOW * len(rows):
+                kept = running.nonzero().squeeze(1)
+                batch.keep(kept)
+                rows, tokens, running, uniforms = rows[kept], tokens[kept], running[kept], uniforms[:, kept]
+            drawn = batch.step(tokens, uniforms[position], sampling)
+            record.add(rows, drawn)
+
+    def _running(self) -> Decoder:
+        if self._decoder is None:
+            raise EngineError("the engine is closed: make a new one")
+        return self._decoder
+
+
+class _Record:
+    """What has been drawn so far, for all rows."""
+
+    def __init__(self, rows: int, longest: int, device: torch.device, distributions: bool, top: int) -> None:
+        self.tokens = torch.full((rows, longest), -1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(rows, longest, device=device)
+        self.distributions, self.top = distributions, top
+        self.drawn: list[tuple[Tensor, list[Tensor], list[Tensor]]] = []
+        self.wide: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def add(self, rows: Tensor, drawn: Drawn) -> None:
+        """Record one token per row."""
+        if not self.drawn or self.drawn[-1][0] is not rows:
+            self.drawn.append((rows, [], []))
+        _, tokens, logprobs = self.drawn[-1]
+        tokens.append(drawn.tokens)
+        logprobs.append(drawn.logprobs)
+        wide = {"distributions": drawn.distribution} if self.distributions else {}
+        if self.top:
+            top = drawn.distribution.topk(min(self.top, drawn.distribution.shape[1]))
+            wide |= {"top_logprobs": top.values, "top_ids": top.indices}
+        self.wide.append((rows, wide))
+
+    def _collect(self) -> None:
+        """Write the tokens and their log-probabilities into their tables."""
+        first = 0
+        for rows, tokens, logprobs in self.drawn:
+            span = slice(first, first := first + len(tokens))
+            self.tokens[rows, span], self.logprobs[rows, span] = (torch.stack(x, dim=1) for x in (tokens, logprobs))
+
+    def completions(self, eos_token_id: int, version: int) -> list[Completion]:
+        """The rows, each up to its first end token."""
+        self._collect()
+        ended = self.tokens == eos_token_id
+        stopped = ended.any(dim=1)
+        lengths = torch.where(stopped, ended.long().argmax(dim=1) + 1, (self.tokens >= 0).sum(dim=1)).tolist()
+        dense = self._dense()
+        found = []
+        for row, (tokens, length, stop) in enumerate(zip(self.tokens.tolist(), lengths, stopped.tolist(), strict=True)):
+            logprobs = self.logprobs[row, :length].clone()
+            if not bool(torch.isfinite(logprobs).all()):
+                raise EngineError("the engine's logits are not finite: its weights have diverged or are damaged")
+            found.append(
+                Completion(
+                    token_ids=tuple(tokens[:length]),
+                    logprobs=logprobs,
+                    finish_reason="stop" if stop else "length",
+                    policy_version=version,
+                    **{name: values[row, :length] for name, values in dense.items()},
+                )
+            )
+        return found
+
+    def _dense(self) -> dict[str, Tensor]:
+        dense = {
+            name: values.new_empty(len(self.tokens), len(self.wide), values.shape[1])
+            for name, values in self.wide[0][1].items()
+        }
+        for position, (rows, wide) in enumerate(self.wide):
+            for name, values in wide.items():
+                dense[name][rows, position] = values
+        return dense
+
+
+def _weights(model: torch.nn.Module, precision: str) -> dict[str, Tensor]:
+    """A copy of the state dict, no wider than the engine needs it; tensors that are tied stay one tensor."""
+    weights, copies = model.state_dict(), {}
+    for tensor in weights.values():
+        narrow = torch.bfloat16 if precision == "bfloat16" and tensor.is_floating_point() else tensor.dtype
+        if tensor.data_ptr() not in copies:
+            copies[tensor.data_ptr()] = tensor.detach().to(narrow, copy=True)
+    return {name: copies[tensor.data_ptr()] for name, tensor in weights.items()}

@@ -1,0 +1,234 @@
+"""vLLM in the trainer's process: its scheduler, kernels and sampler, our seeds, weights handed over in memory.
+
+Written against vLLM 0.32; `holdfast.rollout.outside.server` needs no vLLM beside the trainer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import ConfigError, EngineError, nearest
+from holdfast.rollout.engine import Completion, Sampling
+from holdfast.rollout.outside.external import check_requests, checked, request_seed, split_rows
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+GIB = 1 << 30
+ENTRIES = 1 << 23
+"""Log-probabilities that vLLM may hold at a time when whole distributions are asked for: about 100 bytes each."""
+
+
+class VllmEngine:
+    """Samples with vLLM (holdfast.rollout.engine.Engine); version 0 are the weights of the folder.
+
+    A response depends on (seed, sequence id, length of the prompt) and, by the rounding of vLLM's sums, on what else is
+    in the batch; vLLM draws from a generator per request, so not position by position. `sync` replaces the weights in
+    place and drops cached prefixes. The engine keeps no weights of its own to save: after `load_state_dict` it waits
+    for `sync`.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path | str,
+        *,
+        eos_token_id: int,
+        precision: str = "float32",
+        context: int | None = None,
+        cache_gib: float = 4.0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load the model; `cache_gib` is the room for keys and values, `options` go to `vllm.LLM` as they are.
+
+        Raises:
+            ConfigError: unknown precision, or no vLLM beside the trainer.
+            EngineError: vLLM cannot load or run the model.
+        """
+        if precision not in PRECISIONS:
+            raise ConfigError(
+                f"engine.precision = {precision!r} with vLLM: {nearest(precision, PRECISIONS)}; for quantised weights "
+                "set engine.options, e.g. quantization = 'fp8'"
+            )
+        self.eos_token_id = eos_token_id
+        self._version, self._broken, self._due = 0, "", False
+        gpu = torch.cuda.is_available()
+        self._llm: Any = _load(
+            {
+                "model": str(model_folder),
+                "dtype": precision,
+                "max_model_len": context,
+                "kv_cache_memory_bytes": int(cache_gib * GIB),
+                "logprobs_mode": "processed_logprobs",
+                "max_logprobs": -1,
+                "skip_tokenizer_init": True,
+                "enforce_eager": not gpu,
+                # Rewinds the generator of a request whose prompt is read in parts, which a CPU generator cannot do.
+                "enable_chunked_prefill": gpu,
+                "disable_log_stats": True,
+            }
+            | dict(options or {})
+        )
+        settings = self._llm.llm_engine.vllm_config.model_config
+        self.context: int = settings.max_model_len
+        self.vocabulary: int = settings.get_vocab_size()
+
+    @property
+    def policy_version(self) -> int:
+        """The version of the weights in use."""
+        return self._version
+
+    def sync(self, model: torch.nn.Module, version: int) -> None:
+        """Replace the weights, in place, and forget what was computed with the old ones."""
+        llm = self._running()
+        weights = [(name, tensor.detach()) for name, tensor in model.state_dict().items()]
+        with self._guarded("taking over weights"):
+            llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            # Keys and values of a prefix that an old policy computed would mix the two.
+            if not llm.reset_prefix_cache():
+                raise EngineError("vLLM could not drop its cached prefixes")
+        self._version, self._due = version, False
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        sequence_ids: Sequence[int],
+        return_distributions: bool = False,
+        return_top: int = 0,
+    ) -> list[Completion]:
+        """One response per prompt.
+
+        Raises:
+            EngineError: the engine is closed, broken or has not got its weights back, a prompt cannot be continued, or
+                vLLM fails.
+        """
+        llm = self._running()
+        if self._due:
+            raise EngineError("a resumed vLLM engine has no weights: call sync(model, version) before generate")
+        check_requests(prompts, sequence_ids, sampling, context=self.context, vocabulary=self.vocabulary)
+        if not prompts:
+            return []
+        vocabulary = self.vocabulary if return_distributions else None
+        width = return_top if vocabulary is None else -1
+        rows = len(prompts) if vocabulary is None else max(1, ENTRIES // (sampling.max_tokens * vocabulary))
+        seeds = [request_seed(seed, i, len(prompt)) for i, prompt in zip(sequence_ids, prompts, strict=True)]
+        found: list[Completion] = []
+        for start in range(0, len(prompts), rows):
+            some = slice(start, start + rows)
+            parameters = [self._parameters(sampling, width, request) for request in seeds[some]]
+            for output in self._sample(llm, prompts[some], parameters):
+                completion = self._completion(output, return_top, vocabulary)
+                found.append(checked(completion, sampling, f"sequence {sequence_ids[len(found)]}"))
+        return found
+
+    def close(self) -> None:
+        """Shut vLLM down and free its memory."""
+        if self._llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports]
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        cleanup_dist_env_and_memory()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The version; the weights are the trainer's."""
+        return {"policy_version": self._version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Wait for the weights of this version."""
+        self._version, self._due = int(state["policy_version"]), True
+
+    def _sample(self, llm: Any, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
+        """One vLLM output per prompt."""
+        with self._guarded("sampling"):
+            outputs = llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts], list(parameters), use_tqdm=False
+            )
+            if [output.prompt_token_ids for output in outputs] != [list(prompt) for prompt in prompts]:
+                raise EngineError("vLLM returned responses to other prompts")
+        return [output.outputs[0] for output in outputs]
+
+    def _parameters(self, sampling: Sampling, width: int, seed: int) -> Any:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            logprobs=width,
+            flat_logprobs=True,
+            # One end token, the trainer's: the model's own list may differ from it.
+            stop_token_ids=[self.eos_token_id],
+            ignore_eos=True,
+            detokenize=False,
+        )
+
+    def _completion(self, output: Any, top: int, vocabulary: int | None) -> Completion:
+        """One response; every position reports equally many tokens, the sampled one first."""
+        rows = len(output.token_ids)
+        ids = torch.tensor(output.logprobs.token_ids).view(rows, -1)
+        logprobs = torch.tensor(output.logprobs.logprobs).view(rows, -1)
+        fields: dict[str, Tensor] = split_rows(ids, logprobs, top=top, vocabulary=vocabulary)
+        return Completion(
+            token_ids=tuple(output.token_ids),
+            finish_reason=str(output.finish_reason),
+            policy_version=self._version,
+            **fields,
+        )
+
+    def _running(self) -> Any:
+        if self._llm is None:
+            raise EngineError("the engine is closed: make a new one")
+        if self._broken:
+            raise EngineError(f"vLLM failed before ({self._broken}): make a new engine")
+        return self._llm
+
+    @contextmanager
+    def _guarded(self, doing: str) -> Iterator[None]:
+        """Leave the trainer's random numbers alone; after a failure no later answer can be trusted."""
+        try:
+            with _own_random_numbers():
+                yield
+        except Exception as error:
+            self._broken = f"{type(error).__name__}: {error}"
+            raise EngineError(f"vLLM failed while {doing}: {self._broken}") from error
+
+
+def _load(options: Mapping[str, Any]) -> Any:
+    """`vllm.LLM`, without what it would change in the trainer: random numbers and the number of threads."""
+    # Read by vLLM when it is imported. In-process, because weights are handed over as tensors; not bound to cores of
+    # its own, because the trainer computes on the same ones.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    set_num_threads = torch.set_num_threads
+    try:
+        import vllm  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError(
+            f"engine.kind = 'vllm' needs vLLM beside the trainer ({error}); install it (on a CPU: "
+            "requirements/test-vllm.txt) or use engine.kind = 'server'"
+        ) from error
+    try:
+        with _own_random_numbers():
+            return vllm.LLM(**options)
+    except Exception as error:
+        raise EngineError(f"vLLM cannot run {options['model']}: {type(error).__name__}: {error}") from error
+    finally:
+        torch.set_num_threads = set_num_threads
+
+
+def _own_random_numbers() -> Any:
+    """What happens inside draws nothing from the trainer's generators."""
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])

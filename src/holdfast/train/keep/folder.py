@@ -1,0 +1,177 @@
+"""The run folder: configuration, metrics, rollouts, checkpoints, summary; nothing is overwritten silently."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from holdfast.errors import ConfigError
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.configfile import build_config, read_toml
+from holdfast.types import Rollout
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names and writes the files of one run."""
+
+    path: Path
+
+    @staticmethod
+    def create(path: Path, config: RunConfig) -> RunFolder:
+        """A new folder with the resolved configuration in it.
+
+        Raises:
+            ConfigError: something is there already, or the folder cannot be written.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"run folder {path} exists already and is never overwritten; continue it with --resume, "
+                f"or choose another one: --run-dir {free_folder(path)}"
+            )
+        folder = RunFolder(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            folder.write_config(config)
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {path} cannot be written ({error.strerror}); choose a writable one with --run-dir"
+            ) from None
+        return folder
+
+    @staticmethod
+    def open(path: Path, config: RunConfig | None = None) -> tuple[RunFolder, RunConfig]:
+        """An existing folder and its configuration, of which only `steps` may have changed.
+
+        Raises:
+            ConfigError: there is no run in the folder, or it was started with another configuration.
+        """
+        folder = RunFolder(path)
+        if not folder.config.is_file():
+            raise ConfigError(f"nothing to resume: {path} has no config.toml; leave --resume out to start there")
+        kept = build_config(read_toml(folder.config), origin=str(folder.config))
+        if config is not None:
+            changed = _changed(kept.to_dict(), config.to_dict()) - {"steps"}
+            if changed:
+                raise ConfigError(
+                    f"cannot resume {path}: {', '.join(sorted(changed))} differ from the run's config.toml; "
+                    "only steps may change; start a new run for the rest"
+                )
+            folder.write_config(config)
+        return folder, kept if config is None else config
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Written when the run ends."""
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per kept checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def ledger(self) -> Path:
+        """What became of every sequence of an asynchronous run."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def engine(self) -> Path:
+        """Weights on their way to an engine in another process; gone when the run ends."""
+        return self.path / "engine"
+
+    @property
+    def warm_starts(self) -> Path:
+        """Warm-started models by configuration hash."""
+        return self.path / "warm_start"
+
+    def write_config(self, config: RunConfig) -> None:
+        """config.toml with every default spelt out."""
+        write_text(self.config, tomli_w.dumps(config.to_dict()))
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line and force it to disk order: a kill loses at most the line being written."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines."""
+        return read_metrics(self.path)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop what was written after a checkpoint: those steps are about to be run again."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        for file in sorted((self.path / "rollouts").glob("step_*.parquet")):
+            if int(file.stem.split("_")[1]) > step:
+                file.unlink()
+
+    def write_rollouts(self, step: int, rollouts: Iterable[Rollout]) -> None:
+        """The step's sequences as parquet."""
+        from holdfast.rollout.store import write_rollouts
+
+        folder = self.path / "rollouts"
+        folder.mkdir(exist_ok=True)
+        write_rollouts(folder / f"step_{step:04d}.parquet", rollouts)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """summary.json, replaced in one move."""
+        write_text(self.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a run folder's metrics.jsonl; a line cut off by a kill is left out."""
+    file = path / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one move, so that a kill leaves the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def replace_folder(temporary: Path, path: Path) -> None:
+    """Move a complete folder into place."""
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+
+
+def free_folder(path: Path) -> Path:
+    """The first of path, path-2, path-3, … that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> set[str]:
+    names = set()
+    for key in old.keys() | new.keys():
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            names |= _changed(before, after, f"{prefix}{key}.")
+        elif before != after:
+            names.add(prefix + key)
+    return names

@@ -1,0 +1,45 @@
+"""The engine that a configuration asks for, and whether its first responses come from the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.rollout.engine import Completion, Engine, Sampling
+from holdfast.rollout.engines import EngineSettings, make_engine
+from holdfast.rollout.rescore import check_engine
+from holdfast.train.sampling.episodes import Episode
+from holdfast.train.settings.config import RunConfig
+
+
+def build_engine(config: RunConfig, model: Any, tokenizer: Any, folder: Path) -> Engine:
+    """An engine with the weights of `model`; `folder` is for files that an engine outside needs.
+
+    Raises:
+        ConfigError: settings that cannot be honoured.
+        EngineError: the engine cannot be started.
+    """
+    settings = config.engine.model_dump(exclude={"exact_kl", "top_logprobs", "command"})
+    return make_engine(EngineSettings(**settings, command=tuple(config.engine.command)), model, tokenizer, folder)
+
+
+def embedded(model: Any, tokenizer: Any, *, precision: str, lag: int = 0) -> Engine:
+    """An engine of ours in this process."""
+    return make_engine(EngineSettings(precision=precision, lag=lag), model, tokenizer, Path())
+
+
+def check_first_batch(
+    model: Any, episodes: Sequence[Episode], sampling: Sampling, precision: str | None = None
+) -> None:
+    """Score the first turns again with the trainer's model; `precision` is what the engine computes in.
+
+    Raises:
+        EngineError: their log-probabilities are another model's, or do not belong to the tokens.
+    """
+    completions = []
+    for episode in episodes:
+        assert episode.logprobs is not None
+        count = sum(own and turn == 0 for own, turn in zip(episode.sampled, episode.turn_ids, strict=True))
+        completions.append(Completion(episode.token_ids[:count], episode.logprobs[:count], "stop", episode.versions[0]))
+    check_engine(model, [episode.prompt_ids for episode in episodes], completions, sampling, precision=precision)

@@ -1,0 +1,65 @@
+"""What is written of every sequence: tokens, both policies' log-probabilities, verdict and reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from holdfast.rollout.models import token_texts
+from holdfast.train.sampling.data import Rollouts
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.update import Updated
+from holdfast.types import Rollout
+
+
+def rollout_records(
+    config: RunConfig, tokenizer: Any, rollouts: Rollouts, updated: Updated, step: int
+) -> Iterator[Rollout]:
+    """One `Rollout` per sequence of the step, in sampling order."""
+    sampling = config.sampling
+    for row, episode in enumerate(rollouts.episodes):
+        ids, count = episode.token_ids, len(episode.token_ids)
+        stats = updated.stats
+
+        def numbers(values: Any, row: int = row, count: int = count) -> tuple[Any, ...] | None:
+            return None if values is None else tuple(values[row, :count].tolist())
+
+        problem = rollouts.prompts.problems[row]
+        yield Rollout(
+            prompt_ids=rollouts.prompts.token_ids[row],
+            response_ids=ids,
+            rollout_logprobs=numbers(rollouts.rollout_logprobs),
+            trainer_logprobs=numbers(stats.logprobs),
+            response_mask=numbers(rollouts.sequences.response_mask),
+            kl_exact=numbers(stats.kl_rollout),
+            kl_lower=numbers(stats.kl_rollout_lower),
+            tv_lower=numbers(stats.tv_rollout_lower),
+            tv_upper=numbers(stats.tv_rollout_upper),
+            entropy=numbers(stats.entropy),
+            advantages=numbers(updated.advantages),
+            trust_mask=numbers(updated.trust_mask),
+            turn_ids=episode.turn_ids,
+            weight_versions=episode.versions,
+            reward=float(rollouts.rewards[row]),
+            mask_reason=mask_reason(updated, row),
+            finish_reason=episode.finish_reason,
+            step=step,
+            sequence_id=int(rollouts.sequence_ids[row]),
+            group_id=int(rollouts.group_ids[row]),
+            environment=problem.environment,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            prompt_text=problem.prompt,
+            response_text=rollouts.texts[row],
+            token_texts=token_texts(tokenizer, ids),
+            extra={"answer": problem.answer},
+        )
+
+
+def mask_reason(updated: Updated, row: int) -> str | None:
+    """Which parts of the objective rejected tokens of this sequence, and how many; None where it was accepted."""
+    counts = {name: int(rejected[row].sum()) for name, rejected in updated.reasons.items()}
+    parts = [f"{name} ({count} tokens)" for name, count in counts.items() if count]
+    return ", ".join(parts) or None

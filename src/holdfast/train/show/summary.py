@@ -1,0 +1,61 @@
+"""How a run ended, in a few numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from holdfast.train.keep.ledger import Ledger, audit
+from holdfast.train.setup import Run
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """The content of summary.json, from metrics.jsonl and the parts of the run."""
+    config, records = run.config, run.folder.read_metrics()
+    steps = [record for record in records if record["step"] > 0]
+    judged = [record for record in records if "eval_accuracy" in record]
+    summary: dict[str, Any] = {
+        "finished": run.step >= config.steps,
+        "steps": run.step,
+        "objective": run.objective.name,
+        "formula": run.objective.explain(),
+        "task": config.task.name,
+        "engine": describe_engine(run),
+        "model": config.model.source or f"Qwen3, {config.model.layers} layers of width {config.model.hidden}",
+        "parameters": sum(parameter.numel() for parameter in run.policy.model.parameters()),
+        "trained_parameters": sum(parameter.numel() for parameter in run.updater.parameters),
+        "tokens": sum(record["tokens"] for record in steps),
+        "seconds": sum(record["seconds"] for record in steps),
+        "cpu_seconds": sum(record["cpu_seconds"] for record in steps),
+    }
+    if config.asynchronous.staleness:
+        summary["sequences"] = asdict(audit(Ledger(run.folder.ledger).read()))
+    if judged:
+        summary["start_accuracy"] = judged[0]["eval_accuracy"]
+        summary["final_accuracy"] = judged[-1]["eval_accuracy"]
+        for name, record in (("start", judged[0]), ("final", judged[-1])):
+            if "eval_greedy_accuracy" in record:
+                summary[f"{name}_greedy_accuracy"] = record["eval_greedy_accuracy"]
+    if steps:
+        summary["final_entropy"] = steps[-1].get("entropy")
+        summary["tokens_per_cpu_second"] = summary["tokens"] / max(summary["cpu_seconds"], 1e-9)
+    return summary
+
+
+def describe_engine(run: Run) -> str:
+    """The engine in words: how it differs from the trainer."""
+    config = run.config
+    copies = {"embedded": "copy", "vllm": "vLLM copy", "server": "server"}
+    own = "" if config.engine.kind == "server" else f"{config.engine.precision} "
+    parts = [f"{own}{copies[config.engine.kind]} of the {config.model.dtype} trainer"]
+    behind = config.engine.lag or config.asynchronous.staleness
+    parts.append("up to date" if behind == 0 else f"{behind} updates behind")
+    if config.asynchronous.staleness:
+        parts.append("in a process of its own")
+    sampling = config.sampling
+    if sampling.temperature != 1.0:
+        parts.append(f"temperature {sampling.temperature:g}")
+    if sampling.truncates:
+        named = {"top-p": sampling.top_p, "top-k": sampling.top_k, "min-p": sampling.min_p}
+        parts += [f"{name} {value:g}" for name, value in named.items() if value not in (0, 1.0)]
+    return ", ".join(parts)

@@ -1,0 +1,85 @@
+"""Optional experiment trackers behind one small protocol; each is imported only when a run asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+from holdfast.errors import ConfigError
+from holdfast.train.keep.folder import RunFolder
+from holdfast.train.settings.config import RunConfig
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Where the scalars of metrics.jsonl go as well."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One step's scalars."""
+
+    def close(self) -> None:
+        """Flush and finish."""
+
+
+class TensorBoard:
+    """Event files in the run folder's `tensorboard/`."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        self.writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder.path / "tensorboard"))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class HostedRun:
+    """Weights & Biases, or trackio, which has the same calls."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, module: str) -> None:
+        self.module = import_module(module)
+        self.module.init(project=config.log.project, name=folder.path.name, config=config.to_dict())
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.module.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.module.finish()
+
+
+_KINDS: dict[str, tuple[str, Callable[[RunConfig, RunFolder], Tracker]]] = {
+    "tensorboard": ("tensorboard", TensorBoard),
+    "wandb": ("wandb", lambda config, folder: HostedRun(config, folder, "wandb")),
+    "trackio": ("trackio", lambda config, folder: HostedRun(config, folder, "trackio")),
+}
+
+
+class Trackers:
+    """All trackers of a run as one."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        self.trackers = [_open(name, config, folder) for name in config.log.trackers]
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """The plain numbers of one line of metrics.jsonl."""
+        values = {name: float(v) for name, v in record.items() if isinstance(v, int | float) and name != "step"}
+        for tracker in self.trackers:
+            tracker.log(record["step"], values)
+
+    def close(self) -> None:
+        """Flush and finish."""
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def _open(name: str, config: RunConfig, folder: RunFolder) -> Tracker:
+    package, build = _KINDS[name]
+    try:
+        return build(config, folder)
+    except ImportError:
+        raise ConfigError(
+            f"log.trackers = [{name!r}] needs the package {package}: pip install {package}, or leave it out"
+        ) from None

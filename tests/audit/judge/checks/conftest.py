@@ -1,0 +1,41 @@
+"""A healthy run to plant faults in, and one check alone looking at rollouts."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from holdfast.audit.judge.auditor import Auditor
+from holdfast.audit.read.columns import pack
+from holdfast.audit.read.reading import Reading
+from holdfast.audit.simulate import FAULTS, clean_run
+
+
+@pytest.fixture(scope="session")
+def look():
+    """look(Check, rollouts): its findings, through chunks of about 5,000 tokens."""
+
+    def look(check, rollouts, tokens=5000):
+        auditor = Auditor(Reading(), checks=[check()])
+        for chunk in pack(rollouts, tokens):
+            auditor.feed(chunk)
+        audit = auditor.result()
+        return [*audit.findings, *audit.withheld]
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def healthy():
+    """healthy(**what): a simulated run, made once; three turns, a mixture of experts, one update old."""
+    return functools.cache(lambda **what: tuple(clean_run(3, **{"mean_length": 100, "flips": 0.01, "age": 1, **what})))
+
+
+@pytest.fixture(scope="session")
+def faulty(healthy):
+    """faulty(name, strength): the same run with that fault."""
+
+    def faulty(name, strength, **what):
+        return FAULTS[name].apply(healthy(**what), strength, np.random.default_rng(0))
+
+    return faulty

@@ -1,0 +1,72 @@
+"""The display: the promised numbers on a terminal and in a log, and warnings that cannot be missed."""
+
+import io
+
+from rich.console import Console
+
+from holdfast.train.show.display import Lines, Panels, cells_of
+
+RECORD = {
+    "step": 3,
+    "reward_mean": 0.5,
+    "accuracy": 0.25,
+    "entropy": 0.75,
+    "kl_exact_mean": 1.31e-3,
+    "kl_exact_max": 0.43,
+    "masked_sequences": 0.125,
+    "clip_share": 0.031,
+    "warnings": ["all rewards equal 0"],
+}
+PROMISED = ("reward", "accuracy", "entropy", "drift mean", "drift max", "masked", "clipped")
+
+
+def test_every_promised_number_is_shown():
+    assert tuple(label for label, _ in cells_of(RECORD)) == PROMISED
+    assert dict(cells_of(RECORD)) == {
+        "reward": "0.500",
+        "accuracy": "0.250",
+        "entropy": "0.750",
+        "drift mean": "1.3e-03",
+        "drift max": "4.3e-01",
+        "masked": "12%",
+        "clipped": "3.1%",
+    }
+
+
+def test_sampled_drift_stands_in_where_exact_was_not_measured():
+    record = {"rollout_k3_mean": 1e-3, "rollout_k2_max": 2e-1}
+    assert cells_of(record) == [("drift mean", "1.0e-03"), ("drift max", "2.0e-01")]
+
+
+def test_a_pipe_gets_one_plain_line_per_step():
+    out = io.StringIO()
+    lines = Lines(Console(file=out, width=20))
+    lines.warm(5, 10, 0.5)
+    lines.step(RECORD, 10)
+    text = out.getvalue().splitlines()
+    assert text[0] == "warm start 5/10  loss 0.5000"
+    assert text[1].startswith("step 3/10  reward 0.500  accuracy 0.250")
+    assert text[2] == "  warning: all rewards equal 0"
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_gets_a_panel():
+    out = io.StringIO()
+    with Panels(Console(file=out, force_terminal=True, width=120)) as panels:
+        panels.warm(1, 2, 0.5)
+        panels.note("[ledger] a note with brackets")
+        panels.step(RECORD, 10)
+    text = out.getvalue()
+    for words in (*PROMISED, "3/10", "0.250", "all rewards equal 0", "[ledger] a note", "warm start"):
+        assert words in text
+
+
+def test_time_left_is_extrapolated(monkeypatch):
+    now = iter([100.0, 110.0, 120.0])
+    monkeypatch.setattr("holdfast.train.show.display.time.monotonic", lambda: next(now))
+    out = io.StringIO()
+    lines = Lines(Console(file=out))
+    for step in (1, 2, 3):
+        lines.step({"step": step}, 10)
+    # 10 s a step: 8 steps left after step 2, 7 after step 3.
+    assert [line.rsplit("left ")[1] for line in out.getvalue().splitlines()] == ["?", "1:20", "1:10"]
