@@ -10,6 +10,8 @@ from holdfast.audit.simulate import FAULTS, clean_run, demo
 from holdfast.cli import dispatch
 from holdfast.rollout.store import write_rollouts
 
+DRIFTS = {"temperature_mismatch", "support_mismatch", "drift_with_depth", "drift_with_turn", "drift_with_age"}
+DRIFTS |= {"drift_with_step", "drift_jump", "outlier_sequences", "drift_level", "drift_by_environment", "noise_floor"}
 SMALL = {"steps": 3, "prompts": 6, "group_size": 4, "mean_length": 40}
 
 
@@ -78,6 +80,17 @@ def test_a_tokenizer_folder_without_one(clean, tmp_path, capsys):
     assert "no tokenizer there" in capsys.readouterr().err
 
 
+def test_a_log_that_cannot_be_judged_ends_with_3(tmp_path, capsys):
+    bare = tmp_path / "bare.parquet"
+    write_rollouts(bare, [dataclasses.replace(r, trainer_logprobs=None, kl_exact=None) for r in clean_run(0, **SMALL)])
+    assert dispatch(["audit", str(bare), "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["verdict"]["tone"] == "unjudged"
+    assert len(document["unjudged"]) == 1
+    assert dispatch(["audit", str(bare), "--json", "--allow-unjudged"]) == 0
+    assert dispatch(["audit", str(bare), "--json", "--fail-on", "never"]) == 0
+
+
 def test_the_demo_links_a_report_per_fault(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "FAULTS", {name: FAULTS[name] for name in ("nan", "few_tokens")})
     assert dispatch(["audit", "--demo", "--out", str(tmp_path)]) == 0
@@ -86,4 +99,22 @@ def test_the_demo_links_a_report_per_fault(tmp_path, monkeypatch, capsys):
         assert f'href="{name}/report.html"' in index
         assert (tmp_path / name / "report.html").is_file()
     assert "In 3 of them" in index
-    assert "nan" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 3: healthy: clean" in said and "3 of 3: few_tokens" in said
+
+
+def test_a_demo_in_which_something_is_missed_says_so(tmp_path, monkeypatch, capsys):
+    deaf = dataclasses.replace(FAULTS["nan"], check="drift_level")
+    monkeypatch.setattr(demo, "FAULTS", {"nan": deaf})
+    assert dispatch(["audit", "--demo", "--out", str(tmp_path)]) == 1
+    assert "not as expected: nan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", list(demo.cases()), ids=lambda case: case.name)
+def test_the_demo_finds_every_fault(case):
+    rollouts = case.make()
+    audit = demo.audit_rollouts(rollouts, "made")
+    assert demo._entry(case, audit, "").as_expected
+    told = {f.name for f in (*audit.findings, *audit.withheld)}
+    if case.check in DRIFTS and not case.name.startswith("raw"):  # real drift, with the exact KL that it has
+        assert "exact_kl_contradicted" not in told

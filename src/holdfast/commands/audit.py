@@ -1,4 +1,4 @@
-"""`holdfast audit PATH`: logged rollouts in, a verdict out; exit code 0 clean, 1 findings, 2 unusable input."""
+"""`holdfast audit PATH`: logged rollouts in, a verdict out; exit 0 clean, 1 findings, 2 unusable, 3 not judged."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
         print_audit(console, audit, advice.missing)
         for path in written or ():
             console.print(line(f"wrote {path}"), soft_wrap=True)
-    return exit_code(audit, options.fail_on)
+    return exit_code(audit, options.fail_on, allow_unjudged=options.allow_unjudged)
 
 
 def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, console: Console | None = None) -> Audit:
@@ -84,11 +84,13 @@ def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, co
     return audit
 
 
-def exit_code(audit: Audit, fail_on: Severity | str) -> int:
-    """1 where a finding reaches this severity (`never`: always 0)."""
+def exit_code(audit: Audit, fail_on: Severity | str, *, allow_unjudged: bool = False) -> int:
+    """1 where a finding reaches this severity, else 3 where the run could not be judged (`never`: always 0)."""
     if fail_on not in SEVERITIES:
         return 0
-    return int(any(at_least(finding.severity, fail_on) for finding in audit.findings))
+    if any(at_least(finding.severity, fail_on) for finding in audit.findings):
+        return 1
+    return 3 if audit.unjudged and not allow_unjudged else 0
 
 
 def _scorer(folder: Path | None) -> Scorer | None:
@@ -104,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="holdfast audit",
         description="Read logged rollouts of any framework and say where they drifted, why, what it costs and what to "
-        "set. Exit code 0 clean, 1 findings at or above --fail-on, 2 unusable input.",
+        "set. Exit code 0 clean, 1 findings at or above --fail-on, 2 unusable input, 3 not judged.",
         allow_abbrev=False,
     )
     made.add_argument("path", type=Path, nargs="?", help="a file or folder of logged rollouts")
@@ -112,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print report.json instead; writes no files without --out")
     made.add_argument(
         "--fail-on", choices=(*SEVERITIES, "never"), default="warning", help="exit with 1 at this severity (warning)"
+    )
+    made.add_argument(
+        "--allow-unjudged",
+        action="store_true",
+        help="exit with 0, not 3, where too little is logged to judge",
     )
     made.add_argument("--model", type=Path, help="Hugging Face folder that scores tokens the log has no trainer for")
     made.add_argument("--tokenizer", type=Path, help="Hugging Face folder that gives the token viewer its texts")

@@ -70,21 +70,21 @@ def run(argv: Sequence[str]) -> int:
     watcher = Watcher(options.path, Auditor(Reading(allow_pickle=options.allow_pickle)))
     console = Console()
     if options.once:
-        return _once(watcher, console, options.fail_on)
+        return _once(watcher, console, options)
     if console.is_terminal:
         _live(watcher, console, options.every)
     _lines(watcher, console, options.every)
     return 0
 
 
-def _once(watcher: Watcher, console: Console, fail_on: str) -> int:
+def _once(watcher: Watcher, console: Console, options: argparse.Namespace) -> int:
     watcher.look(settled=True)
     audit = watcher.auditor.result()
     if audit.facts.sequences == 0:
         find_files(watcher.path)  # says what is wrong with the path
         raise DataError(f"{watcher.path}: no complete file with a usable rollout yet")
     console.print(summary(audit))
-    return exit_code(audit, fail_on)
+    return exit_code(audit, options.fail_on, allow_unjudged=options.allow_unjudged)
 
 
 def _live(watcher: Watcher, console: Console, every: float) -> None:
@@ -151,5 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks (5)")
     parser.add_argument("--once", action="store_true", help="look once, print the verdict, exit like `holdfast audit`")
     parser.add_argument("--fail-on", choices=(*SEVERITIES, "never"), default="warning", help="with --once")
+    parser.add_argument("--allow-unjudged", action="store_true", help="with --once")
     parser.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
     return parser

@@ -181,7 +181,7 @@ def test_unknown_names_are_refused(name, numbers, says):
 
 def test_every_check_that_has_settings_names_a_recommendation():
     used = set()
-    for path in (ROOT / "src" / "holdfast" / "audit" / "checks").glob("*.py"):
+    for path in (ROOT / "src" / "holdfast" / "audit" / "judge" / "checks").rglob("*.py"):
         used |= set(re.findall(r'settings\("(\w+)"', path.read_text(encoding="utf-8")))
     assert used
     assert used <= set(FIXES)

@@ -10,8 +10,8 @@ from holdfast.audit.show.jsonout import SCHEMA, audit_dict, plain, write_json
 from holdfast.errors import DataError
 
 KEYS = {
-    "schema", "holdfast", "verdict", "sources", "facts", "findings", "withheld", "skipped", "bad_records", "notes",
-    "statistics", "advice",
+    "schema", "holdfast", "verdict", "sources", "facts", "findings", "withheld", "unjudged", "skipped", "bad_records",
+    "notes", "statistics", "advice",
 }  # fmt: skip
 
 

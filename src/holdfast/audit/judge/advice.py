@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.audit.judge.auditor import Audit
+from holdfast.audit.judge.auditor import FEWEST_PROMPTS, Audit
 from holdfast.audit.measure.estimate import Estimate
+from holdfast.audit.measure.tokens import Unit
 from holdfast.core.advise import PUBLISHED, Advice, advise, allowed_kl
 from holdfast.core.bounds import unified
 from holdfast.core.bounds_measured import observed, sampled_drift
@@ -31,6 +32,10 @@ _RESAMPLES = 400
 _ESTIMATED = (
     "error bounds and certified errors: they need the exact KL of engine and trainer at every sampled context "
     "(`kl_exact`); log-ratios of single tokens only estimate it. Holdfast's own trainer logs it."
+)
+_PROMPTLESS = (
+    "a certificate of improvement: it says what holds for prompts like those of the log, so it needs the rollouts of "
+    f"at least {FEWEST_PROMPTS} prompts, told apart by prompt or group id."
 )
 _BOUNDED = (
     "error bounds under masks and certified errors: they need the exact KL of engine and trainer at every sampled "
@@ -100,23 +105,26 @@ class _Sampled:
 
 def advise_on(audit: Audit, seed: int = 0) -> SampleAdvice:
     """Everything that the sample of an audit allows to be said."""
-    if any(f.invalidates for f in audit.findings):
+    if any(f.invalidates or f.spoils_advice for f in audit.findings):
         return SampleAdvice(
             missing=("thresholds, bounds and certificates: they are made of the log-probabilities that the data error "
                      "above says cannot be trusted. Fix the log first.",)
         )  # fmt: skip
     usable = [(n, r) for n, r in audit.sample.uniform() if _usable(r)]
-    if len({_group(r, n) for n, r in usable}) < 2:
+    unit = audit.facts.unit
+    if len({_unit(r, n, unit) for n, r in usable}) < 2:
         return SampleAdvice(
             missing=("thresholds, bounds and certificates: they need log-probabilities of both engine and trainer on "
                      "the rollouts of at least two prompts.",)
         )  # fmt: skip
-    sampled = _tensors(_fit(usable, seed))
+    sampled = _tensors(_fit(usable, seed), unit)
     missing: list[str] = []
     horizon = sampled.batch.response_mask.shape[1]
     advice = advise(sampled.batch, sampled.stats, horizon=horizon)
     span = _reward_range(audit.statistics.rewards) if sampled.rewards is not None else None
-    certificate = _certificate(sampled, span, missing)
+    certificate = _certificate(sampled, span, missing) if unit == "prompt" else None
+    if unit == "sequence":
+        missing.append(_PROMPTLESS)
     if sampled.stats.kl_rollout is None:
         missing.append(_ESTIMATED if sampled.stats.tv_rollout_upper is None else _BOUNDED)
     return SampleAdvice(
@@ -154,14 +162,16 @@ def _fit(rollouts: Sequence[tuple[int, Rollout]], seed: int) -> list[tuple[int, 
     return sorted(kept, key=lambda pair: pair[0])
 
 
-def _group(rollout: Rollout, number: int) -> object:
+def _unit(rollout: Rollout, number: int, unit: Unit) -> object:
     """Rollouts of one prompt are one unit; a prompt of another step is another unit, since the policy is another."""
+    if unit == "sequence":
+        return number
     if rollout.group_id is not None:
         return rollout.step, rollout.group_id
     return (rollout.step, rollout.prompt_ids) if rollout.prompt_ids else number
 
 
-def _tensors(numbered: Sequence[tuple[int, Rollout]]) -> _Sampled:
+def _tensors(numbered: Sequence[tuple[int, Rollout]], unit: Unit) -> _Sampled:
     rollouts = [rollout for _, rollout in numbered]
     lengths = [len(r.response_ids) for r in rollouts]
 
@@ -180,7 +190,7 @@ def _tensors(numbered: Sequence[tuple[int, Rollout]]) -> _Sampled:
     kl, entropy, advantages = (padded(name, torch.float32) for name in ("kl_exact", "entropy", "advantages"))
     rewards = [r.reward for r in rollouts]
     known = torch.tensor(rewards, dtype=torch.float64) if all(r is not None for r in rewards) else None
-    numbers = {key: place for place, key in enumerate(dict.fromkeys(_group(r, n) for n, r in numbered))}
+    numbers = {key: place for place, key in enumerate(dict.fromkeys(_unit(r, n, unit) for n, r in numbered))}
     engine, trainer = padded("rollout_logprobs", torch.float32), padded("trainer_logprobs", torch.float32)
     assert engine is not None and trainer is not None
     batch = Batch(
@@ -199,7 +209,7 @@ def _tensors(numbered: Sequence[tuple[int, Rollout]]) -> _Sampled:
         tv_rollout_lower=tv_lower,
         tv_rollout_upper=tv_upper,
     )
-    groups = torch.tensor([numbers[_group(r, n)] for n, r in numbered])
+    groups = torch.tensor([numbers[_unit(r, n, unit)] for n, r in numbered])
     rewards_known = known if known is not None and bool(known.isfinite().all()) else None
     return _Sampled(batch, stats, rewards_known, groups, padded("trust_mask", torch.bool))
 

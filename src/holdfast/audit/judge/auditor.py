@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from holdfast.audit.judge.checks import CHECKS, Check, Facts
 from holdfast.audit.judge.finding import SEVERITIES, Finding
 from holdfast.audit.measure.sample import Sample
 from holdfast.audit.measure.statistics import Statistics
+from holdfast.audit.measure.tokens import Unit
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.reading import Reading
+
+FEWEST_PROMPTS = 8
+"""With fewer, intervals over prompts say nothing: sequences are resampled instead, and the audit says so."""
+DECIDING_TOKENS = 4_000_000
+"""Response tokens that are held back at most until FEWEST_PROMPTS prompts were seen."""
+FEWEST_TOKENS, FEWEST_SEQUENCES = 1000, 8
+"""With fewer, no check has the power to clear a run."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,8 @@ class Audit:
     """What an audit has to say; everything the page, the JSON and the terminal show comes from here.
 
     `withheld` are findings that a data error makes worthless; `skipped` maps a check to the columns it lacks, `asked`
-    each check that ran to its question.
+    each check that ran to its question. `unjudged` says in sentences why a run in which nothing was found is not
+    thereby healthy, and what to log to know more; empty where the checks that matter could run.
     """
 
     facts: Facts
@@ -31,6 +41,7 @@ class Audit:
     reading: Reading
     sources: tuple[str, ...] = ()
     asked: dict[str, str] = field(default_factory=dict)
+    unjudged: tuple[str, ...] = ()
 
 
 @dataclass
@@ -43,12 +54,35 @@ class Auditor:
     statistics: Statistics = field(default_factory=Statistics)
     sample: Sample = field(default_factory=Sample)
     sources: list[str] = field(default_factory=list)
+    unit: Unit | None = None
+    """What intervals resample; None until it is decided, and chunks are held back that long."""
+    _held: list[tuple[Chunk, str]] = field(default_factory=list)
+    _prompts: set[int] = field(default_factory=set)
 
     def feed(self, chunk: Chunk, source: str = "") -> None:
-        """Measure one chunk."""
+        """Measure one chunk, or hold it back until the log shows whether it has prompts to resample."""
         if len(chunk) == 0:
             return
-        view = View(chunk, self.facts.sequences)
+        if self.unit is not None:
+            self._measure(chunk, source)
+            return
+        self._held.append((chunk, source))
+        if len(self._prompts) < FEWEST_PROMPTS:
+            self._prompts.update(View(chunk).group.tolist())
+        if len(self._prompts) >= FEWEST_PROMPTS:
+            self._decide("prompt")
+        elif sum(held.token_count for held, _ in self._held) > DECIDING_TOKENS:
+            # A log of few prompts so far, sampled very often each, will have more; one without prompts will not.
+            self._decide("prompt" if len(self._prompts) > 1 else "sequence")
+
+    def _decide(self, unit: Unit) -> None:
+        self.unit = self.facts.unit = unit
+        held, self._held = self._held, []
+        for chunk, source in held:
+            self._measure(chunk, source)
+
+    def _measure(self, chunk: Chunk, source: str) -> None:
+        view = View(chunk, self.facts.sequences, self.unit or "prompt")
         self._count(view)
         for check in self.checks:
             if view.has(*check.needs):
@@ -60,6 +94,8 @@ class Auditor:
 
     def result(self) -> Audit:
         """All findings so far, most severe first, with those withheld that a data error makes worthless."""
+        if self._held:
+            return self._as_if_ended().result()
         self.facts.logprob_resolution = self.reading.logprob_resolution
         skipped = {c.name: tuple(sorted(c.needs - self.facts.columns)) for c in self.checks}
         found = [f for c in self.checks if not skipped[c.name] for f in c.findings(self.facts)]
@@ -76,7 +112,21 @@ class Auditor:
             reading=self.reading,
             sources=tuple(self.sources),
             asked={c.name: c.asks for c in self.checks if not skipped[c.name]},
+            unjudged=tuple(_unjudged(self.facts)),
         )
+
+    def _as_if_ended(self) -> Auditor:
+        """A copy that takes what is held back for all there is; a run that goes on may still show more prompts."""
+        ended = replace(
+            self,
+            checks=copy.deepcopy(self.checks),
+            facts=copy.deepcopy(self.facts),
+            statistics=copy.deepcopy(self.statistics),
+            sample=copy.deepcopy(self.sample),
+            sources=list(self.sources),
+        )
+        ended._decide("sequence")
+        return ended
 
     def _count(self, view: View) -> None:
         facts, chunk = self.facts, view.chunk
@@ -88,3 +138,30 @@ class Auditor:
         facts.longest = max(facts.longest, int(view.lengths.max()))
         if view.has("step"):
             facts.steps |= {int(s) for s in set(view.step.tolist()) if s >= 0}
+
+
+def _unjudged(facts: Facts) -> Iterator[str]:
+    """Why silence of the checks proves nothing, each reason with what to log."""
+    if not facts.sequences:
+        return
+    lacking = [
+        whose
+        for whose, name in (("engine", "rollout_logprobs"), ("trainer", "trainer_logprobs"))
+        if name not in facts.columns
+    ]
+    if lacking:
+        yield (
+            f"the log has no log-probabilities of the {' and none of the '.join(lacking)}, so how far engine and "
+            "trainer are apart is not known. Log both for every response token"
+            + (" (`--model DIR` scores a log's tokens with the trainer's weights)" if lacking == ["trainer"] else "")
+        )
+    elif facts.measured_tokens < FEWEST_TOKENS:
+        yield (
+            f"{facts.measured_tokens:,} tokens have log-probabilities of both engine and trainer, and the checks of "
+            f"drift need {FEWEST_TOKENS:,}. Log more rollouts, or those of more steps"
+        )
+    if facts.sequences < FEWEST_SEQUENCES:
+        yield (
+            f"{facts.sequences:,} sequence{'s are' if facts.sequences > 1 else ' is'} too few to tell chance from "
+            f"fault: log at least {FEWEST_SEQUENCES}, of several prompts"
+        )

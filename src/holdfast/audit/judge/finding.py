@@ -33,7 +33,8 @@ class Finding:
 
     `name` is the check's. `headline` says what was seen in one sentence with its number; `meaning` what that does to
     training; `fix` what to change, and `settings` the configuration line per framework. A finding that `invalidates`
-    makes advice built on log-ratios worthless, and the audit then withholds it.
+    makes advice built on log-ratios worthless, and the audit then withholds it, with what other checks say of drift;
+    one that `spoils_advice` withholds bounds, certificates and thresholds only.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Finding:
     where: Where = Where()
     settings: Mapping[str, str] = field(default_factory=dict)
     invalidates: bool = False
+    spoils_advice: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -12,7 +12,11 @@ from holdfast.report.charts.scales import number
 from holdfast.report.words import percent
 
 REGION_HEADS = ("at every sampled token", "proven inside", "proven outside", "undecided")
-Tone = Literal["clean", "warning", "critical"]
+Tone = Literal["clean", "unjudged", "warning", "critical"]
+SEQUENCES_ONLY = (
+    "The log names too few prompts, or none: intervals resample sequences and are too narrow where several answer one "
+    "prompt. Log a prompt or group id."
+)
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,21 @@ def verdict_of(audit: Audit) -> Verdict:
         headline = f"This run is in trouble: {grave[0].headline}."
     elif mild:
         headline = f"Not broken, but worth a look: {mild[0].headline}."
+    elif audit.unjudged:
+        headline = f"Not judged: {audit.unjudged[0]}."
     else:
         headline = "Nothing wrong was found."
     others = len(grave) + len(mild) - 1
     if others > 0:
         details.insert(0, f"{_count(others, 'other finding')} below.")
+    details += [f"Not judged: {why}." for why in audit.unjudged[0 if grave or mild else 1 :]]
+    if audit.facts.unit == "sequence":
+        details.append(SEQUENCES_ONLY)
     if audit.skipped:
         details.append(f"{_count(len(audit.skipped), 'check')} could not run, for lack of columns in the log.")
     if audit.reading.rejected:
         details.append(f"{_count(sum(audit.reading.rejected.values()), 'bad record')} left out.")
-    tone: Tone = "critical" if grave else "warning" if mild else "clean"
+    tone: Tone = "critical" if grave else "warning" if mild else "unjudged" if audit.unjudged else "clean"
     return Verdict(tone, headline, tuple(filter(None, details)))
 
 

@@ -7,6 +7,7 @@ prompts, so tokens of one sequence and rollouts of one prompt are never taken fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -125,11 +126,17 @@ def _bootstrap(
     filled = np.flatnonzero(counts.sum(1))
     if len(filled) < 2:
         return Estimate(value, float("-inf"), float("inf"))
-    draws = np.random.default_rng(0).multinomial(len(filled), np.full(len(filled), 1 / len(filled)), RESAMPLES)
+    draws = _draws(len(filled))
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = np.asarray(statistic(draws @ sums[filled], draws @ counts[filled]))
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high))
+
+
+@lru_cache(maxsize=FOLDS)
+def _draws(units: int) -> Column:
+    """[RESAMPLES, units] how often each unit is drawn: the same draws every time, so that intervals agree."""
+    return np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), RESAMPLES).astype(np.float64)
 
 
 def _ratio(sums: Column, counts: Column) -> Column:

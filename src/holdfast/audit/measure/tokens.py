@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -10,7 +11,11 @@ from holdfast.audit.read.columns import Chunk, Column
 
 FOLDS = 64
 """Groups of sequences that are resampled together; all rollouts of a prompt fall into one."""
+Unit = Literal["prompt", "sequence"]
+"""What is resampled as a whole: prompts, or single sequences where the log has too few prompts to tell."""
 UNKNOWN = np.iinfo(np.int64).min
+LOOP = 16
+"""Own tokens from which on a response can be one token over and over."""
 LOG_RATIO_LIMIT = 20.0
 """|log ratio| above this enters k3 as if it were this: exp(20) = 4.9e8."""
 
@@ -22,10 +27,11 @@ class TokenView:
     log p(trainer) - log p(engine); estimators are of KL(engine‖trainer): k1 = -r, k2 = r²/2, k3 = exp(r) - 1 - r.
     """
 
-    def __init__(self, chunk: Chunk, first_sequence: int = 0) -> None:
+    def __init__(self, chunk: Chunk, first_sequence: int = 0, unit: Unit = "prompt") -> None:
         self.chunk = chunk
         self.first_sequence = first_sequence
         """How many sequences of the run came before this chunk."""
+        self.unit: Unit = unit
 
     def has(self, *columns: str) -> bool:
         """Whether at least one sequence has each of these fields."""
@@ -146,14 +152,22 @@ class TokenView:
 
     @cached_property
     def fold(self) -> Column:
-        """[N] in 0..FOLDS-1, equal for rollouts of one prompt: the unit of the bootstrap."""
-        mixed = self.group.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        """[N] in 0..FOLDS-1, equal for what belongs to one `unit` of the bootstrap: rollouts of a prompt, say."""
+        number = self.group if self.unit == "prompt" else self.first_sequence + np.arange(len(self.chunk))
+        mixed = number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         return (mixed >> np.uint64(32)).astype(np.int64) % FOLDS
 
     @cached_property
     def token_fold(self) -> Column:
         """Flat: the sequence's fold."""
         return np.repeat(self.fold, self.lengths)
+
+    @cached_property
+    def looped(self) -> Column:
+        """[N] bool: of at least LOOP own tokens nine in ten are the response's first one, over and over."""
+        first = np.repeat(self.tokens("response_ids")[self.chunk.offsets[:-1][self.filled]], self.lengths[self.filled])
+        own = self.sum(self.own)
+        return (own >= LOOP) & (self.sum(self.own & (self.tokens("response_ids") == first)) >= 0.9 * own)
 
     @cached_property
     def filled(self) -> Column:

@@ -43,9 +43,11 @@ def audit_dict(audit: Audit, advice: SampleAdvice) -> dict[str, Any]:
             "steps": sorted(facts.steps),
             "columns": sorted(facts.columns),
             "logprob_resolution": facts.logprob_resolution,
+            "unit": facts.unit,
         },
         "findings": [f.to_dict() for f in audit.findings],
         "withheld": [f.to_dict() for f in audit.withheld],
+        "unjudged": audit.unjudged,
         "skipped": audit.skipped,
         "bad_records": {
             "counts": Counter(audit.reading.rejected),

@@ -15,7 +15,13 @@ from holdfast.audit.show.jsonout import QUANTILES
 from holdfast.report.charts.scales import number
 from holdfast.report.charts.svg import visible
 
-STYLES = {"critical": "bold red", "warning": "bold yellow", "info": "cyan", "clean": "bold green"}
+STYLES = {
+    "critical": "bold red",
+    "warning": "bold yellow",
+    "info": "cyan",
+    "clean": "bold green",
+    "unjudged": "bold magenta",
+}
 _NAMES = {
     "k1": "k1 = −r",
     "k2": "k2 = r²/2",
@@ -75,7 +81,7 @@ def _numbers(audit: Audit) -> Table | None:
         return None
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, title="Drift, nats per token", title_justify="left")
     table.add_column("")
-    table.add_column("estimate (95 % interval over prompts)", justify="left")
+    table.add_column(f"estimate (95 % interval over {audit.facts.unit}s)", justify="left")
     for name, mean in means.items():
         if mean is not None:
             table.add_row(_NAMES[name], interval(mean))

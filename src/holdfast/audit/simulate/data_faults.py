@@ -59,7 +59,9 @@ def trainer_ignores_temperature(
     """The simulated logits are those at temperature `strength`; the trainer takes its softmax at 1."""
     replay = Replay.of(rollouts)
     trainer = log_softmax(replay.trainer_logits() * strength)
-    return replay.log(rollouts, trainer_logprobs=trainer[replay.tokens, replay.ids])
+    return replay.log(
+        rollouts, trainer_logprobs=trainer[replay.tokens, replay.ids], kl_exact=replay.kl(trainer[replay.tokens])
+    )
 
 
 def engine_logs_before_temperature(
@@ -80,6 +82,7 @@ def trainer_ignores_top_p(rollouts: Sequence[Rollout], strength: float, rng: np.
         rollouts,
         rollout_logprobs=replay.world.engine_logprobs[replay.rows, replay.ids],
         trainer_logprobs=trainer[replay.tokens, replay.ids],
+        kl_exact=replay.kl(trainer[replay.tokens]),
         top_p=strength,
     )
 
@@ -89,10 +92,12 @@ def engine_logs_before_top_p(rollouts: Sequence[Rollout], strength: float, rng: 
     whole = Replay.of(rollouts)
     replay = whole.sampled_again(replace(whole.world, top_p=strength), rng)
     kept = np.where(replay.world.support[replay.rows], replay.trainer_logits()[replay.tokens], -np.inf)
+    trainer = log_softmax(kept)
     return replay.log(
         rollouts,
         rollout_logprobs=whole.world.engine_logprobs[replay.rows, replay.ids],
-        trainer_logprobs=log_softmax(kept)[np.arange(len(replay.ids)), replay.ids],
+        trainer_logprobs=trainer[np.arange(len(replay.ids)), replay.ids],
+        kl_exact=replay.kl(trainer),
         top_p=strength,
     )
 
@@ -142,7 +147,7 @@ def few_tokens(rollouts: Sequence[Rollout], strength: float, rng: np.random.Gene
         values = np.array(rollout.trainer_logprobs)
         unsure = np.array(rollout.rollout_logprobs) < 0
         values[(rng.random(len(values)) < 5e-4) & unsure & np.array(rollout.response_mask)] -= strength
-        return replace(rollout, trainer_logprobs=floats(values))
+        return replace(rollout, trainer_logprobs=floats(values), kl_exact=None)
 
     return [change(r) for r in rollouts]
 
@@ -155,7 +160,8 @@ def few_prompts(rollouts: Sequence[Rollout], strength: float, rng: np.random.Gen
     def change(rollout: Rollout) -> Rollout:
         engine, trainer = np.array(rollout.rollout_logprobs), np.array(rollout.trainer_logprobs)
         apart = np.where(engine < 0, strength, 1) * (trainer - engine)
-        return replace(rollout, trainer_logprobs=floats(np.minimum(engine + apart, np.minimum(trainer, -1e-4))))
+        values = floats(np.minimum(engine + apart, np.minimum(trainer, -1e-4)))
+        return replace(rollout, trainer_logprobs=values, kl_exact=None)
 
     return [change(r) if r.group_id in chosen else r for r in rollouts]
 
@@ -207,7 +213,24 @@ def coarse_engine(rollouts: Sequence[Rollout], strength: float, rng: np.random.G
         rollouts,
         rollout_logprobs=replay.world.engine_logprobs[replay.rows, replay.ids],
         trainer_logprobs=trainer[replay.tokens, replay.ids],
+        kl_exact=replay.kl(trainer[replay.tokens]),
     )
+
+
+def wrong_at_the_end(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
+    """The engine logs about -12 on the last three tokens of a share `strength` of the responses, whatever it drew."""
+
+    def change(rollout: Rollout) -> Rollout:
+        values = np.array(rollout.rollout_logprobs)
+        values[-3:] = -12 - rng.normal(size=len(values[-3:]))
+        return replace(rollout, rollout_logprobs=floats(values), finish_reason="length")
+
+    return [change(r) if rng.random() < strength else r for r in rollouts]
+
+
+def other_kl(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
+    """The recorded exact KL is `strength` times what it should be."""
+    return [replace(r, kl_exact=floats(np.array(r.kl_exact) * strength)) for r in rollouts]
 
 
 def _faults(check: str, *named: tuple[str, str, tuple[float, ...], Apply]) -> tuple[Fault, ...]:
@@ -290,6 +313,19 @@ DATA_FAULTS = (
             (0.1, 0.3, 1.0),
             forced_end(zero=True),
         ),
+    ),
+    *_faults(
+        "impossible_ratios",
+        (
+            "wrong_at_the_end",
+            "{strength:.0%} of the responses log about -12 for their last three tokens",
+            (0.02, 0.1, 0.3),
+            wrong_at_the_end,
+        ),
+    ),
+    *_faults(
+        "exact_kl_contradicted",
+        ("other_kl", "the recorded exact KL is {strength:g} times the true one", (0.5, 3.0, 1e-6), other_kl),
     ),
     *_faults(
         "repeated_data",

@@ -30,7 +30,7 @@ SIZES = ((64, 50, 0.3), (256, 100, 0.3), (512, 200, 0.25), (1000, 300, 0.1), (50
 """Healthy runs: sequences, mean length, share of the runs."""
 FAULTY = (512, 100)
 """Faulty runs: sequences and mean length."""
-PLAIN = {"steps": 8, "temperature": 1.0, "top_p": 1.0, "sharpen": 0.0, "solved": None}
+PLAIN = {"steps": 8, "temperature": 1.0, "top_p": 1.0, "sharpen": 0.0, "solved": None, "anonymous": False}
 """What all of them have in common, but for what a fault needs."""
 
 PAGE = """# What the audit looks for, and how far its checks can be believed
@@ -48,10 +48,10 @@ vocabulary's tail. Strengths at which little is found are listed too: they are w
 
 {healthy} random healthy runs (sequences × tokens: {sizes}): dense or with
 expert flips on 0.5 to 5 % of the tokens, logit noise of 0.003 to 0.06, rollouts 0 to 2 updates old, temperature
-0.7, 1 or 1.2, with and without top-p on both sides, one or three turns. One in six of them solves its task: over
-eight steps its logits grow by a half to three times themselves, so that little entropy is left, and 98 % of its last
-responses are right. An alarm is a warning or worse, also one that a data error would withhold. None in 200 means:
-below 1.5 % with 95 % confidence.
+0.7, 1 or 1.2, with and without top-p on both sides, one or three turns. One in six logs neither prompts nor groups.
+One in six of them solves its task: over eight steps its logits grow by a half to three times themselves, so that little
+entropy is left, and 98 % of its last responses are right. An alarm is a warning or worse, also one that a data error
+would withhold. None in 200 means: below 1.5 % with 95 % confidence.
 
 | check | the question it answers | false alarms |
 |-|-|-|
@@ -85,6 +85,7 @@ def healthy_plan(seed: int, sequences: int, length: int, **fixed: Any) -> Plan:
         "update": float(rng.uniform(0, 0.06)),
         "temperature": float(rng.choice([1, 1, 0.7, 1.2])),
         "top_p": float(rng.choice([1, 1, 0.95])),
+        "anonymous": bool(rng.random() < 1 / 6),
     }
     if "solved" not in fixed and rng.random() < 1 / 6:
         # Fresh rollouts: growing this fast, a policy soon leaves older ones behind, which drift checks then say.

@@ -73,6 +73,12 @@ class Replay:
         step = np.repeat(self.steps, self.lengths)
         return replace(self, world=world, ids=ids, rows=rows, tokens=(step - 1) * CONTEXTS + rows % CONTEXTS)
 
+    def kl(self, trainer: Column) -> Column:
+        """Flat exact KL(engine‖trainer) in nats from the trainer's log-probabilities [tokens, vocabulary]."""
+        engine = self.world.engine_logprobs[self.rows]
+        with np.errstate(invalid="ignore"):
+            return np.maximum(np.nansum(np.exp(engine) * (engine - trainer), -1), 0)
+
     def log(self, rollouts: Sequence[Rollout], **fields: Any) -> list[Rollout]:
         """The rollouts with these ids and fields; flat arrays are cut up, and apply to the policy's own tokens."""
         ends = np.cumsum(self.lengths)
@@ -84,7 +90,8 @@ class Replay:
                     values[name] = field
                     continue
                 own = np.array(rollout.response_mask)
-                values[name] = floats(np.where(own, np.minimum(field[start:end], 0), getattr(rollout, name)))
+                given = field[start:end] if name == "kl_exact" else np.minimum(field[start:end], 0)
+                values[name] = floats(np.where(own, given, getattr(rollout, name)))
             out.append(replace(rollout, **values))
         return out
 
@@ -104,5 +111,5 @@ def _trace(world: World, context: Column, lengths: Column, ids: Column, numbers:
     for position in range(longest):
         contexts[:, position] = context
         copies[:, position] = world.copies(numbers, position)
-        context = next_context(context, padded[:, position])
+        context = next_context(context, padded[:, position], position)
     return contexts[inside], copies[inside]

@@ -24,7 +24,7 @@ class Plan:
 
     With `age` a, rollout i of a group is min(i mod (a + 1), step - 1) updates old. Prompt tokens are numbers below the
     vocabulary; lengths are log-normal about `mean_length`. Rewards stay about one half, or go to `solved`, the share of
-    the last step's responses that are right.
+    the last step's responses that are right. An `anonymous` run logs neither prompts nor groups.
     """
 
     world: World
@@ -36,6 +36,7 @@ class Plan:
     turns: int = 1
     texts: bool = False
     solved: float | None = None
+    anonymous: bool = False
 
 
 def clean_run(seed: int, **options: Any) -> list[Rollout]:
@@ -82,6 +83,9 @@ def _step(plan: Plan, world: World, step: int, rng: np.random.Generator) -> Chun
         "temperature": np.full(count, world.temperature, np.float32),
         "top_p": np.full(count, world.top_p, np.float32),
     }
+    if plan.anonymous:
+        del columns["group_id"]
+        prompt = prompt[:, :0]
     environment = np.array(ENVIRONMENTS, dtype=object)[group % len(ENVIRONMENTS)]
     return _chunk(plan, offsets, tokens, columns, environment, prompt)
 
@@ -98,7 +102,7 @@ def sample(
         found = np.searchsorted(world.cumulative, row + rng.random(len(row)), side="right")
         token = np.minimum(found - row * VOCABULARY, VOCABULARY - 1)
         ids[position], rows[position] = token, row
-        context = next_context(context, token)
+        context = next_context(context, token, position)
     inside = np.arange(longest) < lengths[:, None]
     return ids.T[inside], rows.T[inside]
 
@@ -178,7 +182,7 @@ def _chunk(
             **{name: values[i].item() for name, values in numbers.items()},
         )
 
-    hashes = (prompt * (np.arange(PROMPT_LENGTH) * 2 + 1_000_003) ** 3).sum(1)
+    hashes = (prompt * (np.arange(prompt.shape[1]) * 2 + 1_000_003) ** 3).sum(1)
     words = {"environment": environment, "finish_reason": finish}
     return Chunk(offsets, tokens, numbers, words, present, hashes, rollout, lambda i: lambda: rollout(i))
 

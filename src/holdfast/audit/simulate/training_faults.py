@@ -32,8 +32,8 @@ def noisier_trainer(extent: Callable[[Sequence[Rollout]], Column]) -> Apply:
         where = np.arange(len(replay.ids))
         deviation = strength * extent(rollouts)[:, None]
         logits = replay.trainer_logits()[replay.tokens] + deviation * noise[where % 4, replay.tokens % CONTEXTS]
-        kept = np.where(replay.world.support[replay.rows], logits, -np.inf)
-        return replay.log(rollouts, trainer_logprobs=log_softmax(kept)[where, replay.ids])
+        trainer = log_softmax(np.where(replay.world.support[replay.rows], logits, -np.inf))
+        return replay.log(rollouts, trainer_logprobs=trainer[where, replay.ids], kl_exact=replay.kl(trainer))
 
     return apply
 
@@ -103,6 +103,7 @@ def sharper_every_step(rollouts: Sequence[Rollout], strength: float, rng: np.ran
             part,
             rollout_logprobs=replay.world.engine_logprobs[replay.rows, replay.ids],
             trainer_logprobs=trainer[replay.tokens, replay.ids],
+            kl_exact=replay.kl(trainer[replay.tokens]),
         )
         ends = np.cumsum(replay.lengths)
         out += [
@@ -110,6 +111,51 @@ def sharper_every_step(rollouts: Sequence[Rollout], strength: float, rng: np.ran
             for r, end, length in zip(again, ends, replay.lengths, strict=True)
         ]
     return out
+
+
+def frozen_engine(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
+    """The engine keeps the weights that it had `strength` steps before the last one, and the log has no versions."""
+    whole = Replay.of(rollouts)
+    kept = np.minimum(whole.versions, max(0, int(whole.steps.max() - 1 - strength)))
+    replay = replace(whole, versions=kept).sampled_again(whole.world, rng)
+    trainer = log_softmax(replay.trainer_logits())
+    return replay.log(
+        rollouts,
+        rollout_logprobs=replay.world.engine_logprobs[replay.rows, replay.ids],
+        trainer_logprobs=trainer[replay.tokens, replay.ids],
+        kl_exact=replay.kl(trainer[replay.tokens]),
+        weight_versions=None,
+    )
+
+
+def _second_half(rollouts: Sequence[Rollout]) -> Column:
+    last = max(r.step or 1 for r in rollouts)
+    return _flat(lambda r: _everywhere(r) * ((r.step or 1) > last // 2))(rollouts)
+
+
+def some_sequences_apart(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
+    """A share `strength` of the sequences is scored with normal noise of 1 on the trainer's logits."""
+    chosen = {id(r) for r in rollouts if rng.random() < strength}
+    return noisier_trainer(_flat(lambda r: _everywhere(r) * (id(r) in chosen)))(rollouts, 1.0, rng)
+
+
+def nameless(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
+    """Normal noise of `strength` on the trainer's logits, in a log without prompts and groups."""
+    noisy = noisier_trainer(_flat(_everywhere))(rollouts, strength, rng)
+    return [replace(r, prompt_ids=(), group_id=None) for r in noisy]
+
+
+def one_token(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
+    """In the last `strength` steps every response is token 0 over and over, as sampling from NaN logits gives."""
+    last = max(r.step or 1 for r in rollouts)
+
+    def broken(r: Rollout) -> Rollout:
+        n = len(r.response_ids)
+        uniform = (float(np.float32(-np.log(VOCABULARY))),) * n
+        same = {"rollout_logprobs": uniform, "trainer_logprobs": uniform, "kl_exact": (0.0,) * n}
+        return replace(r, response_ids=(0,) * n, reward=0.0, advantages=(0.0,) * n, **same)
+
+    return [broken(r) if (r.step or 1) > last - strength else r for r in rollouts]
 
 
 def _trusted(rollout: Rollout, keep: bool) -> Rollout:
@@ -156,6 +202,45 @@ TRAINING_FAULTS = (
         (0.03, 0.06, 0.2),
         noisier_trainer(_steps),
         run=QUIET,
+    ),
+    Fault(
+        "frozen_engine",
+        "drift_with_step",
+        "an engine that keeps its weights for the last {strength:g} of eight steps while the policy sharpens",
+        (5.0, 7.0),
+        frozen_engine,
+        run={**QUIET, "update": 0.1, "sharpen": 1.0, "age": 0, "top_p": 1.0},
+    ),
+    Fault(
+        "jump",
+        "drift_jump",
+        "noise of {strength:g} on the trainer's logits from the middle of the run on",
+        (0.1, 0.2, 0.6),
+        noisier_trainer(_second_half),
+        run=QUIET,
+    ),
+    Fault(
+        "sequences_apart",
+        "outlier_sequences",
+        "noise of 1 on the trainer's logits in {strength:.0%} of the sequences",
+        (0.01, 0.03, 0.1),
+        some_sequences_apart,
+        run=QUIET,
+    ),
+    Fault(
+        "nameless",
+        "drift_level",
+        "noise of {strength:g} on the trainer's logits, in a log without prompts and groups",
+        (0.3, 0.5, 0.8),
+        nameless,
+        run=QUIET,
+    ),
+    Fault(
+        "one_token",
+        "repeated_token",
+        "every response of the last {strength:g} of eight steps is one token over and over",
+        (1.0, 3.0),
+        one_token,
     ),
     Fault(
         "drift_by_environment",
@@ -216,13 +301,5 @@ TRAINING_FAULTS = (
         (0.5, 1.0, 3.0),
         sharper_every_step,
         run=QUIET,
-    ),
-    Fault(
-        "entropy_collapse_while_learning",
-        "entropy_collapse",
-        "the same in runs whose reward goes from one half to two thirds, and stays short of the best",
-        (1.0, 3.0),
-        sharper_every_step,
-        run={**QUIET, "solved": 2 / 3},
     ),
 )

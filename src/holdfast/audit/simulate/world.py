@@ -113,9 +113,9 @@ def shared(world: World) -> World:
     return world
 
 
-def next_context(context: Column, token: Column) -> Column:
-    """[N] the context after one more token."""
-    return (context * 5 + token * 37 + 11) % CONTEXTS
+def next_context(context: Column, token: Column, position: int) -> Column:
+    """[N] the context after the token at this position, which counts too: or a likely token could lead to itself."""
+    return (context * 5 + token * 37 + 11 * (position + 1)) % CONTEXTS
 
 
 def first_context(prompt: Column) -> Column:

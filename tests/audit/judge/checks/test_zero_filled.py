@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from holdfast.audit.judge.checks.data.zero_filled import ZeroFilled
 from holdfast.types import Rollout
 
@@ -10,11 +12,27 @@ def one(engine, trainer, **more):
     return Rollout((1,), tuple(range(len(engine))), tuple(engine), None if trainer is None else tuple(trainer), **more)
 
 
-def test_one_zero_is_named(look):
-    (got,) = look(ZeroFilled, [one([-1.0, 0.0, -0.5], [-1.0, -2.0, -0.5])])
-    assert got.evidence["engine"] == 1
-    assert got.where.positions == ((0, 1),)
-    assert got.invalidates  # 1 of 3 tokens
+def test_zeros_beside_ordinary_values_are_named(look):
+    (got,) = look(ZeroFilled, [one([-1.0, 0.0, 0.0, 0.0, 0.0], [-1.0, -2.0, -1.5, -0.8, -3.0])])
+    assert got.severity == "critical"
+    assert got.evidence["engine"] == 4
+    assert got.where.positions[0] == (0, 4)
+    assert got.invalidates  # 4 of 5 tokens
+
+
+def test_one_contradicted_zero_is_never_the_headline(look):
+    """An honest 0 of one side beside a wrong value of the other looks the same: one token proves no side wrong."""
+    for engine, trainer in (([-1.0, 0.0], [-1.0, -12.0]), ([-1.0, -12.0], [-1.0, 0.0]), ([-1.0, 0.0], [-1.0, -2.0])):
+        (got,) = look(ZeroFilled, [one(engine, trainer)])
+        assert got.severity == "info"
+        assert "cannot be told" in got.headline
+        assert not got.invalidates
+
+
+def test_zeros_beside_absurd_values_do_not_say_which_side_is_wrong(look):
+    (got,) = look(ZeroFilled, [one([0.0] * 6, [-9.0, -8.0, -7.0, -12.0, -1.0, -2.0])])
+    assert got.severity == "warning"
+    assert "which of them is wrong cannot be told" in got.headline
 
 
 def test_a_certain_token_is_no_lost_value(look):
@@ -22,9 +40,38 @@ def test_a_certain_token_is_no_lost_value(look):
 
 
 def test_the_trainer_is_looked_at_too(look):
-    (got,) = look(ZeroFilled, [one([-1.0, -3.0], [-1.0, 0.0])])
-    assert (got.evidence["engine"], got.evidence["trainer"]) == (0, 1)
+    (got,) = look(ZeroFilled, [one([-1.0, -3.0, -2.0, -1.0, -0.9], [-1.0, 0.0, 0.0, 0.0, 0.0])])
+    assert (got.evidence["engine"], got.evidence["trainer"]) == (0, 4)
     assert "trainer" in got.headline
+
+
+def alone(share, seed=0, certain=0.3):
+    """Rollouts without a trainer: `certain` of the ids are certain to 1e-6, others are open; a share is set to 0."""
+    rng = np.random.default_rng(seed)
+    for i in range(60):
+        ids = rng.integers(0, 64, 120)
+        open_ = ids >= 64 * certain
+        logprobs = np.where(open_, -rng.exponential(1.0, 120), -1e-3 * rng.random(120))
+        logprobs[rng.random(120) < share] = 0.0
+        yield Rollout((i,), tuple(ids.tolist()), tuple(logprobs.tolist()))
+
+
+def test_zeros_on_every_token_id_need_no_trainer(look):
+    assert look(ZeroFilled, list(alone(0.0))) == []
+    (got,) = look(ZeroFilled, list(alone(0.4)))
+    assert got.severity == "critical" and got.invalidates
+    assert got.headline.startswith("40% of the engine's") or got.headline.startswith("39%")
+
+
+def test_zeros_of_some_ids_are_certainty(look):
+    """A policy that is certain of most tokens, whatever their share, leaves some ids of which it hardly ever is."""
+    rng = np.random.default_rng(1)
+    run = []
+    for r in alone(0.0, certain=0.8):
+        values = np.array(r.rollout_logprobs)
+        values[(np.array(r.response_ids) < 51) & (rng.random(120) < 0.9)] = 0.0
+        run.append(dataclasses.replace(r, rollout_logprobs=tuple(values.tolist())))
+    assert look(ZeroFilled, run) == []
 
 
 def test_tool_output_may_be_zero(look):

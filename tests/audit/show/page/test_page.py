@@ -98,7 +98,7 @@ def test_bounds_have_a_tile_a_line_and_a_table(audit_of, small_run, top_k_of, fu
 def test_acceptance_by_length_lies_between_what_is_proven_and_what_is_possible(audit_of, small_run, top_k_of):
     close = [
         dataclasses.replace(r, tv_lower=tuple(0.9 * tv for tv in r.tv_upper))
-        for r in top_k_of(small_run(1, age=2, update=0.1))
+        for r in top_k_of(small_run(2, age=2, update=0.1))
     ]
     audit = audit_of(close)
     longest = max(audit.statistics.by_length.sums)

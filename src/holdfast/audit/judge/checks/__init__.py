@@ -1,11 +1,14 @@
-"""The checks, data errors first; a new check is one file here and one entry in `CHECKS`.
+"""The checks, in the order in which findings of one severity are told: data errors first, then causes before sums.
 
-A check is fed `View`s, keeps bounded sums, and gives findings at the end. The folders are the kinds of finding:
-`data` (the log itself is wrong), `drift` (engine and trainer disagree), `training` (settings and progress).
+A new check is one file here and one entry in `CHECKS`. A check is fed `View`s, keeps bounded sums, and gives findings
+at the end. The folders are the kinds of finding: `data` (the log itself is wrong), `drift` (engine and trainer
+disagree), `training` (settings and progress).
 """
 
 from holdfast.audit.judge.checks.check import Check, Facts
+from holdfast.audit.judge.checks.data.exact_kl_contradicted import ExactKlContradicted
 from holdfast.audit.judge.checks.data.forced_tokens import ForcedTokens
+from holdfast.audit.judge.checks.data.impossible_ratios import ImpossibleRatios
 from holdfast.audit.judge.checks.data.invalid_logprobs import InvalidLogprobs
 from holdfast.audit.judge.checks.data.shifted_by_one import ShiftedByOne
 from holdfast.audit.judge.checks.data.support_mismatch import SupportMismatch
@@ -13,6 +16,7 @@ from holdfast.audit.judge.checks.data.temperature_mismatch import TemperatureMis
 from holdfast.audit.judge.checks.data.wrong_token import WrongToken
 from holdfast.audit.judge.checks.data.zero_filled import ZeroFilled
 from holdfast.audit.judge.checks.drift.drift_by_environment import DriftByEnvironment
+from holdfast.audit.judge.checks.drift.drift_jump import DriftJump
 from holdfast.audit.judge.checks.drift.drift_level import DriftLevel
 from holdfast.audit.judge.checks.drift.drift_with_age import DriftWithAge
 from holdfast.audit.judge.checks.drift.drift_with_depth import DriftWithDepth
@@ -21,31 +25,38 @@ from holdfast.audit.judge.checks.drift.drift_with_turn import DriftWithTurn
 from holdfast.audit.judge.checks.drift.few_prompts_dominate import FewPromptsDominate
 from holdfast.audit.judge.checks.drift.few_tokens_dominate import FewTokensDominate
 from holdfast.audit.judge.checks.drift.noise_floor import NoiseFloor
+from holdfast.audit.judge.checks.drift.outlier_sequences import OutlierSequences
 from holdfast.audit.judge.checks.training.acceptance_by_length import AcceptanceByLength
 from holdfast.audit.judge.checks.training.dead_clip import DeadClip
 from holdfast.audit.judge.checks.training.entropy_collapse import EntropyCollapse
 from holdfast.audit.judge.checks.training.masks_reject_most import MasksRejectMost
 from holdfast.audit.judge.checks.training.repeated_data import RepeatedData
+from holdfast.audit.judge.checks.training.repeated_token import RepeatedToken
 from holdfast.audit.judge.checks.training.vanishing_weights import VanishingWeights
 
 CHECKS: tuple[type[Check], ...] = (
     InvalidLogprobs,
-    ZeroFilled,
     ShiftedByOne,
+    ZeroFilled,
     TemperatureMismatch,
     SupportMismatch,
     WrongToken,
+    ImpossibleRatios,
     ForcedTokens,
+    ExactKlContradicted,
+    RepeatedToken,
     RepeatedData,
-    NoiseFloor,
+    DriftJump,
+    OutlierSequences,
     FewTokensDominate,
     FewPromptsDominate,
-    DriftLevel,
     DriftWithDepth,
     DriftWithTurn,
     DriftWithAge,
     DriftWithStep,
     DriftByEnvironment,
+    NoiseFloor,
+    DriftLevel,
     AcceptanceByLength,
     MasksRejectMost,
     DeadClip,

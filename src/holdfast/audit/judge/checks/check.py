@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from holdfast.audit.judge.finding import Finding
+from holdfast.audit.measure.tokens import Unit
 from holdfast.audit.measure.view import View
 
 
@@ -22,6 +23,8 @@ class Facts:
     steps: set[int] = field(default_factory=set)
     longest: int = 0
     logprob_resolution: float = 0.0
+    unit: Unit = "prompt"
+    """What the intervals of this run resample."""
 
 
 @runtime_checkable

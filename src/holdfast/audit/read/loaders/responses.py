@@ -1,14 +1,13 @@
 """Answers of an OpenAI-compatible server or of vLLM, saved as JSON Lines or JSON: the engine's log-probabilities only.
 
-Chat completions, completions, lines of OpenAI's batch output, and vLLM's own RequestOutput as a dictionary. With
-vLLM's `return_token_ids` (or `return_tokens_as_token_ids`) the token ids are there; OpenAI gives the texts only.
-Fields: `vllm.entrypoints.openai` 0.32 and the OpenAI API reference.
+Chat completions, completions, streams of either (joined by id), lines of OpenAI's batch output, and vLLM's own
+RequestOutput as a dictionary. With vLLM's `return_token_ids` (or `return_tokens_as_token_ids`) the token ids are there;
+OpenAI gives the texts only. Fields: `vllm.entrypoints.openai` 0.32 and the OpenAI API reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -28,8 +27,9 @@ from holdfast.audit.read.raw.fields import (
     same_lengths,
     word,
 )
-from holdfast.audit.read.raw.jsonl import parse, read_jsonl, read_objects
+from holdfast.audit.read.raw.jsonl import parse, payload, read_jsonl, read_objects
 from holdfast.audit.read.raw.records import Record, record_of
+from holdfast.audit.read.raw.streams import Streams
 from holdfast.audit.read.reading import Reading
 from holdfast.rollout.outside.external import ROUNDING
 
@@ -50,20 +50,34 @@ def matches(path: Path, head: bytes) -> bool:
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
     """Chunks of a file; a JSON array or one indented object is read whole."""
-    reader = read_jsonl if _is_lines(path) else read_objects
-    return reader(path, reading, partial(_records, reading=reading))
+    streams = Streams()
+
+    def decode(line: Mapping[str, Any]) -> Iterator[Record]:
+        return _records(streams.joined(line), reading=reading)
+
+    def finish() -> Iterator[Record]:
+        return _records(streams.rest(), reading=reading)
+
+    if _is_lines(path):
+        return read_jsonl(path, reading, decode, finish=finish)
+    return read_objects(path, reading, decode, finish)
 
 
 def _is_lines(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline(1 << 26)
     try:
-        return isinstance(parse(first), dict)
+        return isinstance(parse(payload(first) or b"{}"), dict)
     except Unusable:
         return path.suffix == ".jsonl"
 
 
-def _records(line: Mapping[str, Any], reading: Reading) -> Iterator[Record]:
+def _records(lines: Iterable[Mapping[str, Any]], reading: Reading) -> Iterator[Record]:
+    for line in lines:
+        yield from _answer(line, reading)
+
+
+def _answer(line: Mapping[str, Any], reading: Reading) -> Iterator[Record]:
     if "response" in line:
         line = mapping(mapping(line["response"], "response").get("body"), "response.body")
     if "outputs" in line:
@@ -197,7 +211,7 @@ LOADER = Loader(
     name="responses",
     title="OpenAI or vLLM answers",
     files="*.jsonl, *.json of chat completions, completions, batch outputs or vLLM RequestOutputs",
-    gives="rollout log-probabilities, token texts",
+    gives="rollout log-probabilities, token texts; streamed chunks are joined by id",
     matches=matches,
     read=read,
 )

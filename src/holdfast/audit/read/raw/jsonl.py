@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,23 @@ LARGEST_FILE = 1 << 29
 """Bytes of a file that is one JSON value."""
 
 Decode = Callable[[Mapping[str, Any]], Iterable[Record]]
+Finish = Callable[[], Iterable[Record]]
+_FRAMING = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
-def read_jsonl(path: Path, reading: Reading, decode: Decode, unused: Sequence[str] = ()) -> Iterator[Chunk]:
+def read_jsonl(
+    path: Path, reading: Reading, decode: Decode, unused: Sequence[str] = (), finish: Finish = tuple
+) -> Iterator[Chunk]:
     """Chunks of a file whose every line is one object; `decode` raises Unusable for one that must be left out.
 
-    `unused` names arrays of numbers in the order in which they are written; they are not parsed.
+    `unused` names arrays of numbers in the order in which they are written; they are not parsed. `finish` gives the
+    records that were not complete before the end of the file. A dump of server-sent events (`data: {…}`) is read too.
     """
-    return pack_records(_records(path, reading, decode, [f'"{name}":['.encode() for name in unused]))
+    skipped = [f'"{name}":['.encode() for name in unused]
+    return pack_records(chain(_records(path, reading, decode, skipped), _last(finish)))
 
 
-def read_objects(path: Path, reading: Reading, decode: Decode) -> Iterator[Chunk]:
+def read_objects(path: Path, reading: Reading, decode: Decode, finish: Finish = tuple) -> Iterator[Chunk]:
     """Chunks of a file that is one JSON object or an array of them; all of it is in memory at once.
 
     Raises DataError for a file over LARGEST_FILE and for one that is not JSON.
@@ -47,8 +54,21 @@ def read_objects(path: Path, reading: Reading, decode: Decode) -> Iterator[Chunk
         value = parse(path.read_bytes())
     except Unusable as problem:
         raise DataError(f"{path}: {problem}") from None
-    yield from pack_records(_decoded(path, reading, decode, value if isinstance(value, list) else [value]))
+    values = value if isinstance(value, list) else [value]
+    yield from pack_records(chain(_decoded(path, reading, decode, values), _last(finish)))
     reading.advance(size)
+
+
+def _last(finish: Finish) -> Iterator[Record]:
+    yield from finish()
+
+
+def payload(line: bytes) -> bytes:
+    """What a line holds beside the framing of server-sent events; empty for lines that are framing alone."""
+    line = line.strip()
+    if line.startswith(_FRAMING):
+        line = line[5:].strip() if line.startswith(b"data:") else b""
+    return b"" if line == b"[DONE]" else line
 
 
 def _decoded(path: Path, reading: Reading, decode: Decode, values: Sequence[Any]) -> Iterator[Record]:
@@ -61,10 +81,10 @@ def _decoded(path: Path, reading: Reading, decode: Decode, values: Sequence[Any]
 
 def _records(path: Path, reading: Reading, decode: Decode, unused: Sequence[bytes]) -> Iterator[Record]:
     for number, line in _lines(path, reading):
-        if line.isspace():
+        if not (text := payload(line)):
             continue
         try:
-            yield from decode(_object(parse(_without(line, unused))))
+            yield from decode(_object(parse(_without(text, unused))))
         except Unusable as problem:
             reading.reject(path, number, problem.kind, f"line {number + 1}: {problem.detail}")
 

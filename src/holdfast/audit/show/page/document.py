@@ -30,7 +30,7 @@ def audit_page(audit: Audit, advice: SampleAdvice, *, title: str, worst: Numbere
         title,
         tiles(_tiles(audit)),
         findings_section(audit, {name for name, _ in worst[:VIEWED]}),
-        drift_section(audit.statistics),
+        drift_section(audit.statistics, audit.facts.unit),
         acceptance_section(audit.statistics, advice),
         advice_section(advice),
         masks_section(advice),

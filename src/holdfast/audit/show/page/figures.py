@@ -11,6 +11,7 @@ from holdfast.audit.judge.verdict import REGION_HEADS, interval, region_row
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.estimate import Estimate
 from holdfast.audit.measure.statistics.running import ESTIMATORS, REGIONS, Statistics, per
+from holdfast.audit.measure.tokens import Unit
 from holdfast.audit.show.jsonout import QUANTILES
 from holdfast.core.advise import PUBLISHED
 from holdfast.report.charts.bars import bar_chart
@@ -33,9 +34,9 @@ _READINGS = {
 _MIN_SHARE_TOKENS = 50
 
 
-def drift_section(statistics: Statistics) -> Markup:
+def drift_section(statistics: Statistics, unit: Unit = "prompt") -> Markup:
     """How far engine and trainer are apart, wherever one may look for it."""
-    lead = "r = log p(trainer) − log p(engine) of a sampled token, in nats. Bands: 95 % intervals over prompts."
+    lead = f"r = log p(trainer) − log p(engine) of a sampled token, in nats. Bands: 95 % intervals over {unit}s."
     if statistics.mean("abs_log") is None:
         needs = "it takes log-probabilities of both engine and trainer for the same tokens."
         return section("Drift", absent(f"Drift could not be measured: {needs}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.report.page import Markup, element, html, page, section, table, write_page
 
-_CHIPS = {"critical": "chip bad", "warning": "chip caution", "clean": "chip good"}
+_CHIPS = {"critical": "chip bad", "warning": "chip caution", "clean": "chip good", "unjudged": "chip"}
 
 
 @dataclass(frozen=True)

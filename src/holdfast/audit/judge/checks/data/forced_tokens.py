@@ -25,7 +25,8 @@ class ForcedTokens:
     In each of N own tokens a given id is sampled at log-probability below l with probability below e^l, whatever the
     contexts are. So its number of such occurrences is at most binomial(N, e^l), and
     P(≥ k) ≤ exp(-(k log(k / N e^l) - k + N e^l)) (Chernoff). Nothing is assumed about the policy or the drift. Zeros
-    that all fall on one id (an engine that reports forced tokens as certain) are told here too.
+    that all fall on one id (an engine that reports forced tokens as certain) are told here too. Responses that are one
+    token over and over are left to `repeated_token`.
     """
 
     name = "forced_tokens"
@@ -44,6 +45,8 @@ class ForcedTokens:
         self.zeros.update(view)
         engine, ids = view.tokens("rollout_logprobs"), view.tokens("response_ids")
         own = view.own & view.given("rollout_logprobs")
+        if view.looped.any():
+            own = own & ~view.looped[view.sequence]
         self.own += int(own.sum())
         rare = np.flatnonzero(engine < LIMITS[0])
         rare = rare[own[rare] & np.isfinite(engine[rare])]

@@ -20,10 +20,12 @@ from holdfast.audit.judge.finding import Finding
 from holdfast.audit.judge.fixes import settings
 from holdfast.audit.measure.tokens import UNKNOWN
 from holdfast.audit.measure.view import View
+from holdfast.audit.read.columns import Column
 
 MARGIN = 0.015
 EXPLAINED = 0.03
 """Share of the log-ratios' variance that the slope must explain; in healthy runs it is below 0.01."""
+FROM_THE_START = 0.5
 TOLD = 1.5
 """Factor up to which the temperature can be told."""
 
@@ -36,8 +38,10 @@ class TemperatureMismatch:
     on trainer: β lies between the two. Both must be off 1 on the same side, with 99.8 % confidence. To first order
     1 - β = Var(r) / Cov(r, -engine), from which the temperature is told (to about 0.05 between 0.7 and 1.3).
 
-    A policy that sharpens while it is trained differs from its stale rollouts in the same way. A mismatch is there at
-    equal weights too, so the rollouts of the freshest weights must show it, where their versions are recorded.
+    A policy that sharpens while it is trained differs from its stale rollouts in the same way, and from all rollouts
+    of an engine whose weights are never exchanged. A wrong temperature is there at equal weights too, so the rollouts
+    of the freshest weights must show it, where versions are recorded, and so must the first third of the steps, at
+    FROM_THE_START of the distance from 1 that the last third has.
     """
 
     name = "temperature_mismatch"
@@ -49,6 +53,7 @@ class TemperatureMismatch:
         self.freshest = Calibration()
         self.freshness = UNKNOWN
         self.temperatures: set[float] = set()
+        self.steps: dict[int, Column] = {}
 
     def update(self, view: View) -> None:
         """Add the moments of both log-probabilities, and the temperatures that are recorded."""
@@ -58,6 +63,10 @@ class TemperatureMismatch:
             self.freshest, self.freshness = Calibration(), freshness
         if self.freshness > UNKNOWN:
             self.freshest.update(view, view.freshness == self.freshness)
+        if view.has("step"):
+            for step in np.unique(view.step[view.step >= 0]).tolist():
+                sums = view.calibration[view.step == step].sum(0)
+                self.steps[step] = self.steps[step] + sums if step in self.steps else sums
         if view.has("temperature") and len(self.temperatures) < 10:
             self.temperatures |= set(np.unique(view.numbers("temperature")[view.chunk.present["temperature"]]).tolist())
 
@@ -67,7 +76,7 @@ class TemperatureMismatch:
         if c.tokens < FEWEST_TOKENS or c.value(explained) < EXPLAINED or truncated_side(c):
             return
         low, high = c.estimate(slope), c.estimate(inverse_slope)
-        if not (low.low > 1 + MARGIN or high.high < 1 - MARGIN) or self._comes_with_age(low.value > 1):
+        if not (low.low > 1 + MARGIN or high.high < 1 - MARGIN) or self._comes_later(low.value > 1):
             return
         factor = 1 / max(c.value(exponent), 0.1)
         recorded = min(self.temperatures) if len(self.temperatures) == 1 else None
@@ -91,12 +100,20 @@ class TemperatureMismatch:
             invalidates=True,
         )
 
-    def _comes_with_age(self, steep: bool) -> bool:
-        """Whether the freshest rollouts do not show it: then it is a policy that sharpened, or flattened, meanwhile."""
+    def _comes_later(self, steep: bool) -> bool:
+        """Whether the freshest rollouts, or the first steps, do not show it: then weights have come apart meanwhile."""
         c = self.freshest
-        if c.tokens < FEWEST_TOKENS:
+        statistic, sign = (slope, 1) if steep else (inverse_slope, -1)
+        if c.tokens >= FEWEST_TOKENS and sign * (c.value(statistic) - 1) < MARGIN / 2:
+            return True
+        steps = sorted(self.steps)
+        third = len(steps) // 3
+        if third == 0:
             return False
-        return c.value(slope) < 1 + MARGIN / 2 if steep else c.value(inverse_slope) > 1 - MARGIN / 2
+        first, last = (np.sum([self.steps[s] for s in part], 0) for part in (steps[:third], steps[-third:]))
+        if min(first[0], last[0]) < FEWEST_TOKENS:
+            return False
+        return bool(sign * (statistic(first) - 1) < FROM_THE_START * sign * (statistic(last) - 1))
 
 
 def _say(factor: float) -> str:

@@ -8,19 +8,21 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.checks.lights import KL_HIGH, PROBABILITY_HIGH, RATIO_HIGH
-from holdfast.audit.judge.finding import Finding
+from holdfast.audit.judge.finding import Finding, Severity
 from holdfast.audit.judge.fixes import settings
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.view import View
 
 MOST_RATIO = 10.0
+PROBABILITY = "mean difference of probabilities"
 
 
 class DriftLevel:
     """Three means over tokens, each with its limit in the wild: KL (k3), |Δp|, and exp|log ratio|.
 
     A ratio and a k3 enter with at most MOST_RATIO, so that one wild token does not stand for the run;
-    few_tokens_dominate looks for those.
+    few_tokens_dominate looks for those. |Δp| alone is worth a word: it weighs tokens by their probability, so an open
+    policy exceeds its limit at a KL and at ratios that nobody calls a problem.
     """
 
     name = "drift_level"
@@ -43,18 +45,18 @@ class DriftLevel:
         """A finding where at least one mean is above its limit beyond chance."""
         lights = (
             ("KL per token (k3)", self.kl, KL_HIGH, "prime-rl"),
-            ("mean difference of probabilities", self.probability, PROBABILITY_HIGH, "verl"),
+            (PROBABILITY, self.probability, PROBABILITY_HIGH, "verl"),
             ("mean exp|log ratio|", self.ratio, RATIO_HIGH, "NeMo-RL"),
         )
-        red = [light for light in lights if light[1].estimate(level=0.998).low > light[2]]
+        red = [name for name, binned, limit, _ in lights if binned.estimate(level=0.998).low > limit]
         if not red:
             return
-        name, binned, limit, source = red[0]
+        name, binned, limit, source = next(light for light in lights if light[0] == red[0])
         kl = self.kl.mean()[0]
         yield Finding(
             name=self.name,
             kind="drift",
-            severity="critical" if kl > 3 * KL_HIGH else "warning",
+            severity=_severity(red, kl),
             headline=f"{name} is {binned.mean()[0]:.3g}; {source} calls more than {limit:g} a problem",
             meaning="The responses come from a policy that is visibly not the one being trained. Healthy dense models "
             "show a KL near .0002 per token at equal weights, mixtures of experts .001 to .002.",
@@ -65,3 +67,9 @@ class DriftLevel:
             },
             settings=settings("sequence_mask"),
         )
+
+
+def _severity(red: list[str], kl: float) -> Severity:
+    if red == [PROBABILITY]:
+        return "info"
+    return "critical" if kl > 3 * KL_HIGH else "warning"

@@ -8,7 +8,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.checks.drift.drift_with_age import Ages
-from holdfast.audit.judge.checks.lights import GROWTH, growth_severity
+from holdfast.audit.judge.checks.lights import GROWTH, KL_EXPERTS, KL_HIGH, growth_severity
 from holdfast.audit.judge.finding import Finding, Where
 from holdfast.audit.measure.contrast import FEWEST_UNITS, growth, trend_chance
 from holdfast.audit.measure.stretches import CLASSES
@@ -17,7 +17,8 @@ from holdfast.audit.read.columns import Column
 
 AGES = 4
 FEWEST_STEPS = 6
-UNLIKELY = 0.005
+UNLIKELY, SURE = 0.005, 1e-3
+"""Chances of so steady a rise in random order: for a finding, and for one that never falls back."""
 
 
 class DriftWithStep:
@@ -56,19 +57,22 @@ class DriftWithStep:
         sums, counts, kl = np.stack([self.steps[one].reshape(3, -1) for one in steps], 1)
         third = len(steps) // 3
         grown = growth((sums[:third], counts[:third]), (sums[-third:], counts[-third:]), paired=False)
-        level = _levels(sums, counts)
+        level = levels(sums, counts)
         steady = trend_chance(level) < UNLIKELY and float(np.median(level[-third:]) / np.median(level[:third])) > GROWTH
         if not (steady and grown.value > GROWTH):
             return
         kl_by_step = kl.sum(1) / counts.sum(1)
         last = float(kl[-third:].sum() / counts[-third:].sum())
         aged = "weight_versions" in facts.columns
+        frozen = kl_by_step[0] < KL_EXPERTS and last > KL_HIGH and trend_chance(level) < SURE
         yield Finding(
             name=self.name,
             kind="drift",
             severity=growth_severity(grown.value, last),
             headline=f"drift grew {grown.value:.1f} times from steps {steps[0]} to {steps[third - 1]} to steps "
-            f"{steps[-third]} to {steps[-1]}" + (", at equal age of the weights" if aged else ""),
+            f"{steps[-third]} to {steps[-1]}"
+            + (", at equal age of the weights" if aged else "")
+            + (": the first steps agree, and then it only rises, as if the engine kept old weights" if frozen else ""),
             meaning="Engine and trainer move apart while the run goes on. Such runs look well until a mask rejects "
             "most of the batch or the gradient explodes; then they collapse within a few steps."
             + ("" if aged else " The log has no weight versions: growing staleness would look the same."),
@@ -86,7 +90,7 @@ class DriftWithStep:
         )
 
 
-def _levels(sums: Column, counts: Column) -> Column:
+def levels(sums: Column, counts: Column) -> Column:
     """[steps] drift of each step over what its tokens' conditions would have given in the whole run."""
     with np.errstate(invalid="ignore", divide="ignore"):
         usual = np.nan_to_num(sums.sum(0) / counts.sum(0))

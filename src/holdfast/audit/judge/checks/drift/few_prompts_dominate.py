@@ -22,8 +22,9 @@ EXCESS = 6.0
 class FewPromptsDominate:
     """Share of Σ |log-ratio|, and of Σ |advantage|, on the 1 % of prompts with the most of it.
 
-    Prompts are told apart by a hash into BUCKETS; with more prompts than that, several are counted as one, and
-    dominance is under-, never overstated.
+    A prompt takes part in the gradient where an advantage of its group is not 0, in the drift where tokens were
+    measured; only those that take part count. Prompts are told apart by a hash into BUCKETS; with more prompts than
+    that, several are counted as one, and dominance is under-, never overstated.
     """
 
     name = "few_prompts_dominate"
@@ -46,17 +47,16 @@ class FewPromptsDominate:
         self.example[bucket] = view.first_sequence + np.arange(len(bucket))
 
     def _top(self, sums: Column) -> tuple[float, float, Column]:
-        """The largest prompts' share of the sum, their share of tokens, and their buckets."""
-        prompts = int((self.tokens > 0).sum())
-        top = np.argsort(-sums, kind="stable")[: max(1, prompts // 100)]
-        return float(sums[top].sum() / sums.sum()), float(self.tokens[top].sum() / self.tokens.sum()), top
+        """The largest prompts' share of the sum, their share of the tokens of all that take part, and their buckets."""
+        part = sums > 0
+        top = np.argsort(-sums, kind="stable")[: max(1, int(part.sum()) // 100)]
+        return float(sums[top].sum() / sums.sum()), float(self.tokens[top].sum() / self.tokens[part].sum()), top
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding for the drift and one for the gradient."""
-        if (self.tokens > 0).sum() < FEWEST_PROMPTS:
-            return
         for what, sums in self.sums.items():
-            if not sums.sum() > 0:
+            prompts = int((sums > 0).sum())
+            if prompts < FEWEST_PROMPTS:
                 continue
             share, of_tokens, top = self._top(sums)
             if share < SHARE or share < EXCESS * of_tokens:
@@ -65,7 +65,7 @@ class FewPromptsDominate:
                 name=self.name,
                 kind="drift" if what == "drift" else "training",
                 severity="warning",
-                headline=f"{len(top)} of {int((self.tokens > 0).sum()):,} prompts carry {share:.0%} of the {what}, "
+                headline=f"{len(top)} of {prompts:,} prompts carry {share:.0%} of the {what}, "
                 f"with {of_tokens:.1%} of the tokens",
                 meaning="Their batch is learnt from a few samples, whatever its size: other prompts hardly count, "
                 "and the run follows what these few do.",

@@ -37,9 +37,9 @@ class EntropyCollapse:
     Where no entropy is recorded, -log p(engine) at the sampled token stands for it: its mean over samples is the
     engine's entropy. To first order a policy gradient changes the entropy by -η Cov(log p, A) (arXiv 2505.22617).
 
-    Certainty is also what learning leads to, so the reward decides how bad it is. Worth a word only: a solved task,
-    whose newest rewards are SOLVED of the way from the lowest to the highest, which is at least FULL_REWARD. A warning:
-    a reward that rose from the first third to the last and did not fall from the middle one. Critical below
+    Certainty is also what learning leads to, so the reward decides how bad it is. Worth a word only: a reward that
+    rose from the first third to the last and did not fall from the middle one, and a solved task, whose newest rewards
+    are SOLVED of the way from the lowest to the highest, which is at least FULL_REWARD. A warning, critical below
     COLLAPSED_TO: all else, and runs without rewards. Rises and falls are those outside a 95 % interval over prompts.
     """
 
@@ -88,7 +88,7 @@ class EntropyCollapse:
         yield Finding(
             name=self.name,
             kind="training",
-            severity="info" if course.solved else "critical" if gone and not course.rose else "warning",
+            severity="info" if course.solved or course.rose else "critical" if gone else "warning",
             headline=f"entropy fell from {first:.3g} to {last:.3g} nats per token between steps {steps[0]} and "
             f"{steps[-1]}{course.words}",
             meaning=_meaning(course)
@@ -106,7 +106,7 @@ class EntropyCollapse:
                 **({f"share of the top {TOP:.1%}": float(self.top[0] / self.top[1])} if self.top[1] > 0 else {}),
             },
             where=Where(steps=tuple(steps[-third:])[-10:]),
-            settings={} if course.solved else settings("covariance_control"),
+            settings={} if course.solved or course.rose else settings("covariance_control"),
         )
 
     def _covary(self, view: View, logprobs: Column, known: Column) -> None:

@@ -25,8 +25,8 @@ class RepeatedData:
 
     Short and certain answers repeat by themselves. So a response counts only if the tokens compared have a surprise
     -Σ log p(engine) of at least SURPRISE nats (without log-probabilities: if it is LONG), which makes a single repeat
-    proof that it was not sampled anew. The first MOST of them are remembered. The order of prompts is compared step
-    by step as well.
+    proof that it was not sampled anew. Responses that are one token over and over are left to `repeated_token`. The
+    first MOST are remembered. The order of prompts is compared step by step as well.
     """
 
     name = "repeated_data"
@@ -46,7 +46,7 @@ class RepeatedData:
     def update(self, view: View) -> None:
         """Compare this chunk's responses with all before, and add them."""
         hashes, surprise = _fingerprint(view)
-        telling = np.flatnonzero(surprise >= SURPRISE)
+        telling = np.flatnonzero((surprise >= SURPRISE) & ~view.looped)
         self.looked += len(telling)
         steps = view.step
         for i in telling.tolist():
