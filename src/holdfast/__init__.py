@@ -5,7 +5,9 @@ makes of it) to `train`; a log flows through `audit`. `core` holds the mathemati
 """
 
 from holdfast.core.advise import advise
-from holdfast.core.certificate import certify
+from holdfast.core.betting import EProcess
+from holdfast.core.certificate import certify, prompt_gains
+from holdfast.core.units import split_by_prompt
 from holdfast.errors import ConfigError, DataError, EngineError, HoldfastError
 from holdfast.objectives.metrics import merge_metrics
 from holdfast.objectives.objective import Objective, Plan
@@ -19,6 +21,7 @@ __all__ = [
     "ConfigError",
     "Counts",
     "DataError",
+    "EProcess",
     "EngineError",
     "HoldfastError",
     "LossOutput",
@@ -32,4 +35,6 @@ __all__ = [
     "list_presets",
     "merge_metrics",
     "preset",
+    "prompt_gains",
+    "split_by_prompt",
 ]

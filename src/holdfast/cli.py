@@ -17,7 +17,7 @@ COMMANDS = {
     "compare": "train several objectives on the same task and seeds; one table, one figure",
     "presets": "list the published objectives, or explain one",
     "bounds": "what a measured drift can cost, and which threshold guarantees a limit",
-    "lab": "exact enumeration of small policies: check bounds, masks and entropy laws",
+    "lab": "small policies with a known truth: check bounds, masks, entropy laws, certificates",
     "audit": "read logged rollouts and say where and why they drifted",
     "convert": "turn other frameworks' rollout logs into Holdfast's parquet",
     "watch": "run the audit's checks while a run writes",

@@ -16,7 +16,7 @@ from holdfast.core.divergences import Divergence, Kind
 from holdfast.errors import DataError
 
 T = 4096
-MODULES = ("bound_formulas", "bounds_measured", "certificate", "advise")
+MODULES = ("bound_formulas", "bounds_measured", "certificate", "improvement", "betting", "kl_comparison", "advise")
 
 
 def f64(value):
@@ -213,6 +213,31 @@ def test_numbers_by_position():
     }
     for name, value in expected.items():
         assert rows[name].value.item() == pytest.approx(value, rel=1e-5), name
+
+
+def test_cauchy_schwarz_does_not_lose_a_small_kl_behind_a_large_one():
+    # One term: √(1e20 · 1e-14 / 2) = √5e5 = 707.107. A total less its first part would leave 300 + 1e-14 - 300 = 0.
+    found = table(2, by_position=ByPosition(kl=f64([300.0, 1e-14]), chi2=f64([1e20, 1.0])))
+    assert found["cauchy_schwarz"].value.item() == pytest.approx(707.1068, rel=1e-6)
+
+
+def test_proven_values_of_mixed_and_linear_by_hand():
+    # T = 3, ε = .2, V = .25, D̄ = (.1, .2, .1), KL by position (.02, .08, .02): √(½ .02) = .1, √(½ .1) = .2236.
+    means = ByPosition(tv=f64([0.1, 0.2, 0.1]), kl=f64([0.02, 0.08, 0.02]))
+    rows = table(3, tv=0.2, kl=0.1, seq_tv=0.2, by_position=means)
+    # V_1 = min(.1, .1, .2), V_2 = min(.3, .2236, .2): 2 · .2 · (.1 + .2).
+    assert rows["mixed_tv"].halved.item() == pytest.approx(0.12)
+    assert rows["mixed_tv"].value.item() == pytest.approx(4 * 3 * 0.2 * 0.2)
+    # By KL: ε = √.05 = .223607, V = √(½ · .12) = .244949: 2 ε (.1 + √.05).
+    assert rows["mixed_kl"].halved.item() == pytest.approx(2 * 0.2236068 * (0.1 + 0.2236068), rel=1e-6)
+    # V + Σ D̄ = .2 + .4; without V, at most Σ D̄ again; never above 1 + Σ D̄.
+    assert rows["linear"].halved.item() == pytest.approx(0.6)
+    assert table(3, by_position=ByPosition(tv=f64([0.1, 0.2, 0.1])))["linear"].halved.item() == pytest.approx(0.8)
+    assert table(40, tv=0.1)["linear"].halved.item() == pytest.approx(5.0)
+    # Without positions: 2 (T - 1) ε V.
+    assert table(3, tv=0.2, seq_tv=0.25)["mixed_tv"].halved.item() == pytest.approx(0.2)
+    with pytest.raises(DataError, match=r"reward_sd is 0\.6, allowed is 0 to 0\.5"):
+        table(3, chi2=0.1, reward_sd=0.6)
 
 
 def test_cauchy_schwarz_from_maxima_equals_its_sum():

@@ -50,6 +50,17 @@ def mixed(horizon: int, tv: Value, sequence_tv: Value) -> Value:
     return 4 * horizon * tv * sequence_tv
 
 
+def mixed_prefixes(horizon: int, tv: Value, sequence_tv: Value, prefix_tv: Positions | None = None) -> Value:
+    """2 ε Σ_{t<T} V_t ≤ 2 (T - 1) ε V, V_t the TV of the first t tokens, or bounds on it. [4a]
+
+    Half of `mixed` less what its proof gives away: the first token has no prefix to part, and a prefix parts less than
+    the whole. `prefix_tv` [..., T] has V_t at t; each is capped at V.
+    """
+    if prefix_tv is None:
+        return 2 * (horizon - 1) * tv * sequence_tv
+    return 2 * tv * torch.minimum(prefix_tv[..., :-1], sequence_tv[..., None]).sum(-1)
+
+
 def adaptive(tv_by_position: Positions, tv: Value, kl: Value) -> Value:
     """4 Σ_t D̄_t min(1, (T - t) ε, √((T - t) δ / 2)). [5] (TRM, arXiv 2512.23075, adaptive*).
 
@@ -70,6 +81,11 @@ def linear(sum_tv: Value) -> Value:
     return 4 * sum_tv
 
 
+def linear_and_sequence(sum_tv: Value, sequence_tv: Value) -> Value:
+    """V + Σ_t D̄_t, with V ≤ min(1, Σ_t D̄_t): never above half of `linear`. [6a]"""
+    return sum_tv + torch.minimum(sequence_tv, sum_tv).clamp(max=1)
+
+
 def path_uniform(horizon: int, tv: Value) -> Value:
     """T (T - 1) ε²: the path bound [8] E_p[Σ_t |ρ_t - 1| Σ_{k>t} TV(c_k)] where no rollouts were measured."""
     return 1.0 * horizon * (horizon - 1) * tv.square()
@@ -77,8 +93,8 @@ def path_uniform(horizon: int, tv: Value) -> Value:
 
 def cauchy_schwarz(chi2_by_position: Positions, kl_by_position: Positions) -> Value:
     """(1/√2) Σ_t √(E_p χ²(c_t) · Σ_{k>t} E_p KL(c_k)). [9] Means only, no maximum over contexts."""
-    after = kl_by_position.flip(-1).cumsum(-1).flip(-1) - kl_by_position
-    return (chi2_by_position * after.clamp(min=0) / 2).sqrt().sum(-1)
+    after = kl_by_position[..., 1:].flip(-1).cumsum(-1).flip(-1)  # no difference of sums: a large first KL hides them
+    return (chi2_by_position[..., :-1] * after / 2).sqrt().sum(-1)
 
 
 def cauchy_schwarz_uniform(horizon: int, chi2: Value, kl: Value, sequence_kl: Value) -> Value:
@@ -88,20 +104,21 @@ def cauchy_schwarz_uniform(horizon: int, chi2: Value, kl: Value, sequence_kl: Va
     return (chi2 / 2).sqrt() * sums
 
 
-def martingale(horizon: int, chi2: Value) -> Value:
-    """½ √((1 + x)^T - 1 - T x), about x T / (2√2) while x T is small. [10]
+def martingale(horizon: int, chi2: Value, reward_sd: Value | float = 0.5) -> Value:
+    """s √((1 + x)^T - 1 - T x), about s x T / √2 while x T is small. [10]
 
-    The closed form of ½ √(x Σ_{k<T} ((1 + x)^k - 1)). With a = log(1 + x) it is ½ √(h(T a) - T h(a)),
-    h(u) = e^u - 1 - u, which does not cancel. From T a = 40 on only ½ e^(T a / 2) is left in 16 digits; where that has
-    no float64 it is the largest float64: still a bound, since |Error| ≤ 1 + T.
+    s = √(E Var(R | prompt)), `reward_sd`, is what one prompt's rewards scatter: at most ½, 0 where every prompt is
+    always solved or never. The closed form of s √(x Σ_{k<T} ((1 + x)^k - 1)). With a = log(1 + x) it is
+    s √(h(T a) - T h(a)), h(u) = e^u - 1 - u, which does not cancel. From T a = 40 on only s e^(T a / 2) is left in 16
+    digits; where e^(T a / 2) has no float64 it is taken as the largest.
     """
     if horizon == 1:
-        return torch.zeros_like(chi2)
+        return torch.zeros_like(chi2 * reward_sd)
     rate = torch.log1p(chi2)
     exponent = horizon * rate
     small = expm1_minus(exponent.clamp(max=40.0)) - horizon * expm1_minus(rate)
     large = torch.exp((exponent / 2 - math.log(2)).clamp(max=_LOG_MAX))
-    return torch.where(exponent < 40.0, small.clamp(min=0).sqrt() / 2, large)
+    return torch.where(exponent < 40.0, small.clamp(min=0).sqrt() / 2, large) * (2 * reward_sd)
 
 
 def survival(tv_by_position: Positions, tv: Value, kl: Value) -> Value:

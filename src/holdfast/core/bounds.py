@@ -32,6 +32,7 @@ _ASSUMPTIONS = {
     "chi2": "χ²(c) = E_rollout[(ρ - 1)²] ≤ chi2 at every context that either policy can reach",
     "seq_kl": "seq_kl = Σ_t E_rollout KL(c_t), the KL of whole sequences, over all rollouts",
     "seq_tv": "the TV of whole sequences is at most seq_tv",
+    "reward_sd": "rewards of one prompt scatter by at most reward_sd, √(E Var(R | prompt))",
     "tv_by_position": "mean TV at each position over all rollouts, ended ones counting as zero",
     "kl_by_position": "mean KL at each position over all rollouts, ended ones counting as zero",
     "chi2_by_position": "mean χ² at each position over all rollouts, ended ones counting as zero",
@@ -44,8 +45,8 @@ class Bound:
     """One bound on |J(θ) - J(rollout) - L'| for a reward in [0, 1]; float64, shaped like the inputs.
 
     `value` is the bound as published; `halved` the one that is proven here and meant to be used: a reward may be
-    centred at ½, which halves every published bound (ours are stated centred: there both numbers are the same, and
-    `published` is False).
+    centred at ½, which halves every published bound; `linear`, `mixed_kl` and `mixed_tv` are proven to be smaller still
+    ([4a], [6a]). Ours are stated centred: there both numbers are the same, and `published` is False.
     `inputs` are the numbers it was computed from and `assumptions` what must be true of them. `winners`, on the
     unified bound only, names the tightest bound for each element.
     """
@@ -101,18 +102,20 @@ def table(
     seq_tv: Number | None = None,
     chi2: Number | None = None,
     by_position: ByPosition | None = None,
+    reward_sd: Number | None = None,
 ) -> dict[str, Bound]:
     """All bounds that these inputs allow, by name; none is computed from a guess.
 
     `kl`, `tv`, `chi2` are maxima over contexts: δ, ε and x. `seq_kl`, `seq_tv` are divergences of whole sequences: S
     and V. Any may be a tensor, they broadcast. Without `tv`, ε = min(1, √(kl/2)); without `seq_kl`, S is the sum of
-    `by_position.kl`, or T·kl; without `seq_tv`, V = min(1, √(S/2)).
+    `by_position.kl`, or T·kl; without `seq_tv`, V = min(1, √(S/2)). `reward_sd` is the scatter of one prompt's rewards,
+    √(E Var(R | prompt)) ≤ ½, for `martingale`.
 
     Raises DataError for a horizon below 1, a negative, NaN or infinite divergence, TV above 1, a `Divergence` that
-    is an estimate or a lower bound, and for inputs that cannot be true together: kl < 2·tv² (Pinsker),
-    seq_kl > T·kl, seq_tv > T·tv, seq_tv > √(seq_kl/2), chi2 < 4·tv².
+    is an estimate or a lower bound, a `reward_sd` above ½, and for inputs that cannot be true together: kl < 2·tv²
+    (Pinsker), seq_kl > T·kl, seq_tv > T·tv, seq_tv > √(seq_kl/2), chi2 < 4·tv².
     """
-    given = {"kl": kl, "tv": tv, "seq_kl": seq_kl, "seq_tv": seq_tv, "chi2": chi2}
+    given = {"kl": kl, "tv": tv, "seq_kl": seq_kl, "seq_tv": seq_tv, "chi2": chi2, "reward_sd": reward_sd}
     measured = _measured(horizon, given, by_position)
     known = _completed(measured)
     rows: dict[str, Bound] = {}
@@ -146,25 +149,45 @@ def unified(bounds: Mapping[str, Bound]) -> Bound:
 
 @dataclass(frozen=True)
 class _Row:
-    """One way to compute one bound: what it needs, what it may use besides, and whether it is a published one."""
+    """One way to compute one bound: what it needs, what it may use besides, and whether it is a published one.
+
+    `proven` is what is proven of a published bound where that is less than half of it.
+    """
 
     name: str
     needs: tuple[str, ...]
     compute: Callable[[int, Mapping[str, Tensor]], Tensor]
     uses: tuple[str, ...] = ()
     published: bool = False
+    proven: Callable[[int, Mapping[str, Tensor]], Tensor] | None = None
 
     def bound(self, horizon: int, known: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> Bound:
         inputs = {key: known[key] for key in self.needs + self.uses if key in known}
         value = self.compute(horizon, known)
         assumptions = tuple(dict.fromkeys(_assumption(key, measured) for key in inputs))
-        halved = value / 2 if self.published else value
+        halved = self.proven(horizon, known) if self.proven else value / 2 if self.published else value
         return Bound(self.name, value, halved, inputs, assumptions, self.published)
 
 
 def _assumption(key: str, measured: Mapping[str, Tensor]) -> str:
     """What must be true for an input: of itself if it was given, else of what it follows from."""
     return _ASSUMPTIONS[key if key in measured else _FOLLOWS_FROM[key]]
+
+
+def _mixed(horizon: int, known: Mapping[str, Tensor]) -> Tensor:
+    """[4a] with what is known of prefixes: V_t ≤ min(V, Σ_{s≤t} D̄_s, √(½ Σ_{s≤t} KL_s))."""
+    parted = []
+    if "tv_by_position" in known:
+        parted.append(known["tv_by_position"].cumsum(-1))
+    if "kl_by_position" in known:
+        parted.append(formula.pinsker(known["kl_by_position"].cumsum(-1)))
+    prefix = torch.stack(torch.broadcast_tensors(*parted)).amin(0) if parted else None
+    return formula.mixed_prefixes(horizon, known["tv"], known["seq_tv"], prefix)
+
+
+def _linear(sum_tv: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    """[6a] with V where it is known, else Σ D̄."""
+    return formula.linear_and_sequence(sum_tv, known.get("seq_tv", sum_tv))
 
 
 def _any_tv(known: Mapping[str, Tensor]) -> Tensor:
@@ -177,6 +200,7 @@ def _any_kl(known: Mapping[str, Tensor]) -> Tensor:
     return known["kl"] if "kl" in known else torch.full_like(known.get("tv", known.get("chi2")), torch.inf)  # pyright: ignore[reportArgumentType]
 
 
+_PREFIXES = ("tv_by_position", "kl_by_position")
 # The published bounds in the order of arXiv 2512.23075, then ours. Of several rows with one name, the first whose
 # needs are known is used: measurements by position before maxima.
 _ROWS = (
@@ -198,9 +222,18 @@ _ROWS = (
         "mixed_kl",
         ("kl", "seq_kl"),
         lambda T, k: formula.mixed(T, formula.pinsker(k["kl"]), formula.pinsker(k["seq_kl"])),
+        uses=_PREFIXES,
         published=True,
+        proven=lambda T, k: _mixed(T, {**k, "tv": formula.pinsker(k["kl"]), "seq_tv": formula.pinsker(k["seq_kl"])}),
     ),
-    _Row("mixed_tv", ("tv", "seq_tv"), lambda T, k: formula.mixed(T, k["tv"], k["seq_tv"]), published=True),
+    _Row(
+        "mixed_tv",
+        ("tv", "seq_tv"),
+        lambda T, k: formula.mixed(T, k["tv"], k["seq_tv"]),
+        uses=_PREFIXES,
+        published=True,
+        proven=_mixed,
+    ),
     _Row(
         "adaptive",
         ("tv_by_position", "tv"),
@@ -215,8 +248,22 @@ _ROWS = (
         uses=("kl",),
         published=True,
     ),
-    _Row("linear", ("tv_by_position",), lambda T, k: formula.linear(k["tv_by_position"].sum(-1)), published=True),
-    _Row("linear", ("tv",), lambda T, k: formula.linear(T * k["tv"]), published=True),
+    _Row(
+        "linear",
+        ("tv_by_position",),
+        lambda T, k: formula.linear(k["tv_by_position"].sum(-1)),
+        uses=("seq_tv",),
+        published=True,
+        proven=lambda T, k: _linear(k["tv_by_position"].sum(-1), k),
+    ),
+    _Row(
+        "linear",
+        ("tv",),
+        lambda T, k: formula.linear(T * k["tv"]),
+        uses=("seq_tv",),
+        published=True,
+        proven=lambda T, k: _linear(T * k["tv"], k),
+    ),
     _Row("path", ("tv",), lambda T, k: formula.path_uniform(T, k["tv"])),
     _Row(
         "survival",
@@ -236,7 +283,12 @@ _ROWS = (
         lambda T, k: formula.cauchy_schwarz_uniform(T, k["chi2"], k["kl"], k.get("seq_kl", T * k["kl"])),
         uses=("seq_kl",),
     ),
-    _Row("martingale", ("chi2",), lambda T, k: formula.martingale(T, k["chi2"])),
+    _Row(
+        "martingale",
+        ("chi2",),
+        lambda T, k: formula.martingale(T, k["chi2"], k.get("reward_sd", 0.5)),
+        uses=("reward_sd",),
+    ),
     _Row(
         "split",
         ("chi2",),
@@ -288,6 +340,8 @@ def _number(name: str, value: Number, positions: int | None = None) -> Float[Ten
         raise DataError(
             f"{name} is {bad[0].item():g}, allowed are finite numbers from 0 on: a divergence is never less"
         )
+    if name == "reward_sd" and bool((number > 0.5).any()):
+        raise DataError(f"reward_sd is {number.max().item():g}, allowed is 0 to 0.5: rewards lie in [0, 1]")
     if name.startswith(("tv", "seq_tv")):
         if bool((number > _ROUNDING).any()):
             peak = number.max().item()

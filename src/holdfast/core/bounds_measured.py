@@ -77,7 +77,8 @@ def path(measured: SampledDrift) -> Sequences:
     """Σ_t |ρ_t - 1| Σ_{k>t} TV(c_k) Π_{t<s<k} min(1, ρ_s): its mean is the path bound. [8]
 
     The product is the chance that a coupling of both policies still agrees when it reaches c_k; without it (all ones)
-    the bound of the theory sheet remains, which grows with T² where this one grows with T.
+    the bound of the theory sheet remains, which grows with T² where this one grows with T. Its mean over a sample says
+    nothing of tokens that the sample lacks, |ρ - 1| being read at sampled tokens only: it certifies nothing.
     """
     tv = _needed(measured.tv, "a TV (tv_rollout, tv_rollout_upper, kl_rollout or chi2_rollout)")
     kept = measured.log_ratio.clamp(max=0).exp()
@@ -134,6 +135,16 @@ class MaskedTerms:
         return self.surrogate_before.abs() * self.hit
 
 
+def bad_contexts(measured: SampledDrift, threshold: float) -> Bool[Tensor, "B T"]:
+    """Response tokens whose context has KL(c) > `threshold` (nats): known before the token is drawn."""
+    return (_needed(measured.kl, "kl_rollout") > threshold) & measured.mask
+
+
+def before_first(bad: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True at t < τ, τ the first bad position of each sequence."""
+    return bad.int().cumsum(-1) == 0
+
+
 def masked_terms(measured: SampledDrift, threshold: float) -> MaskedTerms:
     """Split every rollout at its first context with KL(c) > `threshold` (nats).
 
@@ -141,8 +152,8 @@ def masked_terms(measured: SampledDrift, threshold: float) -> MaskedTerms:
     mask's, and E_p[kl_before + lost_to_sequence_mask] for the sequence mask's. No drift is assumed inside bad contexts.
     """
     kl = _needed(measured.kl, "kl_rollout")
-    bad = (kl > threshold) & measured.mask
-    before = bad.int().cumsum(-1) == 0
+    bad = bad_contexts(measured, threshold)
+    before = before_first(bad)
     hit = bad.any(-1).to(kl.dtype)
     weight = masked(measured.log_ratio, before).sum(-1).exp()
     step = measured.surrogate

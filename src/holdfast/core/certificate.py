@@ -1,24 +1,29 @@
 """From measured rollouts to a statement about the true reward: improvement certified, or what is missing.
 
-J(θ) - J(p) ≥ L' - B: a lower confidence limit of the surrogate gain L' against upper limits of what bounds the error,
-B. Only exact divergences and upper bounds enter B; sampled k1, k2, k3 and lower bounds never do, and nothing is
-assumed about contexts that were not sampled. Proofs in docs/theory/certificates.md.
+A certificate is a lower confidence limit of the mean of one light-tailed variable per rollout whose mean is at most
+J(θ) - J(p): `improvement.compensated_gain` where exact KL is known at every sampled context, else
+`improvement.clipped_gain`, which sampled log-probabilities give. Bounds on the surrogate's error stay beside it as a
+commentary. Proofs in docs/theory/certificates.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from holdfast.core import certificate_words as words
+from holdfast.core.betting import EProcess
 from holdfast.core.bounds_measured import (
     MaskedTerms,
     SampledDrift,
+    bad_contexts,
+    before_first,
     compensation,
     error_terms,
     hit_probability,
@@ -27,37 +32,46 @@ from holdfast.core.bounds_measured import (
     sampled_drift,
 )
 from holdfast.core.confidence import Confidence, Limits
+from holdfast.core.improvement import clipped_gain, compensated_gain
+from holdfast.core.kl_comparison import KlComparison, compare_kl
+from holdfast.core.ratios import masked
+from holdfast.core.units import Units
 from holdfast.errors import ConfigError, DataError
 from holdfast.types import Batch, Rollout, TokenStats
 
 MaskKind = Literal["none", "token", "prefix", "sequence"]
+Variable = Literal["compensated", "clipped"]
 
-_RANGES = {"gain": (-0.5, 0.5), "compensated": (-0.5, 1.5)}
-"""In ceilings, with the baseline ½: (R - ½) Σ(ρ - 1), and R · shortfall + (R - ½) · noise."""
 _MASKS = ("none", "token", "prefix", "sequence")
-_EXACT_MISSING = (
-    "exact divergences: KL(rollout‖current) at every sampled context (kl_rollout, from stored logits, or from hidden "
-    "states and the head), or an upper bound of TV from the engine's top-K (tv_rollout_upper)"
-)
+LEAST_UNITS = 20
+"""Below this many prompts the bootstrap's limits are not to be trusted: no certificate from them."""
+_COMPARISON_LEVEL = 0.99
 
 
 @dataclass(frozen=True)
 class Certificate:
     """What these rollouts prove about J(θ) - J(rollout), in the reward's own units.
 
-    `gain` is the surrogate L' (of the mask, if one was asked for). `bounds` are all admissible bounds on its error as
-    `Limits`, `bound` names the tightest (None where there is none): `sequence_kl` and `path` hold for any reward,
-    `compensated` for this one and against a loss only (J falls short of L' by no more). `inputs` are the means behind.
-    `improvement` is gain.lower - that bound's upper limit, and all limits used hold together with probability `level`.
-    `error_estimate` is importance sampling, with `effective_sample_size`: an estimate, never part of a guarantee.
+    `improvement` is the lower limit, at `level`, of the mean of one `variable` per rollout, and `certified` says that
+    it is above 0 and that nothing speaks against it; where something does (`missing`), `improvement` is -inf.
+    `evidence` is that mean with its limits (`clipped` has no upper one). `assumptions` come first in the `verdict`.
+    `kl_comparison` holds exact KL against the sampled tokens, where there is exact KL.
+
+    A commentary on where the error comes from, never part of the certificate: `gain`, the surrogate L' (of the mask, if
+    one was asked for); `bounds` on its error as `Limits`, of which `path` misses mass that the sample does not show;
+    `inputs`, the means behind them. Their limits hold together at `level`, apart from `evidence`. `error_estimate` is
+    importance sampling, with `effective_sample_size`.
     """
 
     certified: bool
     verdict: str
     missing: tuple[str, ...]
+    assumptions: tuple[str, ...]
     improvement: float
+    variable: Variable
+    evidence: Limits
+    kl_comparison: KlComparison | None
     gain: Limits
-    bound: str | None
     bounds: Mapping[str, Limits]
     inputs: Mapping[str, Limits]
     error_estimate: Limits
@@ -65,7 +79,6 @@ class Certificate:
     level: float
     rollouts: int
     units: int
-    assumptions: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON; a limit that does not exist is None."""
@@ -85,9 +98,17 @@ def certify(
 ) -> Certificate:
     """Certify that the current policy (`stats`) is better than the one that sampled `batch`, or say what is missing.
 
-    `group_ids` numbers the prompts: rollouts of one prompt are one unit, and their baseline. With `mask`, L' is the
-    surrogate over accepted tokens only and contexts with KL > `threshold` are bad: any drift is allowed inside them,
-    and the bound pays the current policy's probability of reaching one.
+    The policy must not depend on these rollouts: hold some back (`units.split_by_prompt`). `group_ids` numbers the
+    prompts; rollouts of one prompt are one unit. Without it every rollout is taken to have a prompt of its own, which
+    is false for grouped rollouts, and so is the certificate.
+
+    Where exact KL is known at every sampled context, the limit is that of `compensated_gain`, from the bootstrap
+    (`confidence`) and from 20 prompts on; exact KL that the sampled tokens contradict, either way, certifies nothing.
+    Elsewhere it is that of `clipped_gain`, from an `EProcess`: right for any number of prompts, for large gains only.
+
+    With `mask`, contexts with KL > `threshold` (nats) are bad and any drift is allowed from the first one on, which
+    costs the reward of the rollouts that meet one. The kind of mask chooses the surrogate that `gain` and `bounds`
+    speak of.
 
     Raises DataError for rewards outside `reward_range`, shapes that do not fit and unusable measurements; ConfigError
     for a mask without a threshold or the reverse.
@@ -101,33 +122,98 @@ def certify(
         )
     measured = sampled_drift(batch, stats)
     reward, width = _unit_rewards(rewards, reward_range, len(measured.mask))
-    units = _Units(group_ids, len(reward))
-    baseline = units.baseline(reward) if confidence.method == "bootstrap" else torch.full_like(reward, 0.5)
+    units = Units(group_ids, len(reward))
+    proof = _prove(measured, reward, threshold, group_ids, confidence)
+    baseline = units.baseline(reward)
     inputs = _measure(measured, (reward, baseline), units, confidence, (mask, threshold))
     gain = _scaled(inputs.pop("gain"), width)
     errors = units.mean((reward - baseline) * error_terms(measured))
-    estimate = Confidence(level=confidence.level, seed=confidence.seed).limits({"error": errors}, 2)["error"]
-    bounds = {name: _scaled(value, width) for name, value in _bounds(inputs, mask).items()}
-    bound = min(bounds, key=lambda name: bounds[name].upper) if bounds else None
-    improvement = gain.lower - bounds[bound].upper if bound else -math.inf
-    missing = _missing(gain, bounds[bound] if bound else None, units.count)
     log_weight = measured.log_ratio.sum(-1)
+    evidence = _scaled(proof.evidence, width)
+    missing = proof.against or words.missing(gain, evidence, units.count, proof.needed)
     return Certificate(
         certified=not missing,
-        verdict=_verdict(confidence.level, gain, bound, improvement, missing),
+        verdict=words.verdict(confidence.level, evidence.lower, missing, proof.assumptions),
         missing=missing,
-        improvement=improvement,
+        assumptions=proof.assumptions,
+        improvement=-math.inf if proof.against else evidence.lower,
+        variable=proof.variable,
+        evidence=evidence,
+        kl_comparison=proof.comparison,
         gain=gain,
-        bound=bound,
-        bounds=bounds,
+        bounds={name: _scaled(value, width) for name, value in _bounds(inputs, mask).items()},
         inputs=inputs,
-        error_estimate=_scaled(estimate, width),
+        error_estimate=_scaled(confidence.limits({"error": errors}, 2)["error"], width),
         effective_sample_size=(2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp().item(),
         level=confidence.level,
         rollouts=len(reward),
         units=units.count,
-        assumptions=_assumptions(confidence, units.count),
     )
+
+
+def prompt_gains(
+    batch: Batch,
+    stats: TokenStats,
+    rewards: Float[Tensor, " R"],
+    *,
+    group_ids: Int[Tensor, " G"] | None = None,
+    reward_range: tuple[float, float] = (0.0, 1.0),
+    cap: float = 10.0,
+) -> Float[Tensor, " units"]:
+    """What an `EProcess` is fed: each prompt's mean of `clipped_gain`, with rewards moved to [0, 1].
+
+    >>> test = EProcess()  # before the first step of a run
+    >>> for batch, stats, rewards, prompts in steps:  # doctest: +SKIP
+    ...     test = test.update(prompt_gains(batch, stats, rewards, group_ids=prompts))
+
+    In the order of the prompts' first rollouts. `stats` are of the policy before the update that uses these rollouts.
+    A gain of 1 is the whole reward range. Raises what `certify` raises for the same inputs, and ConfigError for a cap
+    of 1 or less.
+    """
+    measured = sampled_drift(batch, stats)
+    reward, _ = _unit_rewards(rewards, reward_range, len(measured.mask))
+    return Units(group_ids, len(reward)).mean(clipped_gain(measured.log_ratio, reward, cap))
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """The variable's mean with its limits, what speaks against using it, and what must be true."""
+
+    variable: Variable
+    evidence: Limits
+    assumptions: tuple[str, ...]
+    against: tuple[str, ...] = ()
+    comparison: KlComparison | None = None
+    needed: int | None = None
+    """How many prompts would do, where the limit's own arithmetic says so."""
+
+
+def _prove(
+    measured: SampledDrift,
+    reward: Tensor,
+    threshold: float | None,
+    group_ids: Tensor | None,
+    confidence: Confidence,
+) -> _Proof:
+    units = Units(group_ids, len(reward))
+    count, sampling = units.count, words.sampling(units, grouped=group_ids is not None)
+    if measured.kl is None:
+        test = EProcess(confidence.level).update(units.mean(clipped_gain(measured.log_ratio, reward)))
+        evidence = Limits(test.units.mean().item(), test.lower(), math.inf)
+        return _Proof("clipped", evidence, words.clipped_assumptions(sampling), needed=test.prompts_needed())
+    kept = measured.mask if threshold is None else before_first(bad_contexts(measured, threshold)) & measured.mask
+    comparison = compare_kl(
+        masked(measured.kl, kept).sum(-1),
+        masked(measured.k3, kept).sum(-1),
+        tokens=kept.sum(-1),
+        group_ids=group_ids,
+        confidence=replace(confidence, level=_COMPARISON_LEVEL),
+    )
+    evidence = confidence.limits({"x": units.mean(compensated_gain(measured, reward, threshold))})["x"]
+    against = words.against(comparison)
+    if count < LEAST_UNITS:
+        against = (*against, words.few_units(count, LEAST_UNITS))
+    return _Proof("compensated", evidence, words.compensated_assumptions(count, sampling), against, comparison)
 
 
 def certify_rollouts(
@@ -140,8 +226,9 @@ def certify_rollouts(
 ) -> Certificate:
     """`certify` for logged rollouts: `trainer_logprobs` are the current policy's, `kl_exact` its KL at each context.
 
-    `tv_upper` bounds its TV there. Rollouts of one `group_id` are one unit. Raises DataError for rollouts without
-    rewards or log-probabilities; a log with neither divergence is certified nothing, and the certificate says so.
+    Units are the prompts of each step, by `group_id`, else by `prompt_ids`; rollouts without either are units
+    themselves. `tv_upper` bounds TV for the commentary. Raises DataError for rollouts without rewards or
+    log-probabilities.
     """
     records = list(rollouts)
     columns = {name: [getattr(r, name) for r in records] for name in ("rollout_logprobs", "trainer_logprobs", "reward")}
@@ -178,39 +265,29 @@ def certify_rollouts(
         kl_rollout=padded_if_known("kl_exact"),
         tv_rollout_upper=padded_if_known("tv_upper"),
     )
-    groups = [record.group_id for record in records]
     return certify(
         batch,
         stats,
         torch.tensor(columns["reward"], dtype=torch.float64),
         confidence=confidence,
-        group_ids=None if any(group is None for group in groups) else torch.tensor(groups),
+        group_ids=_prompts(records),
         mask=mask,
         threshold=threshold,
         reward_range=reward_range,
     )
 
 
-class _Units:
-    """Independent units: prompts where they are known, else rollouts."""
-
-    def __init__(self, group_ids: Tensor | None, rollouts: int) -> None:
-        ids = torch.arange(rollouts) if group_ids is None else group_ids.detach().cpu()
-        if len(ids) != rollouts:
-            raise DataError(f"group_ids has {len(ids)} entries for {rollouts} rollouts: give one per rollout")
-        self.index = ids.unique(return_inverse=True)[1]
-        self.sizes = self.index.bincount().double()
-        self.count = len(self.sizes)
-
-    def mean(self, values: Float[Tensor, " B"]) -> Float[Tensor, " units"]:
-        """The mean over each unit's rollouts."""
-        return torch.zeros(self.count, dtype=torch.float64).index_add_(0, self.index, values.double()) / self.sizes
-
-    def baseline(self, reward: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """The mean reward of the prompt's other rollouts, or of all others: it never sees the rollout it serves."""
-        total, size = (self.mean(reward) * self.sizes)[self.index], self.sizes[self.index]
-        others = (reward.sum() - reward) / max(len(reward) - 1, 1)
-        return torch.where(size > 1, (total - reward) / (size - 1).clamp(min=1), others)
+def _prompts(records: Sequence[Rollout]) -> Tensor | None:
+    """A number for the prompt of each rollout; None where no rollout names its prompt."""
+    by_group = all(record.group_id is not None for record in records)
+    if not by_group and not any(record.prompt_ids for record in records):
+        return None
+    keys = [
+        (record.step, record.group_id if by_group else record.prompt_ids or place)
+        for place, record in enumerate(records)
+    ]
+    number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([number[key] for key in keys])
 
 
 def _unit_rewards(rewards: Tensor, span: tuple[float, float], rollouts: int) -> tuple[Tensor, float]:
@@ -232,7 +309,7 @@ def _unit_rewards(rewards: Tensor, span: tuple[float, float], rollouts: int) -> 
 def _measure(
     measured: SampledDrift,
     reward_baseline: tuple[Tensor, Tensor],
-    units: _Units,
+    units: Units,
     confidence: Confidence,
     mask_threshold: tuple[MaskKind, float | None],
 ) -> dict[str, Limits]:
@@ -245,7 +322,7 @@ def _measure(
     means = {name: units.mean(value) for name, value in features.items()}
     hits = {"hit": _hit_limits(means.pop("hit"), confidence, shared)} if "hit" in means else {}
     gain = units.mean((reward - baseline) * _surrogate(measured, terms, mask))
-    return confidence.limits({"gain": gain} | means, shared, _RANGES) | hits
+    return confidence.limits({"gain": gain} | means, shared) | hits
 
 
 def _surrogate(measured: SampledDrift, terms: MaskedTerms | None, mask: MaskKind) -> Tensor:
@@ -298,45 +375,6 @@ def _hit_limits(units: Tensor, confidence: Confidence, shared: int) -> Limits:
     budget = torch.tensor(math.log(shared / (1 - confidence.level)) / len(units)).double()
     lower = 1 - hit_probability(1 - mean, budget)
     return Limits(mean.item(), lower.item(), hit_probability(mean, budget).item())
-
-
-def _missing(gain: Limits, bound: Limits | None, units: int) -> tuple[str, ...]:
-    """What stands between these rollouts and a certificate; empty where there is one."""
-    if bound is None:
-        return (_EXACT_MISSING,)
-    if gain.lower > bound.upper:
-        return ()
-    if gain.estimate <= 0:
-        return (f"a gain: the surrogate is {gain.estimate:.3g}, so nothing says that the update helps",)
-    if gain.estimate <= bound.estimate:
-        times = bound.estimate / gain.estimate
-        return (
-            f"smaller drift: the error may be {bound.estimate:.3g} where the gain is {gain.estimate:.3g}; an update "
-            f"more than {times:.2g} times smaller would do (the gain shrinks like it, the bound like its square)",
-        )
-    slack, noise = gain.estimate - bound.estimate, gain.estimate - gain.lower + bound.upper - bound.estimate
-    if not math.isfinite(noise):
-        return ("more samples: too few rollouts differ for any limit",)
-    return (f"more samples: about {math.ceil(units * (noise / slack) ** 2)} independent prompts, {units} were given",)
-
-
-def _verdict(level: float, gain: Limits, bound: str | None, improvement: float, missing: tuple[str, ...]) -> str:
-    if not missing:
-        return (
-            f"Improvement certified at {level:.4g}: the expected reward rises by at least {improvement:.3g} "
-            f"(surrogate gain at least {gain.lower:.3g}, its error at most {gain.lower - improvement:.3g} by {bound})."
-        )
-    return f"Improvement not certified at {level:.4g}. Missing: {'; '.join(missing)}."
-
-
-def _assumptions(confidence: Confidence, units: int) -> tuple[str, ...]:
-    return (
-        "prompts are drawn independently from the distribution that J averages over, rollouts by the rollout policy",
-        "log-probabilities and divergences of both policies are on the same support, normalised",
-        f"limits are right asymptotically in the number of units, {units}"
-        if confidence.method == "bootstrap"
-        else f"no rollout's drift sums to more than {confidence.ceiling:g}",
-    )
 
 
 def _scaled(limits: Limits, factor: float) -> Limits:

@@ -67,13 +67,13 @@ def test_logs_are_the_tables():
 
 
 def test_tokens_are_drawn_from_the_engine():
-    """χ² test of the sampled frequencies in each context that came up 250 times."""
+    """χ² test of the sampled frequencies in each context that came up 120 times."""
     world = World(5, versions=1, flips=0.2)
     chunks = list(clean_chunks(Plan(world, steps=1, prompts=250, group_size=8, mean_length=100)))
     rows = Replay.of(list(as_rollouts(chunks[0]))).rows
     ids = chunks[0].tokens["response_ids"]
     p = []
-    for row in np.flatnonzero(np.bincount(rows) >= 250):
+    for row in np.flatnonzero(np.bincount(rows) >= 120):
         seen = np.bincount(ids[rows == row], minlength=VOCABULARY)
         expected = np.exp(world.engine_logprobs[row]) * seen.sum()
         common = expected > 5

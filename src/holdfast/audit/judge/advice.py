@@ -39,8 +39,8 @@ _PROMPTLESS = (
 )
 _BOUNDED = (
     "error bounds under masks and certified errors: they need the exact KL of engine and trainer at every sampled "
-    "context (`kl_exact`); the engine's likeliest tokens bound it from below only. The bounds without a mask and the "
-    "certificate rest on the upper bound of TV."
+    "context (`kl_exact`); the engine's likeliest tokens bound it from below only. The bounds without a mask "
+    "rest on the upper bound of TV, the certificate on the sampled log-probabilities alone."
 )
 
 
@@ -101,6 +101,12 @@ class _Sampled:
     rewards: Tensor | None
     groups: Tensor
     trust: Tensor | None
+    prompts_known: bool
+
+    @property
+    def prompts(self) -> Tensor | None:
+        """The number of each rollout's prompt; None where the log names no prompt."""
+        return self.groups if self.prompts_known else None
 
 
 def advise_on(audit: Audit, seed: int = 0) -> SampleAdvice:
@@ -134,7 +140,7 @@ def advise_on(audit: Audit, seed: int = 0) -> SampleAdvice:
         advice=advice,
         bounds=_bounds(sampled),
         bounds_at=_bounds_at(sampled, advice),
-        certified_errors=_certified_errors(sampled, span, advice) if certificate else (),
+        certified_errors=_certified_errors(sampled, span, advice) if _kl_holds(certificate, missing) else (),
         masks=_mask_shares(sampled, missing),
         allowed_kl=allowed_kl(max(1, audit.facts.longest)),
         reward_range=span,
@@ -211,7 +217,8 @@ def _tensors(numbered: Sequence[tuple[int, Rollout]], unit: Unit) -> _Sampled:
     )
     groups = torch.tensor([numbers[_unit(r, n, unit)] for n, r in numbered])
     rewards_known = known if known is not None and bool(known.isfinite().all()) else None
-    return _Sampled(batch, stats, rewards_known, groups, padded("trust_mask", torch.bool))
+    named = any(r.group_id is not None or r.prompt_ids for r in rollouts)
+    return _Sampled(batch, stats, rewards_known, groups, padded("trust_mask", torch.bool), named)
 
 
 def _reward_range(seen: tuple[float, float] | None) -> tuple[float, float]:
@@ -225,10 +232,22 @@ def _certificate(sampled: _Sampled, span: tuple[float, float] | None, missing: l
         missing.append("a certificate of improvement: it needs the reward of every rollout.")
         return None
     try:
-        return certify(sampled.batch, sampled.stats, sampled.rewards, group_ids=sampled.groups, reward_range=span)
+        return certify(sampled.batch, sampled.stats, sampled.rewards, group_ids=sampled.prompts, reward_range=span)
     except DataError as error:
         missing.append(f"a certificate of improvement: {error}")
         return None
+
+
+def _kl_holds(certificate: Certificate | None, missing: list[str]) -> bool:
+    """False, with a sentence, where the sampled log-ratios contradict exact KL."""
+    comparison = certificate.kl_comparison if certificate else None
+    if comparison is not None and comparison.contradicted:
+        missing.append(
+            f"certified errors: `kl_exact` averages {comparison.kl:.3g} nats a rollout, the sampled log-ratios show "
+            f"{comparison.k3:.3g}. It is not the KL of these two policies."
+        )
+        return False
+    return certificate is not None
 
 
 def _certified_errors(
@@ -245,7 +264,7 @@ def _certified_errors(
             sampled.batch,
             sampled.stats,
             sampled.rewards,
-            group_ids=sampled.groups,
+            group_ids=sampled.prompts,
             mask="sequence",
             threshold=threshold,
             reward_range=span,

@@ -84,7 +84,7 @@ def _certificate(advice: SampleAdvice) -> Markup:
         paragraph(certificate.verdict),
         paragraph(
             "Compared are the trainer's policy and the engine's, on average over the steps of this log; rewards are "
-            f"taken to lie in [{low:g}, {high:g}]. It assumes: {'; '.join(certificate.assumptions)}.",
+            f"taken to lie in [{low:g}, {high:g}]. Assumed is that {'; that '.join(certificate.assumptions)}.",
             css="caption",
         ),
     ]
