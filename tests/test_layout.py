@@ -25,7 +25,7 @@ BELOW = {
     "launch": {"integrations", "train", "objectives", "core", "rollout", "tasks", "types", "errors"},
 }
 ORDER = {
-    "objectives": "parts policy_term metrics checks objective whole_step table presets",
+    "objectives": "parts policy_term metrics checks composition objective whole_step table presets",
     "rollout": "engine models store rescore embedded outside engines",
     "report": "charts page tokens metrics words survey run_figures presets compare run",
     "train": "settings keep policy sampling warmstart update setup evaluate show loop compare session",

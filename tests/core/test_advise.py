@@ -9,6 +9,7 @@ from holdfast.core.advise import PUBLISHED, advise, allowed_kl
 from holdfast.core.bounds import table, unified
 from holdfast.core.bounds_measured import sampled_drift
 from holdfast.errors import ConfigError, DataError
+from holdfast.objectives.objective import Objective
 from holdfast.types import Batch, TokenStats
 
 
@@ -34,10 +35,14 @@ def test_scores_and_shares_by_hand():
     assert (at.acceptance, at.lost_signal, at.error) == (0.75, 0.5, None)
     # k3 means: (e^.4 - 1.4)/2 = .045912, (e^.2 - 1.2)/2 = .010701, (e^.1 - 1.1)/2 = .0025855: .001 keeps one.
     assert point(advice, "trm_avg", 0.001).acceptance == 0.25
-    assert advice.sweeps["trm_avg"][-1].threshold == pytest.approx(0.0459123, rel=1e-5)
+    kept = [p.threshold for p in advice.sweeps["trm_avg"] if p.acceptance == 1]
+    assert kept[0] == pytest.approx(0.0459123, rel=1e-5)
+    # At twice the drift, (e^.8 - 1.8)/2: the largest that is tried, with room for every rollout.
+    assert kept[-1] == pytest.approx(0.2127705, rel=1e-5)
     # LN-TRM, ε = .1, δ = .02, T = 8: w_1 = √(7 · .01) = .264575, w_2 = √.06 = .244949;
     # largest score (e^.4 - 1) .264575 / .509524 = .255384.
-    assert advice.sweeps["ln_trm"][-1].threshold == pytest.approx(0.255384, rel=1e-5)
+    kept = [p.threshold for p in advice.sweeps["ln_trm"] if p.acceptance == 1]
+    assert kept[0] == pytest.approx(0.255384, rel=1e-5)
     settings = advice.recommendations["ln_trm"].settings
     assert (settings["horizon"], settings["epsilon"], settings["kl"]) == (8, 0.1, 0.02)
     json.dumps(advice.to_dict(), allow_nan=False)
@@ -53,9 +58,11 @@ def test_error_by_hand():
     assert point(advice, "trm_max", 0.05).error == pytest.approx(0.82 / 3, rel=1e-9)
     assert point(advice, "trm_max", 0.3).error == pytest.approx(0.32 / 3, rel=1e-9)  # keeps everything: S alone
     chosen = advice.recommendations["trm_max"]
-    assert chosen.point.threshold == pytest.approx(0.3)
-    assert "rejecting costs more here than the drift itself" in chosen.reason
-    assert chosen.settings == {"delta": 0.3, "detector": "kl_exact"}
+    # Rejecting costs more than the drift itself: nothing is, nor at twice the drift, four times the KL.
+    assert chosen.needed is False and chosen.point.threshold == pytest.approx(1.2)
+    assert "no mask is needed; without one the error is at most 0.107, and no threshold" in chosen.reason
+    assert chosen.settings == {"delta": chosen.point.threshold, "detector": "kl_exact"}
+    assert (chosen.point.acceptance, chosen.acceptance_at_twice) == (1, 1)
 
 
 def test_a_mask_is_recommended_where_it_pays():
@@ -67,6 +74,9 @@ def test_a_mask_is_recommended_where_it_pays():
     assert chosen.point.threshold < 50
     assert chosen.point.acceptance == pytest.approx(0.99)
     assert chosen.point.error < 0.05 < advice.sweeps["trm_max"][-1].error
+    assert chosen.needed is True and "0.5 without a mask" in chosen.reason
+    # Any threshold between 1e-4 and 50 rejects that rollout alone; the middle of (.05, 50) is √2.5.
+    assert chosen.point.threshold == pytest.approx(2.5**0.5)
 
 
 def long_and_short(rate, rows=800, horizon=200, seed=0):
@@ -90,14 +100,124 @@ def test_length_bias_is_warned_of_with_ln_trm_as_the_answer():
     assert not any("usual" in w for w in advise(*long_and_short(rate=0.0), horizon=200).warnings)
 
 
-def test_recommendation_keeps_the_target_with_the_smallest_threshold_without_exact_kl():
-    advice = advise(*long_and_short(rate=0.005), horizon=200, target_acceptance=0.8)
+def drift(scale, rows=120, width=20, seed=0, tails="normal", exact=False):
+    """Rollouts whose log-ratios are `scale` times noise, sequences drifting by .5 to 1.5 of it; KL = variance / 2."""
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(rows, width, generator=g, dtype=torch.float64)
+    if tails == "heavy":  # Student's t with 5 degrees of freedom, of variance 1
+        z = z / (torch.randn(5, rows, width, generator=g, dtype=torch.float64).square().mean(0) * 5 / 3).sqrt()
+    each = scale * (0.5 + torch.rand(rows, 1, generator=g, dtype=torch.float64))
+    return batch_of(each * z, kl=(each**2 / 2).expand(rows, width).clone() if exact else None)
+
+
+def accepted(recommendation, data):
+    """What the mask with the recommended settings keeps of other rollouts."""
+    objective = Objective.from_dict({"masks": [{"kind": recommendation.rule, **recommendation.settings}]})
+    plan = objective.prepare(*data, validate=False)
+    return objective(*data, plan=plan).trust_mask.any(-1).double().mean().item()
+
+
+@pytest.mark.parametrize("tails", ["normal", "heavy"])
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("scale", [1e-4, 3e-3, 0.02, 0.06, 0.2, 0.5])
+def test_the_next_batch_keeps_its_acceptance_with_more_noise(scale, exact, tails):
+    """Fresh rollouts with 1, 1.2 and 1.5 times the noise, through the masks themselves."""
+    for target in (0.7, 0.9):
+        advice = advise(*drift(scale, tails=tails, exact=exact), horizon=40, target_acceptance=target)
+        for recommendation in advice.recommendations.values():
+            for more in (1.0, 1.2, 1.5):
+                later = [
+                    accepted(recommendation, drift(more * scale, seed=s, tails=tails, exact=exact)) for s in (1, 2)
+                ]
+                assert min(later) >= target, recommendation.reason
+            if recommendation.needed is False:
+                assert min(later) >= 0.99
+
+
+@pytest.mark.parametrize("scale", [1e-4, 3e-3])
+@pytest.mark.parametrize("exact", [False, True])
+def test_harmless_drift_is_not_masked(scale, exact):
+    advice = advise(*drift(scale, exact=exact), horizon=40)
     for rule, chosen in advice.recommendations.items():
-        assert chosen.point.acceptance >= 0.8
-        below = [p for p in advice.sweeps[rule] if p.threshold < chosen.point.threshold]
-        assert all(p.acceptance < 0.8 for p in below)
-        assert "without exact KL its error is unknown" in chosen.reason
-        assert f"the usual {PUBLISHED[rule]:g}" in chosen.reason
+        assert chosen.point.acceptance == chosen.acceptance_at_twice == 1
+        assert chosen.point.threshold == PUBLISHED[rule]
+        assert chosen.needed is (False if exact else None)
+        assert ("no mask is needed" in chosen.reason) == exact
+
+
+def test_with_exact_kl_the_largest_threshold_with_the_smallest_error_is_taken():
+    kl = torch.full((60, 4), 1e-3, dtype=torch.float64)
+    kl[:6, 1], kl[6:12, 2] = 1.5, 0.02  # a tenth far away, a tenth a little
+    rows = torch.zeros(60, 4, dtype=torch.float64)
+    rows[6:, 0] = 0.3  # rejecting any of these loses signal
+    advice = advise(*batch_of(rows, kl=kl), horizon=4)
+    for rule, chosen in advice.recommendations.items():
+        enough = [p for p in advice.sweeps[rule] if p.acceptance >= 0.7]
+        smallest = min(p.error for p in enough)
+        assert chosen.point.threshold == max(p.threshold for p in enough if p.error <= 1.01 * smallest)
+    chosen = advice.recommendations["trm_max"]
+    assert chosen.needed and chosen.point.acceptance == 0.9
+    # Rejecting the next tenth as well would cost more, and keeping the far tenth a tenth more.
+    assert chosen.point.error == pytest.approx(0.1403, abs=1e-4)
+    assert advice.sweeps["trm_max"][-1].error == pytest.approx(0.1558, abs=1e-4)
+
+
+def test_a_bound_above_one_promises_nothing_and_is_no_reason_to_leave_out_a_mask():
+    chosen = advise(*drift(0.5, exact=True), horizon=40).recommendations["trm_max"]
+    assert chosen.point.error > 1 and chosen.needed is None
+    assert "which above 1 promises nothing: bring the engine closer" in chosen.reason
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.02, 0.06, 0.2])
+def test_sampled_thresholds_are_the_published_ones_or_above(scale):
+    """Where the published keeps the target at twice the drift it is taken, else the smallest that does."""
+    advice = advise(*drift(scale), horizon=40)
+    twice = advise(*drift(2 * scale), horizon=40)
+    for rule, chosen in advice.recommendations.items():
+        assert chosen.acceptance_at_twice >= 0.7 and "without exact KL the error is unknown" in chosen.reason
+        if point(twice, rule, PUBLISHED[rule]).acceptance >= 0.71:
+            assert chosen.point.threshold == PUBLISHED[rule]
+        elif point(twice, rule, PUBLISHED[rule]).acceptance < 0.69:
+            assert chosen.point.threshold > PUBLISHED[rule]
+            assert chosen.acceptance_at_twice == pytest.approx(0.7, abs=0.01)
+            assert f"the usual {PUBLISHED[rule]:g} would keep" in chosen.reason
+
+
+def test_only_a_noise_floor_allows_a_threshold_below_the_published_one():
+    """Numerics reach 2e-4 at most, one rollout in ten 1e-2: twice the noise parts them, .05 would not."""
+    rows = torch.full((50, 2), 1e-4, dtype=torch.float64)
+    rows[:5] = 1e-2
+    noise = sampled_drift(*batch_of(torch.full((50, 2), 2e-4)))
+    without, known = (advise(*batch_of(rows), horizon=2, noise=n).recommendations["trm_max"] for n in (None, noise))
+    assert without.point.threshold == 0.05 and without.point.acceptance == 1
+    # k2 at twice the noise: (4e-4)²/2.
+    assert known.point.threshold == pytest.approx(8e-8) and known.point.acceptance == 0.9
+    assert "numerics alone reach 2e-08, the noise floor" in known.reason
+    far = sampled_drift(*batch_of(torch.full((50, 2), 1.0)))
+    assert advise(*batch_of(rows), horizon=2, noise=far).recommendations["trm_max"].point.threshold >= 0.5
+
+
+def test_advice_prints_as_sentences():
+    text = str(advise(*long_and_short(rate=0.005), horizon=200))
+    lines = text.splitlines()
+    assert len(lines) == 4 and all(line.endswith(".") for line in lines)
+    assert lines[0].startswith(
+        "TRM-Max: set delta = 0.5, which keeps 100% of the rollouts (target 70%) and 100% at twice"
+    )
+    assert lines[3].startswith("Acceptance falls with length: TRM-Max at 0.05 (usual)")
+    assert "SweepPoint" not in text and "(rule" not in text
+    assert str(advise(*drift(1e-3, exact=True), horizon=40)).startswith("TRM-Max: no mask is needed; without one")
+
+
+def test_empty_responses_do_not_lower_a_threshold():
+    """Three of four rollouts are empty; the quantiles are those of the others."""
+    rows = torch.full((40, 2), 0.5, dtype=torch.float64)
+    rows[:10] *= torch.arange(1, 11)[:, None] / 10
+    some = advise(*batch_of(rows[:10]), horizon=2)
+    many = advise(*batch_of(rows, lengths=[2] * 10 + [0] * 30), horizon=2)
+    for rule, points in some.sweeps.items():
+        assert [(p.threshold, p.acceptance) for p in many.sweeps[rule]] == [(p.threshold, p.acceptance) for p in points]
+        assert many.recommendations[rule].settings == some.recommendations[rule].settings
 
 
 def test_noise_floor_is_the_99th_percentile_at_equal_weights_and_limits_the_threshold():
@@ -108,7 +228,8 @@ def test_noise_floor_is_the_99th_percentile_at_equal_weights_and_limits_the_thre
     floor = advice.noise_floor["trm_max"]
     assert 0.99**2 / 2 < floor < 0.5
     chosen = advice.recommendations["trm_max"]
-    assert chosen.point.threshold >= floor
+    # Numerics alone exceed the published .05, so the smallest threshold tried above the floor is the floor itself.
+    assert chosen.point.threshold == floor
     assert "noise floor" in chosen.reason
 
 

@@ -32,6 +32,27 @@ def test_top_share_takes_the_floor_and_only_inside_the_mask():
     assert top_share(torch.arange(100.0)[None], torch.ones(1, 100, dtype=torch.bool), 0.29).sum() == 29
 
 
+def test_of_equal_values_the_ones_with_the_largest_draw_are_taken():
+    # Above the tie 9 alone; two of the four 5s are left to take, the largest draws among them .9 and .7.
+    values = torch.tensor([[5.0, 9.0, 5.0], [5.0, 1.0, 5.0]])
+    draws = torch.tensor([[0.7, 0.0, 0.1], [0.2, 1.0, 0.9]])
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    assert top_share(values, mask, 0.5, draws).tolist() == [[True, True, False], [False, False, True]]
+    assert top_share(values, mask, 1 / 6, draws).tolist() == [[False, True, False], [False, False, False]]
+    assert top_share(values, mask, 0.1, draws).sum() == 0
+    assert torch.equal(top_share(values, MASK, 1.0, draws), MASK)
+    assert torch.equal(top_share(values, MASK, 0.6, 1 - draws), top_share(values, MASK, 0.6, 1 - draws) & MASK)
+    assert top_share(values, MASK, 0.6, draws).sum() == 3
+    g = torch.Generator().manual_seed(0)
+    for share in (0.01, 0.2, 0.77):
+        coarse, u = torch.randint(0, 4, (9, 30), generator=g).float(), torch.rand(9, 30, generator=g).double()
+        inside = torch.rand(9, 30, generator=g) > 0.3
+        pairs = sorted(zip(coarse[inside].tolist(), u[inside].tolist(), strict=True), reverse=True)
+        chosen = top_share(coarse, inside, share, u)
+        found = sorted(zip(coarse[chosen].tolist(), u[chosen].tolist(), strict=True), reverse=True)
+        assert found == pairs[: int(share * int(inside.sum()))]
+
+
 def test_uniforms_are_uniform_and_independent():
     u = token_uniforms(3, torch.arange(500), torch.ones(500, 100, dtype=torch.bool))
     assert abs(u.mean() - 0.5) < 0.005 and abs(u.var() - 1 / 12) < 0.002

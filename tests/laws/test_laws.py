@@ -1,5 +1,6 @@
 """The laws of every objective, over every row of the table and some combinations."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,13 @@ from hypothesis import strategies as st
 
 from cases import cast, gradients, random_batch, with_gradient
 from holdfast import Batch, Counts, Objective, TokenStats, list_presets, merge_metrics, preset
-from holdfast.objectives.parts.gates import Box, Clip, LogArctan, One
+from holdfast.objectives.parts.gates import Box, Clip, Identity, LogArctan, One
 from holdfast.objectives.parts.masks import TrmAvg, TrmMax
 from holdfast.objectives.parts.penalties import Kl, KlCov
 from holdfast.objectives.parts.reduce import Pool
-from holdfast.objectives.parts.token_masks import Dppo, TopEntropy
+from holdfast.objectives.parts.token_masks import Dppo, M2po, TopEntropy
 from holdfast.objectives.parts.weights import ImportanceWeight
+from holdfast.report.presets import preset_page
 
 # What the rows leave out: turns, other detectors, penalties, whole-batch statistics of weights and entropies.
 EXTRA = {
@@ -32,9 +34,10 @@ EXTRA = {
     "penalties": Objective(
         penalties=(Kl(0.1, "k1"), Kl(0.1, "k3", ratio_weighted=True), Kl(0.1, "k2", "rollout"), KlCov(0.2, form="abs"))
     ),
+    "ties among the ratios": Objective(masks=(M2po(0.03, "old"),), penalties=(KlCov(0.3, policy="rollout"),)),
     "score with a penalty to old": Objective(gate=One(), carrier="score", penalties=(Kl(0.1, "k2", "old"),)),
 }
-NAMES = [*list_presets(), "trm+sspo+kl_cov", "trm_max+ppo+clip_cov+entropy_bonus", *EXTRA]
+NAMES = [*list_presets(), "trm+sspo+kl_cov", "trm_max+sspo+kl_cov", "trm_max+ppo+clip_cov+entropy_bonus", *EXTRA]
 
 # Shares are raised so that batches of a hundred tokens have tokens to select, thresholds so that masks split the batch.
 LIVELY = {
@@ -57,6 +60,58 @@ def lively(name):
     objective = preset(name)
     kinds = {part.kind() for part in objective.parts}
     return objective.with_(**{key: value for key, value in LIVELY.items() if key.split(".")[0] in kinds})
+
+
+def drifting(steps: int) -> tuple[Batch, TokenStats]:
+    """A rollout batch at the last of `steps` optimiser steps: at the first the current policy is the old one."""
+    batch, stats = random_batch(24, 16, drift=0.5, staleness=0.3, seed=4)
+    assert stats.entropy is not None
+    stats = replace(stats, entropy=0.1 * stats.entropy)  # low enough for a bonus that waits for a target
+    return (replace(batch, old_logprobs=stats.logprobs) if steps == 1 else batch), stats
+
+
+def without(objective: Objective, part) -> Objective:
+    """The objective with this part left out; for the gate, with plain importance sampling (or none) instead."""
+    if part is objective.gate:
+        return replace(objective, gate=Identity() if objective.carrier == "ratio" else One())
+    lists = {name: getattr(objective, name) for name in ("masks", "weights", "penalties")}
+    return replace(objective, **{name: tuple(p for p in parts if p is not part) for name, parts in lists.items()})
+
+
+def changes_a_gradient(objective: Objective, part, steps: int) -> bool:
+    batch, stats = drifting(steps)
+    found = [gradients(o, batch, stats)[1:] for o in (objective, without(objective, part))]
+    return any(not torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*found, strict=True))
+
+
+def recommended(name: str) -> list[tuple[int, dict[str, str]]]:
+    """The settings of the row's page: optimiser steps per rollout batch, and what to set for a single one."""
+    (line,) = re.findall(r"^\| acts \| (.*) \|$", preset_page(name), re.MULTILINE)
+    if line == "with any number of optimiser steps per rollout batch":
+        return [(1, {}), (2, {})]
+    assert ": with two or more optimiser steps per rollout batch" in line
+    changes = dict(re.findall(r'`([a-z_.]+) = "([a-z_]+)"`', line))
+    return [(2, {}), *([(1, changes)] if changes else [])]
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_every_part_of_a_row_acts_in_the_setting_that_its_page_recommends(name):
+    for steps, changes in recommended(name):
+        objective = lively(name).with_(**changes).after_step({"entropy": 0.0})
+        for part in (objective.gate, *objective.parts):
+            if part not in (Identity(), One()):
+                assert changes_a_gradient(objective, part, steps), f"{part.formula()} with {steps} steps and {changes}"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "grpo+kl_cov", "tis+kl_cov", "dro+tis"])
+def test_what_cannot_act_where_the_current_policy_is_the_old_one_is_known(name):
+    objective = lively(name).after_step({"entropy": 0.0})
+    for part in (objective.gate, *objective.parts):
+        if part not in (Identity(), One()):
+            acts = part not in objective.idle_where_old
+            assert acts == changes_a_gradient(objective, part, steps=1), part.formula()
+            assert (part.kind() in objective.idle_note()) or acts
+    assert bool(objective.idle_note()) == bool(objective.idle_where_old)
 
 
 def on_policy(batch: Batch, stats: TokenStats) -> tuple[Batch, TokenStats]:
@@ -134,6 +189,34 @@ def test_order_of_sequences_changes_nothing(name):
     torch.testing.assert_close(loss2, loss)
     torch.testing.assert_close(gradient2, gradient[order])
     torch.testing.assert_close(entropy2, entropy[order])
+
+
+def tied(sequences: int = 8, tokens: int = 12, seed: int = 0) -> tuple[Batch, TokenStats]:
+    """Two log-probabilities, two ratios and two advantages in all (powers of two, so that sums are exact)."""
+    batch, stats = random_batch(sequences, tokens, seed=seed)
+    g = torch.Generator().manual_seed(seed)
+
+    def either(low: float, high: float) -> torch.Tensor:
+        return torch.where(torch.rand(sequences, tokens, generator=g) < 0.5, low, high).double()
+
+    logprobs = either(-1.0, -2.0)
+    advantages = torch.where(torch.arange(sequences) % 2 == 0, 1.0, -1.0).double()
+    old, rollout = logprobs - either(-0.5, 0.5), logprobs - either(-0.25, 0.5)
+    batch = replace(batch, advantages=advantages, old_logprobs=old, rollout_logprobs=rollout)
+    return batch, replace(stats, logprobs=logprobs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_order_of_sequences_breaks_no_tie(name, seed):
+    """Where a part takes some of many equal tokens, which ones depends on their sequences' identity alone."""
+    batch, stats = tied(seed=seed)
+    objective = lively(name)
+    _, gradient, entropy = gradients(objective, batch, stats)
+    for order in (torch.arange(8).flip(0), torch.randperm(8, generator=torch.Generator().manual_seed(seed))):
+        _, gradient2, entropy2 = gradients(objective, batch.select(order), stats.select(order))
+        torch.testing.assert_close(gradient2, gradient[order])
+        torch.testing.assert_close(entropy2, entropy[order])
 
 
 @pytest.mark.parametrize("name", NAMES)

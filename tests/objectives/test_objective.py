@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cases import gradients, random_batch, with_gradient
 from holdfast import Batch, ConfigError, DataError, Objective, TokenStats, list_presets, merge_metrics, preset
 from holdfast.objectives.metrics import LengthQuartiles
-from holdfast.objectives.parts.gates import Clip, One
+from holdfast.objectives.parts.gates import Box, Clip, One
 from holdfast.objectives.parts.masks import TrmMax
 from holdfast.objectives.parts.reduce import Normalize, Pool
+from holdfast.objectives.parts.weights import ImportanceWeight
 from holdfast.objectives.presets import TABLE
 
 COMBINED = "trm+sspo+kl_cov"
@@ -63,6 +64,16 @@ def test_rows_join_and_what_a_row_uses_alone_gives_way():
         (lambda: preset("ppo+sspo"), "presets 'ppo' and 'sspo' both set gate"),
         (lambda: preset("trm+tis"), "'trm' and 'tis' both set denominator"),
         (lambda: preset("ppo+ppo"), "names a row twice"),
+        (
+            lambda: preset("tis", denominator="rollout"),
+            r"'tis' corrects .* twice: its ratio θ/rollout already holds the weight old/rollout .*keep denominator",
+        ),
+        (lambda: preset("tis+icepop"), "'tis\\+icepop' corrects .* twice: its weights old/rollout limited .* multiply"),
+        (lambda: preset("decoupled_ppo+tis"), "'decoupled_ppo\\+tis' corrects the engine's drift twice"),
+        (
+            lambda: preset("trm", weights=[ImportanceWeight(numerator="current")]),
+            r"'trm' corrects .* twice: its ratio θ/rollout already holds the weight θ/rollout .*; leave the weight out",
+        ),
         (lambda: preset("trm", detla=0.1), "'trm' has no setting 'detla': did you mean delta"),
         (lambda: preset("clip_cov+kl_cov", anneal={"shape": "linear"}), "name one of clip_cov.anneal, kl_cov.anneal"),
         (lambda: preset("ppo", gate="clop"), "unknown gate 'clop': did you mean clip"),
@@ -85,6 +96,31 @@ def test_rows_join_and_what_a_row_uses_alone_gives_way():
 def test_impossible_settings_are_refused_with_the_fix(call, words):
     with pytest.raises(ConfigError, match=words):
         call()
+
+
+def test_a_weight_beside_a_gate_that_ignores_the_ratio_is_one_correction():
+    """REINFORCE weighted by θ/rollout, in the trust region: the gradient of trm with its ratio truncated."""
+    batch, stats = random_batch()
+    weighted = Objective(
+        gate=One(), carrier="score", denominator="rollout", masks=(TrmMax(0.3),),
+        weights=(ImportanceWeight(high=1.2, numerator="current"),),
+    )  # fmt: skip
+    capped = preset("trm_max", delta=0.3, gate=Box(None, 1.2), carrier="score")
+    torch.testing.assert_close(gradients(weighted, batch, stats)[1], gradients(capped, batch, stats)[1])
+    assert weighted.double_corrections == []
+    assert preset("tis", denominator="rollout", weights=[]).weights == ()
+
+
+def test_explain_says_what_cannot_act_and_what_counts_twice():
+    assert "Note" not in preset("trm+sspo+kl_cov").explain()
+    text = preset("grpo+kl_cov").explain()
+    assert "θ is old, and clip and kl_cov cannot act (no gradient changes): take several steps" in text
+    assert "for clip and kl_cov set denominator = 'rollout'" in text
+    # Beside a weight old/rollout the ratio cannot be to the rollout policy as well.
+    text = preset("tis+kl_cov").explain()
+    assert "take several steps, or for kl_cov set kl_cov.policy = 'rollout'" in text and "denominator" not in text
+    twice = Objective(masks=(TrmMax(),), weights=(ImportanceWeight(numerator="current"),)).explain()
+    assert "the weight θ/rollout limited to [0, 2] and the ratio θ/old both count θ/old" in twice
 
 
 def test_overrides_reach_fields_parts_and_named_parts():

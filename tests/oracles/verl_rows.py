@@ -308,7 +308,8 @@ DIFFERENCES = [
         "defect",
         "kl_cov's penalty is |log θ − log old|: on policy its gradient is exactly zero, and with the least noise ±β of "
         "random sign. ppo_kl_coef is 1 in its documentation and .1 in the configuration.",
-        "A smooth k2 by default, `form='abs'` for the released code's.",
+        "`form='abs'` is the released code's; the smooth k2, the default, has no noise there and no gradient either: "
+        "with one optimiser step per batch neither acts. `policy='rollout'`, or a ratio to the rollout, lets both act.",
     ),
     Difference(
         "weights_and_penalties",

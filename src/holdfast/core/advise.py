@@ -1,5 +1,8 @@
 """Which threshold to set: what each would accept, by length, what it would lose, and what error it leaves.
 
+A threshold is proposed only where rejecting pays, and always with room for a batch that drifts twice as far: one fitted
+to a sample's own quantiles rejects harmless rollouts of the next batch.
+
 The rules are those of arXiv 2512.23075: TRM-Max keeps a rollout iff max_t D_t ≤ δ, TRM-Avg iff mean_t D_t ≤ δ_avg,
 LN-TRM iff Σ_t |ρ_t - 1| w_t / Σ_t w_t ≤ δ_W. D is the exact KL where it was measured, else k2 (maximum), k3 (mean).
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,6 +31,10 @@ _SETTING = {"trm_max": "delta", "trm_avg": "delta_avg", "ln_trm": "max_weighted"
 _NAME = {"trm_max": "TRM-Max", "trm_avg": "TRM-Avg", "ln_trm": "LN-TRM"}
 _UNMEASURED_LARGEST = (0.1, 0.02)
 _NOISE_QUANTILE = 0.99
+_ROOM = 2.0
+"""How many times further the next batch may drift and still be accepted to the target."""
+_EQUAL = 0.01
+"""Errors within this share of the smallest are taken for equal: they are means of a sample."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +54,38 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Settings of the mask, in the words of its preset, what they would have done on this batch, and why."""
+    """Settings of the mask part called `rule`, what they would have done on this batch, and why.
+
+    `needed` is False where no threshold leaves a smaller error than no mask at all (`settings` then reject nothing,
+    nor would they at twice the drift), and None where nothing tells: no exact KL was measured, or all that is proved of
+    the error is a number above 1, the range of the reward. `acceptance_at_twice` is the share of
+    rollouts that `settings` would keep if every log-ratio were twice as large, an exact KL four times.
+    """
 
     rule: str
     settings: Mapping[str, float | int | str]
     point: SweepPoint
+    needed: bool | None
+    acceptance_at_twice: float
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}."
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A sweep and a recommendation per rule, the engine's noise floor per rule, and warnings in words."""
+    """A sweep and a recommendation per rule, the engine's noise floor per rule, and warnings; prints as sentences."""
 
     sweeps: Mapping[str, tuple[SweepPoint, ...]]
     recommendations: Mapping[str, Recommendation]
     noise_floor: Mapping[str, float] | None
     length_quartiles: tuple[float, float, float]
     warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [str(recommendation) for recommendation in self.recommendations.values()]
+        return "\n".join([*lines, *(f"{warning[0].upper()}{warning[1:]}." for warning in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -77,12 +100,13 @@ def advise(
     target_acceptance: float = 0.7,
     noise: SampledDrift | None = None,
 ) -> Advice:
-    """Sweep every rule's threshold over this batch and recommend one.
+    """Sweep every rule's threshold over this batch and recommend one, or say that no mask is needed.
 
     `horizon` is the maximum response length T. `noise` comes from `sampled_drift` of rollouts whose engine and trainer
-    held the same weights: no threshold is recommended below what numerics alone reach in one of a hundred of them. Of
-    the thresholds that keep `target_acceptance`, the one with the smallest error is taken; where no exact KL was
-    measured, the smallest.
+    held the same weights: no threshold is recommended below what numerics alone reach in one of a hundred of them. Only
+    thresholds that keep `target_acceptance` of a batch with twice this drift are considered. With exact KL the largest
+    of those with the smallest error is taken. Without, no error is known: the published threshold is taken where it
+    qualifies, else the smallest above it that does; below it only where a noise floor is known, at twice the noise.
 
     Raises ConfigError for a target outside (0, 1], DataError for a horizon below the batch's width, for empty batches
     and for what `sampled_drift` refuses.
@@ -99,6 +123,8 @@ def advise(
     largest = _largest(measured)
     scores = _scores(measured, horizon, largest)
     floors = None if noise is None else _noise_floor(noise, horizon, largest)
+    doubled = _scores(_scaled(measured, _ROOM), horizon, largest)
+    doubled_noise = None if noise is None else _noise_floor(_scaled(noise, _ROOM), horizon, largest)
     signal = _signal(batch, lengths)
     edges = tuple(lengths[lengths > 0].double().quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist())
     quarter = (lengths[:, None] > torch.tensor(edges)).sum(-1)
@@ -106,12 +132,22 @@ def advise(
     sweeps: dict[str, tuple[SweepPoint, ...]] = {}
     recommendations: dict[str, Recommendation] = {}
     for rule, score in scores.items():
-        floor = floors[rule] if floors else 0.0
-        points = tuple(_point(measured, rule, score, at, quarter, signal) for at in _thresholds(rule, score, floor))
-        point, reason = _recommend(rule, points, target_acceptance, floor)
-        settings = _settings(rule, point.threshold, measured.kl is not None, horizon, largest)
-        sweeps[rule], recommendations[rule] = points, Recommendation(rule, settings, point, reason)
-    warnings = _warnings(sweeps, recommendations, measured, target_acceptance)
+        far = doubled[rule][lengths > 0]
+        room = _Room(
+            floor=floors[rule] if floors else 0.0,
+            least=far.quantile(target_acceptance, interpolation="higher").item(),
+            most=far.max().item(),
+            above_noise=doubled_noise[rule] if doubled_noise else None,
+        )
+        tried = _thresholds(rule, score[lengths > 0], room)
+        points = tuple(_point(measured, rule, score, threshold, quarter, signal) for threshold in tried)
+        best, needed = _best(rule, points, room)
+        settings = _settings(rule, best.threshold, measured.kl is not None, horizon, largest)
+        at_twice = (far <= best.threshold).double().mean().item()
+        reason = _reason(rule, best, needed, at_twice, points, target_acceptance, room.floor)
+        sweeps[rule] = points
+        recommendations[rule] = Recommendation(rule, settings, best, needed, at_twice, reason)
+    warnings = _warnings(sweeps, recommendations, measured)
     return Advice(sweeps, recommendations, floors, edges, warnings)
 
 
@@ -133,6 +169,34 @@ def allowed_kl(horizon: int, error: float = 1.0, *, published: bool = False) -> 
         value = unified(of_paper).value if published else unified(rows).halved
         low, high = (middle, high) if value.item() <= error else (low, middle)
     return math.exp(low)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What limits a rule's threshold.
+
+    `floor` is what numerics alone reach, `above_noise` what twice the numerics would (None where they are unknown);
+    `least` keeps the target of a batch with twice the drift, `most` all of it.
+    """
+
+    floor: float
+    least: float
+    most: float
+    above_noise: float | None
+
+    @property
+    def lowest(self) -> float:
+        """No threshold below is proposed."""
+        return max(self.floor, self.least)
+
+
+def _scaled(measured: SampledDrift, factor: float) -> SampledDrift:
+    """The same contexts with every log-ratio times `factor`; a KL, quadratic in it to leading order, times its square.
+
+    Log-ratios stop at ±700, where e^x is still finite.
+    """
+    kl = None if measured.kl is None else measured.kl * factor**2
+    return SampledDrift((measured.log_ratio * factor).clamp(-700, 700), measured.mask, kl)
 
 
 def _largest(measured: SampledDrift) -> tuple[float, float]:
@@ -163,11 +227,14 @@ def _noise_floor(noise: SampledDrift, horizon: int, largest: tuple[float, float]
     return {rule: score.quantile(_NOISE_QUANTILE).item() for rule, score in _scores(noise, horizon, largest).items()}
 
 
-def _thresholds(rule: str, score: Float[Tensor, " B"], floor: float) -> list[float]:
-    """What is worth trying: every twentieth of the rollouts, the usual threshold and the noise floor."""
+def _thresholds(rule: str, score: Float[Tensor, " B"], room: _Room) -> list[float]:
+    """What is worth trying: every twentieth of the rollouts, the usual threshold, those with room, middles of gaps."""
     steps = torch.linspace(0.05, 1, 20, dtype=torch.float64)
-    tried = {PUBLISHED[rule], floor, *score.quantile(steps, interpolation="higher").tolist()}
-    return sorted(threshold for threshold in tried if threshold > 0)
+    tried = {PUBLISHED[rule], room.floor, room.least, room.most, room.above_noise or 0.0}
+    found = sorted({t for t in (*tried, *score.quantile(steps, interpolation="higher").tolist()) if t > 0})
+    # Between rollouts that drift little and some that drift far, the middle leaves room on both sides.
+    gaps = [math.sqrt(a * b) for a, b in pairwise(found) if b > _ROOM**2 * a]
+    return sorted({*found, *gaps})
 
 
 def _signal(batch: Batch, lengths: Tensor) -> Float[Tensor, " B"]:
@@ -211,27 +278,54 @@ def _error(measured: SampledDrift, rule: str, keep: Bool[Tensor, " B"], threshol
     return error
 
 
-def _recommend(rule: str, points: tuple[SweepPoint, ...], target: float, floor: float) -> tuple[SweepPoint, str]:
-    """The point to use and the reason, in words."""
-    enough = [p for p in points if p.acceptance >= target and p.threshold >= floor] or [points[-1]]
-    known = [p for p in enough if p.error is not None]
-    best = min(known, key=lambda p: (p.error, p.threshold)) if known else enough[0]
-    kept = f"keeps {best.acceptance:.0%} of the rollouts (target {target:.0%})"
-    words = [f"{kept} and {1 - best.lost_signal:.0%} of the signal"]
-    if best.error is not None:
-        all_of_them = points[-1].error
-        words.append(
-            f"leaves an error of at most {best.error:.3g}, the smallest of all thresholds with that acceptance"
-        )
-        if all_of_them is not None and best.error >= all_of_them and best.acceptance == 1:
-            words.append("so rejecting costs more here than the drift itself")
+def _best(rule: str, points: tuple[SweepPoint, ...], room: _Room) -> tuple[SweepPoint, bool | None]:
+    """The point to use, and whether rejecting pays there; None where no error is known."""
+    enough = [p for p in points if p.threshold >= room.lowest]
+    known = [(p.error, p) for p in enough if p.error is not None]
+    if not known:
+        start = PUBLISHED[rule] if room.above_noise is None else min(PUBLISHED[rule], room.above_noise)
+        return next((p for p in enough if p.threshold >= start), enough[-1]), None
+    smallest = min(error for error, _ in known)
+    best = max((p for error, p in known if error <= smallest * (1 + _EQUAL)), key=lambda p: p.threshold)
+    # The largest threshold rejects nothing: where it is among the best, so is no mask.
+    pays = best is not points[-1]
+    return best, pays if pays or smallest < 1 else None
+
+
+def _reason(
+    rule: str,
+    best: SweepPoint,
+    needed: bool | None,
+    at_twice: float,
+    points: tuple[SweepPoint, ...],
+    target: float,
+    floor: float,
+) -> str:
+    """What to set and why, in words, without the full stop."""
+    setting = f"{_SETTING[rule]} = {best.threshold:.3g}"
+    keeps = f"keeps {best.acceptance:.0%} of the rollouts (target {target:.0%}) and {at_twice:.0%} at twice this drift"
+    if needed is False:
+        words = [
+            f"{_NAME[rule]}: no mask is needed; without one the error is at most {best.error:.3g}, and no threshold "
+            f"that keeps the target lowers it; {setting}, as a safeguard, {keeps}"
+        ]
     else:
-        words.append("is the smallest with that acceptance; without exact KL its error is unknown")
+        words = [f"{_NAME[rule]}: set {setting}, which {keeps}, and {1 - best.lost_signal:.0%} of the signal"]
+    if needed:
+        words.append(f"the error is at most {best.error:.3g}, {points[-1].error:.3g} without a mask")
+    if needed is None and best.error is None:
+        words.append("without exact KL the error is unknown, with a mask or without")
+    elif needed is None:
+        words.append(
+            f"no threshold that keeps the target lowers the bound on the error, {best.error:.3g}, which above 1 "
+            "promises nothing: bring the engine closer to the trainer"
+        )
     if floor > 0:
-        words.append(f"stays above the engine's noise floor, {floor:.3g}")
+        words.append(f"numerics alone reach {floor:.3g}, the noise floor")
     published = next(p for p in points if p.threshold == PUBLISHED[rule])
-    words.append(f"the usual {PUBLISHED[rule]:g} would keep {published.acceptance:.0%}")
-    return best, f"{_NAME[rule]} at {best.threshold:.3g} " + "; ".join(words)
+    if published is not best:
+        words.append(f"the usual {PUBLISHED[rule]:g} would keep {published.acceptance:.0%}")
+    return "; ".join(words)
 
 
 def _settings(
@@ -246,7 +340,6 @@ def _warnings(
     sweeps: Mapping[str, tuple[SweepPoint, ...]],
     recommendations: Mapping[str, Recommendation],
     measured: SampledDrift,
-    target: float,
 ) -> tuple[str, ...]:
     """Where acceptance falls with length at the usual or the recommended TRM-Max; LN-TRM's thresholds against it."""
     found = []
@@ -262,9 +355,6 @@ def _warnings(
                 f"the quarters from shortest to longest, as (1 - p)^T does with p = {rate:.2g} violating tokens; "
                 f"LN-TRM with max_weighted = {neutral.point.threshold:.3g} keeps {_quarters(neutral.point)}"
             )
-    for rule, recommendation in recommendations.items():
-        if recommendation.point.acceptance < target:
-            found.append(f"{_NAME[rule]}: no threshold keeps {target:.0%} of the rollouts")
     return tuple(dict.fromkeys(found))
 
 

@@ -25,19 +25,34 @@ def token_covariance(
     return masked(centred_logprobs * centred_advantages, mask)
 
 
-def top_share(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], share: float) -> Bool[Tensor, "B T"]:
-    """The floor(share · K) largest values among the K masked-in tokens, without asking the device how many K is."""
+def top_share(
+    values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], share: float, ties: Float[Tensor, "B T"] | None = None
+) -> Bool[Tensor, "B T"]:
+    """The floor(share · K) largest values among the K masked-in tokens, without asking the device how many K is.
+
+    Of equal values those with the largest `ties` (numbers from 0) are taken; without `ties`, whichever topk takes.
+    """
     flat = torch.where(mask, values, -torch.inf).flatten()
     # floor(share K) never exceeds ceil(share · size), which is known without reading the mask back.
     most = min(flat.numel(), int(share * flat.numel()) + 1)
     if most == 0:
         return mask
-    order = flat.topk(most).indices
     # The small surplus keeps floor() from losing a token to rounding where share · K is a whole number.
-    wanted = torch.floor(mask.sum().double() * share + 1e-9)
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen = chosen.scatter(0, order, torch.arange(most, device=flat.device) < wanted)
+    wanted = torch.floor(mask.sum().double() * share + 1e-9).long()
+    largest = flat.topk(most)
+    chosen = _first(largest.indices, wanted, flat)
+    if ties is not None:
+        last = largest.values.gather(0, (wanted - 1).clamp(min=0)[None])
+        above = flat > last
+        drawn = torch.where(flat == last, ties.flatten(), -1).topk(most).indices
+        chosen = above | _first(drawn, wanted - above.sum(), flat)
     return chosen.view_as(mask) & mask
+
+
+def _first(order: Int[Tensor, " n"], count: Int[Tensor, ""], like: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """True at the first `count` places of `order`."""
+    chosen = torch.zeros_like(like, dtype=torch.bool)
+    return chosen.scatter(0, order, torch.arange(len(order), device=like.device) < count)
 
 
 def token_uniforms(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast.errors import ConfigError, nearest
-from holdfast.objectives import checks
+from holdfast.objectives import checks, composition
 from holdfast.objectives.metrics import LengthQuartiles, covariance_share, loss_metrics
 from holdfast.objectives.parts.advantages import Advantage, Group
 from holdfast.objectives.parts.gates import Gate, Identity
@@ -82,6 +83,7 @@ class Objective:
             for part in getattr(self, name):
                 if not isinstance(part, family):
                     raise ConfigError(f"{name} holds {part!r}: expected {family.family}s")
+        composition.refuse_double_corrections(self.name, self.gate, self.denominator, self.weights)
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -94,6 +96,29 @@ class Objective:
         needed = frozenset().union(self.pool.needs, *(part.needs for part in self.parts))
         needed |= {"rollout_logprobs"} if self.denominator == "rollout" else frozenset()
         return needed - {"old_logprobs"}
+
+    @property
+    def idle_where_old(self) -> tuple[Part, ...]:
+        """The gate and parts that change no gradient while θ = old, as with one optimiser step per rollout batch."""
+        return tuple(part for part in (self.gate, *self.parts) if not part.acts_where_old(self.denominator))
+
+    @property
+    def remedies(self) -> dict[str, str]:
+        """Settings for `with_` that let idle parts act there; a gate beside a weight needs several steps instead."""
+        return composition.remedies(self.idle_where_old, bool(self.weights))
+
+    @property
+    def double_corrections(self) -> list[str]:
+        """Sentences about drift that is counted twice and may be meant to be; what never is, cannot be built."""
+        return composition.double_corrections(self.gate, self.denominator, self.weights)
+
+    def idle_note(self, several: str = "take several steps", *, gate: bool = True) -> str:
+        """A sentence on what cannot act with one optimiser step per rollout batch, "" where everything can.
+
+        `several` says how to take more, in the words of whoever trains; `gate` is False where its idling is no news.
+        """
+        idle = [part for part in self.idle_where_old if gate or part is not self.gate]
+        return composition.idle_note(idle, bool(self.weights), several)
 
     def estimate_advantages(
         self,
@@ -132,7 +157,7 @@ class Objective:
             stats = checks.stats_or_old(batch, stats, self.needs)
             if validate:
                 checks.validate(batch, stats, self.needs)
-            terms = Terms.of(batch, stats)
+            terms = Terms.of(batch, stats, self.denominator)
             prepared = tuple(part.prepare(terms, step) for part in self.parts)
             keep, _ = self._keep(terms, prepared)
             return Plan(
@@ -149,7 +174,7 @@ class Objective:
         if plan is None:
             plan = self.prepare(batch, stats.detach())
         with torch.no_grad():
-            terms = Terms.of(batch, stats)
+            terms = Terms.of(batch, stats, self.denominator)
         out = self._policy_term(terms, plan)
         if not self.penalties:
             return out
@@ -212,11 +237,13 @@ class Objective:
         `with_(gate=Clip(0.1))` replaces a field; `with_(delta=0.3)` the field `delta` of the one part that has it;
         `with_(**{"clip_cov.high": 3.0})` names the part where several have the field.
         """
-        objective = self
-        for key, value in changes.items():
-            if key in {f.name for f in fields(Objective)}:
-                objective = replace(objective, **{key: _coerce_field(key, value)})
-            else:
+        objective, own = self, {f.name for f in fields(Objective)}
+        # Neighbouring fields change together: one of them alone may not fit the others.
+        for is_own, group in groupby(changes.items(), key=lambda change: change[0] in own):
+            if is_own:
+                objective = replace(objective, **{key: _coerce_field(key, value) for key, value in group})
+                continue
+            for key, value in group:
                 objective = objective._with_knob(key, value)
         return objective
 
@@ -261,6 +288,7 @@ class Objective:
             *(f"  w: {weight.formula()}" for weight in self.weights),
             *(f"  P: {penalty.formula()}" for penalty in self.penalties),
             f"  {self.advantage.formula()}",
+            *(f"  Note: {note}" for note in (self.idle_note(), *self.double_corrections) if note),
         ]
         return "\n".join(line for line in lines if line.strip())
 

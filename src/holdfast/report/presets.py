@@ -58,6 +58,7 @@ def preset_page(name: str) -> str:
 | defaults | {_cell(row.defaults)} |
 | differs | {_cell(row.differs)} |
 | needs | {needs} |
+| acts | {acting(objective)} |
 
 ```
 {objective.explain()}
@@ -72,6 +73,17 @@ Use it as `holdfast.preset("{name}")`, in a run file as `[objective] preset = "{
 {tomli_w.dumps(objective.to_dict()).rstrip()}
 ```
 """
+
+
+def acting(objective: Objective) -> str:
+    """With how many optimiser steps per rollout batch, and which settings, every part of an objective acts."""
+    if not objective.idle_where_old:
+        return "with any number of optimiser steps per rollout batch"
+    settings = " and ".join(f'`{key} = "{value}"`' for key, value in objective.remedies.items())
+    names = " and ".join(f"`{part.kind()}`" for part in objective.idle_where_old)
+    return f"{names}: with two or more optimiser steps per rollout batch" + (
+        f", or with {settings}" if settings else ""
+    )
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,7 @@
 """What cannot be trained on is refused by name, early; what can go on goes on with a warning."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -48,6 +49,43 @@ def played(logprob, env_mask=None, tool_logprob=0.0):
 def test_engine_without_logprobs_is_refused_before_the_run(tmp_path):
     with pytest.raises(ConfigError, match=r"'trm'.*transformers' generate records none.*use_vllm=True"):
         trainer(tmp_path, "trm")
+
+
+@pytest.mark.parametrize(
+    ("objective", "part", "cure"),
+    [("grpo+kl_cov", "kl_cov", "denominator = 'rollout'"), ("dro", "kl", "kl.policy = 'rollout'")],
+)
+def test_a_penalty_that_cannot_act_is_warned_of_before_the_first_step(objective, part, cure, tmp_path):
+    words = rf"{part} cannot act .no gradient changes.: raise GRPOConfig.steps_per_generation or num_iterations.*{cure}"
+    with pytest.warns(UserWarning, match=words):
+        trainer(tmp_path, objective)
+    several = [{"steps_per_generation": 4}, {"num_iterations": 2}]
+    quiet = [(objective, settings) for settings in several] + [("grpo", {}), ("reinforce", {})]
+    for name, settings in quiet:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*cannot act")
+            trainer(tmp_path, name, settings)
+
+
+def test_a_weight_that_counts_the_ratio_again_is_warned_of(tmp_path):
+    objective = holdfast.preset("opsm", weights=[{"kind": "importance_weight", "numerator": "current"}])
+    with pytest.warns(UserWarning, match="both count θ/old"):
+        runs.mismatched(runs.Mismatched, tmp_path, settings={"num_iterations": 2}, objective=objective)
+
+
+def test_the_flagship_acts_with_one_step_per_generation(tmp_path):
+    """With θ = old, KL-Cov to the engine changes the gradient; to the old policy it could not."""
+    steps = []
+    for name in ("trm+sspo", "trm+sspo+kl_cov"):
+        seen = runs.Gradients()
+        loose = {"trm_max.delta": 9.0, "delta_avg": 9.0} | ({"share": 0.2} if "kl_cov" in name else {})
+        objective = holdfast.preset(name, **loose)
+        settings = {"max_steps": 1}
+        runs.mismatched(
+            runs.Mismatched, tmp_path / name, settings=settings, objective=objective, callbacks=[seen]
+        ).train()
+        steps.append(seen.steps[0])
+    assert (steps[0] - steps[1]).norm() > 0
 
 
 def test_engine_that_turns_out_to_give_none(tmp_path):

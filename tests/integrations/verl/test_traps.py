@@ -97,12 +97,32 @@ def test_a_sound_config_has_no_trap():
             [f"{POLICY_LOSS}.loss_mode=holdfast_grpo", f"{ACTOR}.ppo_mini_batch_size=1024"],
             ["every ratio θ/old is 1: a clip on it cannot act"],
         ),
+        (
+            [f"{POLICY_LOSS}.loss_mode=holdfast_dro", f"{ACTOR}.ppo_mini_batch_size=1024"],
+            ["with dro: old is then the trainer itself, and kl cannot act: no gradient changes. Set "
+             f"actor.ppo_mini_batch_size below data.train_batch_size, or +{POLICY_LOSS}.settings.kl.policy=rollout"],
+        ),
+        (
+            [f"{POLICY_LOSS}.loss_mode=holdfast_kl_cov", f"{ACTOR}.ppo_mini_batch_size=1024"],
+            ["and kl_cov cannot act: no gradient changes. Set actor.ppo_mini_batch_size below data.train_batch_size, "
+             f"or +{POLICY_LOSS}.settings.denominator=rollout"],
+        ),
+        (
+            loss_overrides("opsm", {"weights": [{"kind": "importance_weight", "numerator": "current"}]}),
+            ["several updates per batch with opsm: the weight θ/rollout limited to [0, 2] and the ratio θ/old both"],
+        ),
     ],
 )  # fmt: skip
 def test_each_trap_is_found_alone(overrides, expected):
     lines = found(*overrides)
     assert len(lines) == len(expected)
     assert all(part in line for part, line in zip(expected, lines, strict=True)), lines
+
+
+def test_the_flagship_has_no_idle_part():
+    once = f"{ACTOR}.ppo_mini_batch_size=1024"
+    assert not any("cannot act" in trap for trap in found(*loss_overrides("trm+sspo+kl_cov"), once))
+    assert found(f"{POLICY_LOSS}.loss_mode=holdfast_kl_cov") == []  # several updates per batch
 
 
 def test_one_threshold_serves_every_mode_and_several_their_own():

@@ -9,9 +9,12 @@ import torch
 from cases import gradients, random_batch
 from holdfast import Batch, ConfigError, DataError, Objective, TokenStats, preset
 from holdfast.objectives.parts.advantages import Gae, Group, Raw, Whiten
+from holdfast.objectives.parts.masks import TrmMax
 from holdfast.objectives.parts.penalties import EntropyBonus, Kl, KlCov
+from holdfast.objectives.parts.ratio_masks import RatioBand
 from holdfast.objectives.parts.schedule import Anneal
 from holdfast.objectives.parts.terms import Terms
+from holdfast.objectives.parts.token_masks import Dppo
 from holdfast.objectives.parts.weights import ImportanceWeight
 
 F = torch.float64
@@ -129,6 +132,48 @@ def test_kl_cov_is_silent_on_policy_in_its_smooth_forms_and_pulls_back_off_polic
         pull = gradients(objective, moved, stats)[1] - gradients(Objective(), moved, stats)[1]
         expected = 2.0 * slope / int(batch.response_mask.sum())
         torch.testing.assert_close(pull[batch.response_mask], torch.full_like(pull[batch.response_mask], expected))
+
+
+@pytest.mark.parametrize("form", ["abs", "k2", "k3"])
+def test_kl_cov_acts_with_one_step_per_batch_once_it_is_taken_to_the_rollout_policy(form):
+    """Its pull is β D'(log θ − log μ)/K on every chosen token; where θ = old only μ = rollout leaves any."""
+    batch, stats = random_batch(8, 12)
+    batch = replace(batch, old_logprobs=stats.logprobs, rollout_logprobs=stats.logprobs - 0.5)
+    slope = {"abs": 1.0, "k2": 0.5, "k3": exp(0.5) - 1}[form]
+    mask, expected = batch.response_mask, 2.0 * slope / int(batch.response_mask.sum())
+    for policy, denominator, acts in (
+        ("old", "old", False), ("denominator", "old", False), ("old", "rollout", False),
+        ("rollout", "old", True), ("denominator", "rollout", True),
+    ):  # fmt: skip
+        part = KlCov(1.0, beta=2.0, form=form, policy=policy)
+        objective = Objective(denominator=denominator, penalties=(part,))
+        pull = gradients(objective, batch, stats)[1] - gradients(objective.with_(penalties=()), batch, stats)[1]
+        torch.testing.assert_close(pull[mask], torch.full_like(pull[mask], expected if acts else 0.0))
+        assert (part in objective.idle_where_old) is not acts
+        assert ("rollout_logprobs" in objective.needs) is ("rollout" in (policy, denominator))
+
+
+@pytest.mark.parametrize(
+    ("part", "acts"),
+    [
+        (TrmMax(policy="old"), False),
+        (TrmMax(detector="kl_exact", policy="old"), True),  # exact divergences are from the rollout policy
+        (Dppo(policy="old"), False),
+        (RatioBand(policy="old"), False),
+        (Kl(0.1, "k1", "old"), True),  # β ∇log π
+        (Kl(0.1, "k3", "old", ratio_weighted=True), False),
+        (Kl(0.1, "k2", "ref"), True),
+    ],
+)
+def test_parts_on_the_old_policy_are_idle_where_it_is_the_current_one(part, acts):
+    batch, stats = random_batch(16, 12)
+    batch = replace(batch, old_logprobs=stats.logprobs)
+    where = "penalties" if isinstance(part, Kl) else "masks"
+    if isinstance(part, TrmMax):
+        part = replace(part, delta=0.15)
+    objective = Objective(**{where: (part,)})
+    same = torch.allclose(gradients(objective, batch, stats)[1], gradients(Objective(), batch, stats)[1], atol=1e-15)
+    assert (part not in objective.idle_where_old) is acts is not same
 
 
 def test_kl_cov_selects_the_largest_covariances():

@@ -81,12 +81,38 @@ def test_truncated_responses():
 @pytest.mark.parametrize("name", ["ppo", "grpo", "gspo", "sspo", "kl_cov"])
 def test_a_clip_that_cannot_act_is_said(name):
     """With one update the old policy is the trainer itself: its clip idles while the engine drifts away."""
-    (warning,) = ratio_warnings(preset(name), 1)
+    warning = ratio_warnings(preset(name), 1)[0]
     assert "the ratio θ/old is exactly 1" in warning and "objective.denominator = 'rollout'" in warning
     assert ratio_warnings(preset(name), 2) == []
     assert ratio_warnings(preset(name, denominator="rollout"), 1) == []
 
 
-@pytest.mark.parametrize("name", ["trm", "tis", "reinforce", "decoupled_ppo"])
+@pytest.mark.parametrize("name", ["trm", "tis", "reinforce", "decoupled_ppo", "trm+sspo+kl_cov"])
 def test_corrected_or_ratio_free_objectives_are_not_warned_of(name):
     assert ratio_warnings(preset(name), 1) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "cure"),
+    [
+        ("grpo+kl_cov", "kl_cov", {"denominator": "rollout"}),
+        ("tis+kl_cov", "kl_cov", {"kl_cov.policy": "rollout"}),
+        ("dro", "kl", {"kl.policy": "rollout"}),
+        ("trm_max+dro", "kl", {"kl.policy": "rollout"}),
+    ],
+)
+def test_a_penalty_that_cannot_act_is_said_with_its_cure(name, part, cure):
+    objective = preset(name)
+    (setting,) = (f"{key} = {value!r}" for key, value in cure.items())
+    warning = ratio_warnings(objective, 1)[-1]
+    assert f"and {part} cannot act (no gradient changes): raise batch.minibatches or batch.epochs" in warning
+    assert f"for {part} set {setting}" in warning
+    assert ratio_warnings(objective, 2) == []
+    assert not any("cannot act (" in warning for warning in ratio_warnings(objective.with_(**cure), 1))
+
+
+def test_a_weight_that_counts_the_ratio_again_is_said_where_several_updates_move_it():
+    objective = preset("opsm", weights=[{"kind": "importance_weight", "numerator": "current"}])
+    assert ratio_warnings(objective, 1) == []
+    (warning,) = ratio_warnings(objective, 2)
+    assert "the weight θ/rollout limited to [0, 2] and the ratio θ/old both count θ/old" in warning

@@ -88,6 +88,20 @@ def warn_of_truncated_support(objective: Objective, args: Any) -> None:
         )
 
 
+def warn_of_idle_parts(objective: Objective, args: Any) -> None:
+    """With one optimiser step per generation θ is old: penalties and masks on θ/old then change no gradient.
+
+    A gate on θ/old idles too, as PPO's clip always has; that is no news. With several steps, a weight θ/rollout beside
+    a ratio θ/old counts θ/old twice.
+    """
+    once = args.steps_per_generation == args.gradient_accumulation_steps and args.num_iterations == 1
+    several = "raise GRPOConfig.steps_per_generation or num_iterations"
+    notes = [objective.idle_note(several, gate=False)] if once else objective.double_corrections
+    for note in notes:
+        if note:
+            warnings.warn(f"objective {objective.name!r}: {note}", stacklevel=3)
+
+
 def _refuse_replaced(args: Any) -> None:
     defaults = {f.name: f.default for f in fields(args)}
     changed = {name: getattr(args, name) for name in _IN_OBJECTIVE if getattr(args, name) != defaults[name]}

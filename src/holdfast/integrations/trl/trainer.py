@@ -16,7 +16,7 @@ from holdfast.errors import ConfigError, nearest
 from holdfast.integrations.trl import whole_step
 from holdfast.integrations.trl.head import install
 from holdfast.integrations.trl.records import Trained, rollouts_of
-from holdfast.integrations.trl.settings import resolve, warn_of_truncated_support
+from holdfast.integrations.trl.settings import resolve, warn_of_idle_parts, warn_of_truncated_support
 from holdfast.objectives.metrics import merge_metrics
 from holdfast.objectives.objective import Objective, Plan
 from holdfast.objectives.whole_step import whole_step_parts
@@ -76,6 +76,7 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         if lm_head not in ("trl", "holdfast"):
             raise ConfigError(f"lm_head = {lm_head!r}: {nearest(str(lm_head), ('trl', 'holdfast'))}")
         warn_of_truncated_support(self.objective, args)
+        warn_of_idle_parts(self.objective, args)
         self.rollouts_every = rollouts_every
         self._step_in_progress: _Step | None = None
         self._rewards = torch.zeros(0)

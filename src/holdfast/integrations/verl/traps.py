@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import ConfigError
-from holdfast.integrations.verl.names import advantage_overrides, is_ours, objective_name, with_settings
+from holdfast.integrations.verl.names import POLICY_LOSS, advantage_overrides, is_ours, objective_name, with_settings
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.parts.weights import ImportanceWeight
 
@@ -210,14 +210,35 @@ def _one_for_all(config: Any) -> Iterator[Trap]:
             "old is the rollout, so every weight old/rollout is 1",
             "Set bypass_mode=false on trainer_mode=holdfast_sync",
         )
-    actor = config.actor_rollout_ref.actor
-    once = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == config.data.train_batch_size
-    if once and not bypass and objective.denominator == "old" and config.trainer.v1.trainer_mode != "separate_async":
+    if _once(config) and not bypass and not weights and objective.gate in objective.idle_where_old:
         yield Trap(
             f"one update per batch with {objective.name}",
             "old is then the trainer itself and every ratio θ/old is 1: a clip on it cannot act",
             "Add settings.denominator=rollout, or a mask or weight on the rollout (trm, tis)",
         )
+
+
+def _idle_or_twice(config: Any) -> Iterator[Trap]:
+    """Parts on θ/old that nothing moves; drift that several updates count twice."""
+    if (objective := _objective(config)) is None:
+        return
+    idle = [part.kind() for part in objective.idle_where_old if part is not objective.gate]
+    if _once(config) and not _correction(config).get("bypass_mode") and idle:
+        settings = " ".join(f"+{POLICY_LOSS}.settings.{key}={value}" for key, value in objective.remedies.items())
+        yield Trap(
+            f"one update per batch with {objective.name}",
+            f"old is then the trainer itself, and {' and '.join(idle)} cannot act: no gradient changes",
+            f"Set actor.ppo_mini_batch_size below data.train_batch_size, or {settings}",
+        )
+    for sentence in () if _once(config) else objective.double_corrections:
+        yield Trap(f"several updates per batch with {objective.name}", sentence, "One of the two is enough")
+
+
+def _once(config: Any) -> bool:
+    """Whether a batch of rollouts gets one update, under the weights that its old log-probabilities are of."""
+    actor = config.actor_rollout_ref.actor
+    once = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == config.data.train_batch_size
+    return once and config.trainer.v1.trainer_mode != "separate_async"
 
 
 TRAPS: tuple[Callable[[Any], Iterator[Trap]], ...] = (
@@ -233,6 +254,7 @@ TRAPS: tuple[Callable[[Any], Iterator[Trap]], ...] = (
     _unread_precision,
     _other_advantage,
     _one_for_all,
+    _idle_or_twice,
 )
 
 

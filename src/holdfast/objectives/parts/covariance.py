@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from holdfast.core.entropy import token_covariance, token_uniforms, top_share
+from holdfast.core.entropy import token_covariance, top_share
 from holdfast.objectives.parts.masks import Mask
 from holdfast.objectives.parts.part import require
 from holdfast.objectives.parts.schedule import Anneal
@@ -36,10 +36,7 @@ class ClipCov(Mask):
     def prepare(self, terms: Terms, step: int) -> Tensor | None:
         covariance = token_covariance(terms.logprobs.detach(), terms.advantages, terms.mask)
         eligible = (covariance > self.low) & (covariance < self.high) & terms.mask
-        ids = terms.batch.sequence_ids
-        if ids is None:
-            ids = torch.arange(terms.mask.shape[0], device=terms.mask.device)
-        draw = torch.where(eligible, token_uniforms(self.seed, ids, terms.mask, step), -1.0)
+        draw = torch.where(eligible, terms.draws(self.seed, step), -1.0)
         return top_share(draw, terms.mask, self.clip_share * self.anneal.factor(step)) & eligible
 
     def keep(self, terms: Terms, prepared: Tensor | None) -> Bool[Tensor, "B T"]:

@@ -39,6 +39,9 @@ class Gate(Part, family="gate", abstract=True):
         never = torch.zeros((), dtype=torch.bool, device=log_ratio.device)
         return self.log_value(log_ratio, positive), self.slope(log_ratio, positive), never
 
+    def acts_where_old(self, denominator: str) -> bool:
+        return denominator != "old"
+
 
 class HardGate(Gate, abstract=True):
     """A gate that clamps the log-ratio: slope 1 inside, 0 outside."""
@@ -64,6 +67,9 @@ class Identity(Gate):
     def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return torch.ones_like(log_ratio)
 
+    def acts_where_old(self, denominator: str) -> bool:
+        return True
+
     def formula(self) -> str:
         return "f(r) = r"
 
@@ -79,6 +85,9 @@ class One(Gate):
 
     def slope(self, log_ratio: Float[Tensor, "B S"], positive: Bool[Tensor, "B T"]) -> Float[Tensor, "B _"]:
         return torch.zeros_like(log_ratio)
+
+    def acts_where_old(self, denominator: str) -> bool:
+        return True
 
     def formula(self) -> str:
         return "f(r) = 1"

@@ -34,6 +34,9 @@ class DetectorMask(Mask, abstract=True):
     def needs(self) -> frozenset[str]:
         return detector_needs(self.detector, self.policy)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def acts_where_old(self, denominator: str) -> bool:
+        return "old_logprobs" not in detector_needs(self.detector, self.policy)  # pyright: ignore[reportAttributeAccessIssue]
+
 
 @dataclass(frozen=True)
 class TrmMax(DetectorMask):

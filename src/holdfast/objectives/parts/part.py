@@ -39,6 +39,13 @@ class Part:
         """Fields of Batch or TokenStats, beyond logprobs, advantages and the mask, without which this cannot work."""
         return frozenset()
 
+    def acts_where_old(self, denominator: str) -> bool:
+        """Whether it can change a gradient while θ = old, as with one optimiser step per rollout batch.
+
+        `denominator` is the policy below the objective's ratio, for parts that follow it.
+        """
+        return True
+
     def formula(self) -> str:
         """The part in unicode, with its numbers."""
         raise NotImplementedError

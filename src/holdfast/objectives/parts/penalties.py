@@ -64,6 +64,9 @@ class Kl(Penalty):
     def needs(self) -> frozenset[str]:
         return frozenset({f"{self.policy}_logprobs"})
 
+    def acts_where_old(self, denominator: str) -> bool:
+        return self.policy != "old" or self.estimator == "k1"
+
     def penalty(self, terms: Terms, prepared: Tensor | None, step: int) -> Float[Tensor, "B T"]:
         value = self.coefficient * kl_estimate(terms.log_ratio(self.policy), self.estimator)
         return value * terms.log_ratio("old").exp() if self.ratio_weighted else value
@@ -123,34 +126,50 @@ class EntropyBonus(Penalty):
 
 @dataclass(frozen=True)
 class KlCov(Penalty):
-    """β · D(log θ − log old) on the ⌊kK⌋ tokens of the batch with the largest covariance, 0 elsewhere.
+    """β · D(log θ − log μ) on the ⌊kK⌋ tokens of the batch with the largest covariance, 0 elsewhere.
 
-    Cui et al. (arXiv 2505.22617), eq. 13 and 14; k = 2e-3 (7B) or 2e-4 (32B), β = 1. The released code uses form =
-    "abs", |log θ − log old|: its gradient is 0 when θ = old exactly and ±β of random sign under the least noise. "k2"
-    and "k3" (KL(old‖θ), the paper's formula) are smooth and leave every fixed point unchanged; k2 is the default.
+    Cui et al. (arXiv 2505.22617), eq. 13 and 14, with μ = old; k = 2e-3 (7B) or 2e-4 (32B), β = 1. `policy` names μ:
+    "denominator" is the policy below the objective's ratio, which is old unless the objective says otherwise.
+
+    Every form has zero gradient where θ = μ. With μ = old and one optimiser step per rollout batch θ is old: the
+    penalty does nothing at all (`Objective.idle_where_old`). Taken to the rollout policy it holds the tokens to what
+    was sampled, by as much as the engine is behind or off; an engine with the trainer's weights leaves it rounding
+    errors to act on. Several steps per batch give either policy the update itself to hold back.
+
+    The released code uses form = "abs", |log θ − log old|, whose gradient under the least noise is ±β of random sign.
+    "k2" and "k3" (KL(old‖θ), the paper's formula) are smooth and leave every fixed point unchanged; k2 is the default.
     Differs from the released code in that the means and the top ⌊kK⌋ are over the whole optimiser step, not over a
-    micro-batch, and in that ⌊kK⌋ may be 0.
+    micro-batch, and in that ⌊kK⌋ may be 0. Of tokens with equal covariance those that `sequence_ids` draw are taken.
     """
 
     share: float = 0.002
     beta: float = 1.0
     form: Literal["abs", "k2", "k3"] = "k2"
+    policy: Literal["denominator", "old", "rollout"] = "denominator"
     anneal: Anneal = field(default_factory=Anneal)
 
     def __post_init__(self) -> None:
         require(self, "share", 0 < self.share <= 1, "in (0, 1]")
         require(self, "beta", 0 <= self.beta < math.inf, "at least 0")
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset() if self.policy == "denominator" else frozenset({f"{self.policy}_logprobs"})
+
+    def acts_where_old(self, denominator: str) -> bool:
+        return (denominator if self.policy == "denominator" else self.policy) != "old"
+
     def prepare(self, terms: Terms, step: int) -> Tensor | None:
         covariance = token_covariance(terms.logprobs.detach(), terms.advantages, terms.mask)
-        return top_share(covariance, terms.mask, self.share)
+        return top_share(covariance, terms.mask, self.share, ties=terms.draws(0, step))
 
     def penalty(self, terms: Terms, prepared: Tensor | None, step: int) -> Float[Tensor, "B T"]:
         assert prepared is not None
-        log_ratio = terms.log_ratio("old")
+        log_ratio = terms.log_ratio(terms.denominator if self.policy == "denominator" else self.policy)
         forms = {"abs": torch.abs, "k2": lambda d: d.square() / 2, "k3": expm1_minus}
         distance = forms[self.form](log_ratio)
         return self.beta * self.anneal.factor(step) * torch.where(prepared, distance, 0)
 
     def formula(self) -> str:
-        return f"{self.beta:g}{self.anneal.formula()}·{self.form}(θ, old)·1[Cov_t in the top {self.share:g}]"
+        distance = f"{self.form}({'r_t' if self.policy == 'denominator' else f'θ, {self.policy}'})"
+        return f"{self.beta:g}{self.anneal.formula()}·{distance}·1[Cov_t in the top {self.share:g}]"

@@ -22,6 +22,9 @@ class RatioMask(Mask, abstract=True):
     def needs(self) -> frozenset[str]:
         return frozenset({f"{self.policy}_logprobs"})  # pyright: ignore[reportAttributeAccessIssue]
 
+    def acts_where_old(self, denominator: str) -> bool:
+        return self.policy != "old"  # pyright: ignore[reportAttributeAccessIssue]
+
 
 @dataclass(frozen=True)
 class RatioBand(RatioMask):

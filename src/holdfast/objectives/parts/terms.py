@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from holdfast.core import divergences
+from holdfast.core.entropy import token_uniforms
 from holdfast.core.ratios import log_ratio, masked
 from holdfast.errors import DataError
 from holdfast.types import Batch, TokenStats
@@ -47,10 +48,12 @@ class Terms:
     positive: Bool[Tensor, "B T"]
     logprobs: Float[Tensor, "B T"]
     stats: TokenStats
+    denominator: Policy = "old"
+    """The policy below the objective's ratio, for parts that follow it."""
     _ratios: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(batch: Batch, stats: TokenStats) -> Terms:
+    def of(batch: Batch, stats: TokenStats, denominator: Policy = "old") -> Terms:
         """Mask, widen to float32, broadcast [B] advantages to [B, T]."""
         mask = batch.response_mask
         advantages = batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None].expand(mask.shape)
@@ -62,6 +65,7 @@ class Terms:
             positive=advantages > 0,
             logprobs=masked(_wide(stats.logprobs), mask),
             stats=stats,
+            denominator=denominator,
         )
 
     def with_gradient(self) -> Terms:
@@ -72,6 +76,16 @@ class Terms:
     def entropy(self) -> Float[Tensor, "B T"] | None:
         """Entropies in nats, zero where masked out; made when asked for, since few objectives do."""
         return None if self.stats.entropy is None else masked(_wide(self.stats.entropy), self.mask)
+
+    def draws(self, seed: int, step: int) -> Float[Tensor, "B T"]:
+        """A uniform number in [0, 1) per token from (seed, step, sequence id, place in the response) alone.
+
+        Without `sequence_ids` the number of the row stands for the sequence, and the order of the batch matters.
+        """
+        ids = self.batch.sequence_ids
+        if ids is None:
+            ids = torch.arange(self.mask.shape[0], device=self.mask.device)
+        return token_uniforms(seed, ids, self.mask, step)
 
     def log_ratio(self, policy: Policy) -> Float[Tensor, "B T"]:
         """log(current / policy), with gradient, zero where masked out, clamped to ±20.

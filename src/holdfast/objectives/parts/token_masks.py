@@ -94,7 +94,10 @@ class M2po(RatioMask):
     """Reject the tokens of largest (log r)² among those moving away, until the mean of the rest is <= τ.
 
     M2PO (arXiv 2510.01161, its Algorithm 1): a budget on the second moment, τ = .04. Differs in that the budget is
-    over the whole optimiser step; the released code clips at a solved τ' and counts the clipped tokens at τ'².
+    over the whole optimiser step. The released code solves for a cap τ' instead, counts the clipped tokens at τ'², and
+    trains with PPO's clip to [1 − max(.3, 1 − e^−τ'), 1 + max(.5, e^τ' − 1)]: through these floors no ratio between .7
+    and 1.5 is ever clipped, and the second moment may stay above the budget. Of tokens with equal ratios those that
+    `sequence_ids` draw are kept.
     """
 
     max_second_moment: float = 0.04
@@ -106,7 +109,9 @@ class M2po(RatioMask):
     def prepare(self, terms: Terms, step: int) -> Tensor | None:
         square = terms.log_ratio(self.policy).square()
         counted = torch.where(moving_away(terms, self.policy), square, torch.inf).flatten()
-        order = counted.argsort()
+        # Of equal ratios the draw of their sequences decides, never the order of the batch.
+        order = terms.draws(0, step).flatten().argsort()
+        order = order[counted[order].argsort(stable=True)]
         ordered = counted[order]
         # Sorted upwards the running mean never falls, so the kept tokens are a prefix.
         mean = ordered.nan_to_num(posinf=0).cumsum(0) / torch.arange(1, ordered.numel() + 1, device=order.device)

@@ -136,9 +136,10 @@ CONTROL_ROWS: dict[str, Row] = {
     "kl_cov": Row(
         title="Entropy control by a KL penalty on high-covariance tokens",
         paper="arXiv 2505.22617",
-        equation="eq. 13 and 14: KL penalty on the top kK tokens by Cov",
+        equation="eq. 13 and 14: KL(old‖θ) on the top kK tokens by Cov",
         defaults="k = 2e-3 (its 7B runs), β = 1: section 4.3",
-        differs="a smooth k2 instead of |log θ − log old|; see KlCov",
+        differs="a smooth k2 instead of |log θ − log old|; taken to the policy below the ratio, which is old unless "
+        "`denominator` or another row says rollout; see KlCov",
         sets={"penalties": (KlCov(),)},
     ),
 }

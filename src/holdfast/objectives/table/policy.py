@@ -238,7 +238,7 @@ POLICY_ROWS: dict[str, Row] = {
         paper="arXiv 2405.19107",
         equation="A log π − (β/2) (log θ/old)²",
         defaults="β = .1: chosen here; the literature leaves it to the user",
-        differs="advantages stand for R − V; the quadratic is per token, as in verl, not per sequence",
+        differs="advantages stand for R − V; the quadratic is per token and to old, as in verl, not per sequence",
         sets={"gate": One(), "carrier": "score", "penalties": (Kl(0.1, "k2", "old"),)},
     ),
     "aspo": Row(
@@ -263,7 +263,8 @@ POLICY_ROWS: dict[str, Row] = {
         paper="arXiv 2510.01161",
         equation="mask until the mean of (log r)² is ≤ τ",
         defaults="τ = .04",
-        differs="the budget is over the whole optimiser step",
+        differs="the budget is over the whole optimiser step; the released code turns it into one PPO clip, never "
+        "narrower than [1 − .3, 1 + .5]: ratios in there always train, whatever the budget says; see M2po",
         sets={"masks": (M2po(),), "denominator": "rollout"},
     ),
 }

@@ -23,13 +23,21 @@ def step_warnings(record: Mapping[str, Any], objective: Objective, updated: Upda
 
 
 def ratio_warnings(objective: Objective, updates: int) -> list[str]:
-    """What to know before the first step: a ratio to the trainer's own weights that nothing can move from 1."""
-    if updates > 1 or objective.denominator == "rollout" or objective.weights or objective.gate == One():
-        return []
-    return [
-        "with one update per rollout batch the ratio θ/old is exactly 1: the gate never acts, and the engine's drift "
-        "goes uncorrected; set objective.denominator = 'rollout', add a weight such as tis, or raise batch.minibatches"
-    ]
+    """What to know before the first step: parts that nothing can move, and drift that several steps count twice."""
+    if updates > 1:
+        return objective.double_corrections
+    idle = objective.idle_note("raise batch.minibatches or batch.epochs", gate=False)
+    return [*_about_ratio(objective), *([idle] if idle else [])]
+
+
+def _about_ratio(objective: Objective) -> Iterator[str]:
+    """A ratio to the trainer's own weights, which is 1, while nothing else corrects the engine's drift."""
+    if objective.denominator == "old" and not objective.weights and objective.gate != One():
+        yield (
+            "with one update per rollout batch the ratio θ/old is exactly 1: the gate never acts, and the engine's "
+            "drift goes uncorrected; set objective.denominator = 'rollout', add a weight such as tis, or raise "
+            "batch.minibatches"
+        )
 
 
 def fitted_thresholds(objective: Objective, updated: Updated, kept: float = KEPT) -> dict[str, float]:

@@ -23,25 +23,29 @@ def advice_section(advice: SampleAdvice) -> Markup:
         return section(heading, absent(" ".join(f"Not given: {said}" for said in advice.missing)))
     recommended = advice.advice.recommendations.values()
     rules = table(
-        ("mask", "setting", "keeps", "loses of the signal", "error at most"),
+        ("mask", "setting", "keeps", "at twice the drift", "loses of the signal", "error at most"),
         [
             (
                 _RULES.get(r.rule, r.rule),
-                ", ".join(f"{k} = {v:.3g}" if isinstance(v, float) else f"{k} = {v}" for k, v in r.settings.items()),
+                ("none is needed; " if r.needed is False else "")
+                + ", ".join(f"{k} = {v:.3g}" if isinstance(v, float) else f"{k} = {v}" for k, v in r.settings.items()),
                 percent(r.point.acceptance),
+                percent(r.acceptance_at_twice),
                 percent(r.point.lost_signal),
                 number(r.point.error, 2),
             )
             for r in recommended
         ],
         label="Proposed thresholds",
-        numeric=(2, 3, 4),
+        numeric=(2, 3, 4, 5),
     )
     why = element("ul", *(element("li", r.reason, ".") for r in recommended))
     warned = join(absent(f"{sentence(w)}.") for w in advice.advice.warnings)
     lead = (
         f"From {advice.rollouts:,} rollouts drawn at random ({advice.tokens:,} tokens). "
-        "A threshold is proposed where it keeps 70 % of the rollouts at the smallest error."
+        "Proposed is what keeps 70 % of the rollouts of a batch that drifts twice as far: the largest threshold with "
+        "the smallest error, or, where no error is known, the published one. Where no mask is needed, the setting "
+        "rejects nothing."
     )
     return section(heading, rules, warned, folded("Why these", why), _bounds(advice), _certificate(advice), lead=lead)
 
