@@ -34,7 +34,8 @@ def test_single_gpu_example(folder, capsys):
     for line in (
         "use_vllm=True",
         "per_device_train_batch_size=4",
-        "gradient_accumulation_steps=32",
+        "gradient_accumulation_steps=16",
+        "steps_per_generation=32",
         "bf16=True",
         "gradient_checkpointing=True",
         "torch_compile=False",
