@@ -152,10 +152,19 @@ def test_compare_writes_one_table_and_continues(run_file, capsys):
     ]  # fmt: skip
     for run in results["runs"]:
         assert {len(column) for column in run["curve"].values()} == {3}
-        assert run["final_accuracy"] == run["curve"]["accuracy"][-1]
-    starts = {(run["seed"], run["start_accuracy"], run["curve"]["accuracy"][0]) for run in results["runs"]}
+        assert run["final"] == run["final_reward"] == run["curve"]["ranked"][-1]
+    assert results["ranked_by"]["key"] == "eval_reward" and "mean reward on held-out problems" in first
+    starts = {(run["seed"], run["start"], run["curve"]["ranked"][0]) for run in results["runs"]}
     assert len(starts) == 2, "one warm start per seed, shared by the objectives"
     assert len(list(Path("cmp/warm_start").iterdir())) == 2
+
+    assert dispatch([*command, "--rank-by", "kl_exact_mean", "--lowest"]) == 0
+    ranked = json.loads(Path("cmp/results.json").read_text())
+    assert ranked["ranked_by"] == {"key": "kl_exact_mean", "title": "kl_exact_mean", "lowest": True}
+    assert [run["final"] for run in ranked["runs"]] == [run["curve"]["kl_exact_mean"][-1] for run in ranked["runs"]]
+    capsys.readouterr()
+    assert dispatch([*command, "--rank-by", "kl_exakt_mean"]) == 2
+    assert "kl_exakt_mean: no run has measured it" in (error := capsys.readouterr().err) and "kl_exact_mean" in error
 
     (Path("cmp/runs/gspo/seed_1") / "summary.json").unlink()
     assert dispatch(command) == 0

@@ -48,6 +48,19 @@ def make_rollout(rng: random.Random, step: int, *, text: str | None = None, delt
     )
 
 
+def evaluation(right: int, problems: int, rng: random.Random) -> dict[str, Any]:
+    """What one evaluation records: the first `right` of the held-out problems are right."""
+    share, greedy = right / problems, round(1.0 - 0.04 * rng.random(), 3)
+    return {
+        "eval_reward": share,
+        "eval_rewards": [1.0] * right + [0.0] * (problems - right),
+        "eval_reward_se": math.sqrt(share * (1 - share) / (problems - 1)),
+        "eval_greedy_reward": greedy,
+        "eval_accuracy": share,
+        "eval_greedy_accuracy": greedy,
+    }
+
+
 def metrics_row(rng: random.Random, step: int, steps: int) -> dict[str, Any]:
     """One line of metrics.jsonl with every key the report knows."""
     progress, noise = 1 - math.exp(-3 * step / steps), rng.gauss(0, 0.02)
@@ -91,8 +104,9 @@ def metrics_row(rng: random.Random, step: int, steps: int) -> dict[str, Any]:
         },
         "time_split": {"generate": 1.5, "old_logprobs": 0.5, "update": 0.9, "evaluate": 0.12, "other": 0.08},
     }
-    if step % 10 == 0:
-        row |= {"eval_accuracy": 0.27 + 0.52 * progress, "eval_greedy_accuracy": 1.0 - 0.04 * rng.random()}
+    row["reward_quartiles"] = [0.0, 0.0, float(progress > 0.4), 1.0, 1.0]
+    if step == 1 or step % 10 == 0 or step == steps:
+        row |= evaluation(round(64 * (0.27 + 0.52 * progress)), 64, rng)
     if step > 0.7 * steps:
         row["warnings"] = ["acceptance falls with length: 83 % of the shortest quarter is kept, 47 % of the longest"]
     return row
@@ -112,6 +126,8 @@ def make_run(folder: Path, steps: int = 60, seed: int = 0) -> tuple[Path, list[R
         "parameters": 341_376,
         "seconds": 214.7,
         "tokens": 582_000,
+        "start_reward": 0.27,
+        "final_reward": 0.78,
         "start_accuracy": 0.27,
         "final_accuracy": 0.78,
         "finished": True,
@@ -125,6 +141,12 @@ def make_run(folder: Path, steps: int = 60, seed: int = 0) -> tuple[Path, list[R
         write_rollouts(folder / "rollouts" / f"step_{step:04d}.parquet", of_step)
         rollouts += of_step
     return folder, rollouts
+
+
+@pytest.fixture
+def evaluation_of() -> Callable[..., dict[str, Any]]:
+    """What one evaluation records: (right answers, problems, generator)."""
+    return evaluation
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import json
+import random
 import re
 import shutil
 
@@ -28,7 +29,7 @@ def test_the_page_of_a_whole_run(run_folder, parse):
     assert len(document.encode()) < 1_000_000
     headings = ["Learning", "Drift", "Trust region", "Error bounds", "Rollouts", "Time", "Configuration"]
     assert re.findall("<h2>(.*?)</h2>", document) == headings
-    assert len(seen.all("figure", "plot")) == 15
+    assert len(seen.all("figure", "plot")) == 18
     assert len(seen.all("div", "viewer")) == 3
     assert "was not measured" not in seen.text
     assert "was not recorded" not in seen.text
@@ -47,7 +48,9 @@ def test_the_headline_says_what_was_learned_drifted_masked_and_bounded(run_folde
 
     rewrite(folder, change)
     text = text_of(folder, parse).replace("\xa0", " ")
-    assert "Sampled accuracy on held-out problems rose from 27 % to 78 % in 20 steps." in text
+    # the first k of 64 problems are right at either end: 22 at step 1, 49 at step 20; 27 of 64 differ by 1
+    assert "Mean reward on held-out problems rose from 0.344 to 0.766 in 20 steps (+0.42, standard error 0.062)" in text
+    assert "34 % of the sampled answers were right at first, 77 % at the end." in text
     assert "0.002 nats of exact KL per token on average and by 0.3 at the worst token (step 20)." in text
     assert "The trust region masked 25 % of the sequences" in text
     assert "Acceptance falls with length: 90 % of the shortest quarter, 60 % of the longest." in text
@@ -83,16 +86,29 @@ def test_only_the_steps_that_masked_everything_are_counted(run_folder, parse):
 
 @pytest.mark.parametrize(
     ("final", "said"),
-    [(0.1, "fell from 27 % to 10 %"), (0.275, "stayed at about 28 % in 5 steps. Nothing was learned.")],
+    [(2, "fell from 0.5 to 0.0312 in 5 steps"), (33, "no more than chance explains, so learning is not shown")],
 )
-def test_a_run_that_did_not_learn_is_not_praised(run_folder, parse, final, said):
+def test_a_run_that_did_not_learn_is_not_praised(run_folder, evaluation_of, parse, final, said):
     folder, _ = run_folder(steps=5)
-    summary = json.loads((folder / "summary.json").read_text()) | {"final_accuracy": final}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    assert said in text_of(folder, parse).replace("\xa0", " ")
+    ends = {1: evaluation_of(32, 64, random.Random(0)), 5: evaluation_of(final, 64, random.Random(0))}
+    rewrite(folder, lambda row: row | ends.get(row["step"], {}))
+    text = text_of(folder, parse).replace("\xa0", " ")
+    assert said in text and "rose" not in text
+
+
+def test_a_run_folder_without_held_out_rewards_is_drawn(run_folder, parse):
+    folder, _ = run_folder(steps=40)
+    new = ("eval_reward", "eval_rewards", "eval_reward_se", "eval_greedy_reward", "reward_quartiles")
+    rewrite(folder, lambda row: {k: v for k, v in row.items() if k not in new})
+    seen = parse(write_run_report(folder).read_text(encoding="utf-8"))
+    assert len(seen.all("figure", "plot")) == 16
+    assert "Mean reward of the training rollouts rose from" in seen.text
+    assert "The distribution of the held-out rewards was not recorded." in seen.text
 
 
 ABSENT = {
+    "reward_quartiles": "The distribution of the training rewards was not recorded.",
+    "eval_rewards": "The distribution of the held-out rewards was not recorded.",
     "entropy": "Entropy was not measured.",
     "drift_by_position": "Drift against position was not measured.",
     "masked_by_length": "Acceptance against length was not measured.",
@@ -116,9 +132,8 @@ def test_any_subset_of_keys_gives_a_page(run_folder, parse):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(folder / "rollouts")
     for key in rows[0]:
-        (folder / "metrics.jsonl").write_text(
-            "".join(json.dumps({"step": r["step"], key: r[key]}) + "\n" for r in rows)
-        )
+        part = [{"step": r["step"]} | ({key: r[key]} if key in r else {}) for r in rows]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
         text_of(folder, parse)
 
 

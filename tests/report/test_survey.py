@@ -25,7 +25,7 @@ def test_one_of_each_kind_is_chosen():
     seen = survey([early, mild, worst, right, wrong])
     assert [(e.heading, e.rollout) for e in seen.examples()] == [
         ("Accepted, right answer", right),
-        ("The worst sequence that was masked", worst),
+        ("Of the masked sequences, the one that drifted most", worst),
         ("A wrong answer", wrong),
     ]
     assert (seen.sequences, seen.tokens, seen.verdicts) == (5, 10, {"accepted": 3, "rejected": 2})
@@ -43,7 +43,7 @@ def test_exact_kl_decides_which_is_worst():
 def test_without_a_rejection_the_one_that_drifted_most_is_shown():
     calm, far = sequence(drift=0.1), sequence(drift=0.9)
     headings = {e.heading: e.rollout for e in survey([far, calm]).examples()}
-    assert headings["Nothing was masked; this sequence drifted most"] is far
+    assert headings["No sequence was masked; this one drifted most"] is far
 
 
 def test_no_sequence_is_shown_twice():
@@ -81,3 +81,30 @@ def test_thinning_keeps_the_largest():
 def test_a_rollout_without_logprobs_counts_but_draws_nothing():
     seen = survey([dataclasses.replace(sequence(), rollout_logprobs=None)])
     assert (seen.sequences, seen.ratios, seen.points) == (1, [], {})
+
+
+def headings(rollouts):
+    return [example.heading for example in survey(rollouts).examples()]
+
+
+def test_right_and_wrong_are_words_for_rewards_of_0_and_1_alone():
+    low, middle, high = (sequence(drift=1 / (1 + abs(reward - 0.5)), reward=reward) for reward in (-1.0, 0.5, 2.0))
+    seen = survey([low, high, middle])
+    assert [(e.heading, e.rollout) for e in seen.examples()] == [
+        ("Accepted, highest reward", high), ("No sequence was masked; this one drifted most", middle),
+        ("Lowest reward", low),
+    ]  # fmt: skip
+    assert headings([sequence(reward=None)])[0] == "Accepted"
+    assert "A wrong answer" not in headings([sequence(), sequence(2)])
+
+
+def test_what_was_not_judged_or_not_read_is_not_called_unmasked(tmp_path, monkeypatch):
+    unjudged = dataclasses.replace(sequence(), trust_mask=None)
+    assert headings([unjudged]) == ["The sequence that drifted most"]
+    write_rollouts(tmp_path / "step_0001.parquet", [sequence(), sequence(2), sequence(3)])
+    whole = survey_run(tmp_path)
+    assert whole.whole and "No sequence was masked; this one drifted most" in [e.heading for e in whole.examples()]
+    monkeypatch.setattr("holdfast.report.survey.MOST_TOKENS", 4)
+    cut = survey_run(tmp_path)
+    assert (cut.sequences, cut.cut_files, cut.whole) == (2, 1, False)
+    assert "Of those read, no sequence was masked; this one drifted most" in [e.heading for e in cut.examples()]

@@ -3,6 +3,8 @@
 from fractions import Fraction
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from holdfast.tasks.answers import answer_of, exact, last_number, numeric
 
@@ -28,6 +30,16 @@ from holdfast.tasks.answers import answer_of, exact, last_number, numeric
         ("1e999999999", None),
         ("1e-999999999", None),
         ("1E2000", None),
+        ("-E+4", Fraction(4)),
+        ("e2", Fraction(2)),
+        ("3 or .e5", Fraction(5)),
+        ("2e", Fraction(2)),
+        ("1" * 5000, None),
+        ("0." + "1" * 5000, None),
+        ("1/" + "3" * 5000, None),
+        ("1e" + "0" * 5000 + "1", None),
+        ("٣", Fraction(3)),
+        ("²", None),
     ],
 )
 def test_the_last_number_is_read_exactly(text, value):
@@ -51,6 +63,27 @@ def test_the_last_number_is_read_exactly(text, value):
 )
 def test_numbers_are_compared_to_a_millionth(answer, expected, reward):
     assert numeric(answer, expected) == reward
+
+
+NUMBERISH = st.text(st.sampled_from("0123456789+-eE.,/% x²٣"))
+
+
+@given(st.text() | NUMBERISH, st.text() | NUMBERISH)
+@example("-E+4", "4")
+@example("9" * 5000, "1")
+def test_any_text_is_compared_without_an_error(answer, expected):
+    assert numeric(answer, expected) == numeric(expected, answer) in (0.0, 1.0)
+    assert numeric(answer, answer) == float(last_number(answer) is not None)
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Nd"], exclude_characters="+-.,/"), max_size=40),
+    st.integers(-(10**30), 10**30),
+    st.sampled_from(["{}", "{:,}", "{}.0", "{}e0", "{}/1", "{}00%"]),
+    st.text(st.characters(exclude_categories=["Nd"], exclude_characters="+-.,/%"), max_size=40),
+)
+def test_a_number_is_found_whatever_words_stand_around_it(before, value, form, after):
+    assert last_number(f"{before}{form.format(value)} {after}") == value
 
 
 def test_texts_are_compared_after_stripping():

@@ -182,3 +182,11 @@ def test_reasoning_gym():
         assert task.reward(problem, f"#{int(problem.answer) + 1}") < 0.5
     with pytest.raises(ConfigError, match=r"reasoning-gym refuses task.dataset = 'chain_some'"):
         get_task("reasoning_gym", dataset="chain_some")
+
+
+def test_a_reference_answer_that_no_number_can_equal_is_refused(tmp_path):
+    rows = [{"prompt": "a", "answer": "7 apples"}, {"prompt": "b", "answer": "seven"}]
+    path = write(tmp_path / "q.jsonl", rows)
+    with pytest.raises(DataError, match=r"line 2: the answer 'seven' holds no number .* task\.verifier = \"exact\""):
+        get_task("jsonl", path=path, verifier="numeric")
+    assert get_task("jsonl", path=path)

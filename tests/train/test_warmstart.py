@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, DataError
 from holdfast.tasks import Problem, get_task
-from holdfast.train.keep.checkpoint import load_weights
+from holdfast.train.keep.checkpoint import load_weights, save_model
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.policy.forward import Policy
 from holdfast.train.sampling.data import PromptSource
@@ -48,6 +49,18 @@ def test_made_once_and_loaded_exactly(small_config, tmp_path):
         next(iter(runs[0].policy.model.parameters())).add_(1.0)
     load_weights(runs[0].policy.model, tmp_path / "warm" / config.warm_start_key())
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_that_are_not_whole_are_never_put_into_a_model(small_config, tmp_path):
+    model, tokenizer = build_model(small_config(), "0123")
+    save_model(tmp_path, model, tokenizer)
+    weights = load_file(tmp_path / "model.safetensors")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for broken in ({k: v for k, v in weights.items() if "up_proj" not in k}, weights | {"x": torch.zeros(1)}):
+        save_file(broken, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(DataError, match=r"cannot be loaded into this model: the folder (lacks|holds) weights"):
+            load_weights(model, tmp_path)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_interrupted_warm_start_leaves_no_half_model(small_config, tmp_path):

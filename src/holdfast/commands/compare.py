@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from holdfast.errors import ConfigError
-from holdfast.train.compare import collect, plan_entries, run_entries, table_rows, write_results
+from holdfast.train.compare import Ranking, collect, plan_entries, run_entries, table_rows, write_results
 from holdfast.train.settings.configfile import leading_files, load_config
 
 
@@ -18,7 +18,8 @@ def run(argv: list[str]) -> int:
     """Run every objective with every seed; 0 when all finished, 1 when some failed."""
     parser = argparse.ArgumentParser(
         prog="holdfast compare",
-        usage="holdfast compare CONFIG [CONFIG ...] [--objectives A,B] [--seeds N] [--section.key VALUE ...]",
+        usage="holdfast compare CONFIG [CONFIG ...] [--objectives A,B] [--seeds N] [--rank-by NUMBER] "
+        "[--section.key VALUE ...]",
         description="Train several objectives on the same task and seeds; one table and one figure with spread.",
         epilog="Overrides apply to every configuration: --steps 40 --optimizer.learning_rate 1e-4. "
         "An interrupted comparison continues when the same command is given again.",
@@ -26,6 +27,14 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds per objective (default 3)")
     parser.add_argument("--objectives", default="", help="presets to try on one configuration: ppo,trm,gspo")
+    parser.add_argument(
+        "--rank-by",
+        default="reward",
+        metavar="NUMBER",
+        help="reward (on held-out problems, sampled; default), greedy_reward, accuracy, greedy_accuracy, "
+        "training_reward, or any number of metrics.jsonl",
+    )
+    parser.add_argument("--lowest", action="store_true", help="the lowest is the best")
     parser.add_argument("--out", type=Path, help="folder (default: runs/compare-NAME)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in its own process")
     files, rest = leading_files(argv)
@@ -46,7 +55,7 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nholdfast compare: interrupted; the same command continues in {out}", file=sys.stderr)
         return 130
-    results = collect(entries)
+    results = collect(entries, Ranking.by(known.rank_by, known.lowest))
     if not results["runs"]:
         raise ConfigError("no run finished:\n" + "\n".join(failures))
     write_results(out, results)
@@ -62,7 +71,7 @@ def run(argv: list[str]) -> int:
 
 def results_table(results: dict) -> Table:
     """One row per objective, the best mean first."""
-    table = Table(title=f"{results['task']}: accuracy on held-out problems", title_justify="left", box=None)
+    table = Table(title=f"{results['task']}: {results['ranked_by']['title']}", title_justify="left", box=None)
     table.add_column("objective")
     for name in ("start", "final", "sd", "every seed", "entropy", "seconds"):
         table.add_column(name, justify="right")

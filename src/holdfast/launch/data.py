@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 from holdfast.errors import ConfigError
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Environment, Problem, Task
+from holdfast.tasks.held_out import held_out_warnings
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.seeds import derive_seed
 
@@ -38,3 +40,9 @@ def training_problems(config: RunConfig, draw: Draw) -> list[Problem]:
 def held_out_problems(config: RunConfig, draw: Draw) -> list[Problem]:
     """The problems that `holdfast train` evaluates on."""
     return list(draw(derive_seed(config.seed, "evaluate"), config.evaluation.problems, "eval"))
+
+
+def say_doubts(task: Task, training: Sequence[Problem], held_out: Sequence[Problem]) -> None:
+    """Say on stderr that held-out problems repeat or are trained on."""
+    for text in held_out_warnings(task, held_out, training):
+        print(f"warning: {text}", file=sys.stderr)

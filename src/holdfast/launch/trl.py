@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import ConfigError, nearest
-from holdfast.launch.data import held_out_problems, single_turn_task, training_problems
+from holdfast.launch.data import held_out_problems, say_doubts, single_turn_task, training_problems
 from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
-from holdfast.objectives.objective import Objective
-from holdfast.objectives.presets import preset
 from holdfast.rollout.engine import Engine
 from holdfast.tasks.base import Problem
 from holdfast.tasks.verify import make_scorer, rewards_of
@@ -20,6 +18,7 @@ from holdfast.train.sampling.data import PromptSource
 from holdfast.train.sampling.engines import build_engine, embedded
 from holdfast.train.sampling.sampler import sampling_of
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.seeds import derive_seed
 from holdfast.train.setup import build_model
 
@@ -86,11 +85,6 @@ def show(run: RunFile, folder: Path) -> str:
     return "\n".join([objective_of(run.config).explain(), "", "GRPOConfig(", *lines, ")"])
 
 
-def objective_of(config: RunConfig) -> Objective:
-    """The configured objective."""
-    return preset(config.objective.preset, **config.objective.options)
-
-
 def run(run: RunFile, folder: Path) -> int:
     """Train with TRL; rollouts are in FOLDER/rollouts, the model in FOLDER/model."""
     import torch
@@ -120,6 +114,7 @@ def build_trainer(run: RunFile, folder: Path) -> Any:
         pick(config, lambda seed, count, split: source.draw(seed, count, split).problems)
         for pick in (training_problems, held_out_problems)
     ]
+    say_doubts(task, *chosen)
     problems = [problem for part in chosen for problem in part]
     scorer = make_scorer(
         task, config.task.reward, timeout=config.task.reward_timeout, workers=config.task.reward_workers

@@ -13,12 +13,11 @@ from typing import Any
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.levels import Given, check
 from holdfast.integrations.verl.names import TRAINER_MODE, advantage_overrides, hydra_value, loss_overrides
-from holdfast.launch.data import held_out_problems, single_turn_task, training_problems
+from holdfast.launch.data import held_out_problems, say_doubts, single_turn_task, training_problems
 from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
 from holdfast.launch.verl_reward import reward_settings, verl_row
-from holdfast.objectives.objective import Objective
-from holdfast.objectives.presets import preset
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.objective import objective_of
 
 HONOURED: Honoured = {
     "steps": None, "seed": None,
@@ -98,11 +97,6 @@ def overrides(run: RunFile, folder: Path) -> list[str]:
     return [*(f"{key}={hydra_value(value)}" for key, value in (settings | own).items()), *loss]
 
 
-def objective_of(config: RunConfig) -> Objective:
-    """The configured objective."""
-    return preset(config.objective.preset, **config.objective.options)
-
-
 def show(run: RunFile, folder: Path) -> str:
     """What `--dry-run` prints: a command to copy and, where verl is installed, what its own config makes of it."""
     lines = overrides(run, folder)
@@ -146,9 +140,13 @@ def write_tables(config: RunConfig, folder: Path) -> None:
 
     task = single_turn_task(config, "verl")
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    for name, pick in (("train", training_problems), ("held_out", held_out_problems)):
-        rows = [verl_row(p) for p in pick(config, lambda seed, count, split: tuple(task.problems(seed, count, split)))]
-        pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"{name}.parquet")
+    chosen = [
+        pick(config, lambda seed, count, split: tuple(task.problems(seed, count, split)))
+        for pick in (training_problems, held_out_problems)
+    ]
+    say_doubts(task, *chosen)
+    for name, problems in zip(("train", "held_out"), chosen, strict=True):
+        pq.write_table(pa.Table.from_pylist([verl_row(p) for p in problems]), folder / "data" / f"{name}.parquet")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -37,6 +37,61 @@ _MOST_BANDS = 6
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What the objectives are ordered by: its name, where a run keeps it, and whether it is a share."""
+
+    title: str
+    final: str
+    start: str
+    curve: str
+    share: bool
+    lowest: bool = False
+
+    @property
+    def scale(self) -> int:
+        """Shares are drawn in percent."""
+        return 100 if self.share else 1
+
+    @property
+    def label(self) -> str:
+        """The name with its unit."""
+        return f"{self.title}, %" if self.share else self.title
+
+    def write(self, value: float) -> str:
+        """In a sentence."""
+        return percent(value) if self.share else number(value)
+
+    def cell(self, value: float) -> str:
+        """In a table."""
+        return _points(value) if self.share else number(value)
+
+    def better(self, values: Sequence[float]) -> float:
+        """The best of them."""
+        return min(values) if self.lowest else max(values)
+
+    def worse(self, values: Sequence[float]) -> float:
+        """The worst of them."""
+        return max(values) if self.lowest else min(values)
+
+    def beats(self, first: float, second: float) -> bool:
+        """Whether the first is better."""
+        return first < second if self.lowest else first > second
+
+
+OLDER = Measure("sampled accuracy", "final_accuracy", "start_accuracy", "accuracy", True)
+"""What results.json held before it named what its runs are ordered by."""
+
+
+def measure_of(results: Mapping[str, Any]) -> Measure:
+    """What these results are ordered by."""
+    ranked = results.get("ranked_by")
+    if not isinstance(ranked, Mapping):
+        return OLDER
+    share = str(ranked.get("key", "")).endswith("accuracy")
+    return Measure(str(ranked.get("title", "")), "final", "start", "ranked", share, ranked.get("lowest") is True)
+
+
+@dataclass(frozen=True)
 class Group:
     """The runs of one objective, in seed order."""
 
@@ -82,24 +137,26 @@ def read_results(path: Path) -> Mapping[str, Any]:
 
 def compare_page(results: Mapping[str, Any], name: str) -> Markup:
     """The page of a comparison."""
-    groups = group_runs(results["runs"])
+    measure = measure_of(results)
+    groups = group_runs(results["runs"], measure)
     seeds = sorted({run["seed"] for run in results["runs"] if is_number(run.get("seed"))})
     task = results.get("task") or "one task"
     known = [("task", results.get("task")), ("engine", results.get("engine")), ("seeds", ", ".join(map(str, seeds)))]
+    known.append(("ranked by", f"{measure.title}, {'lowest' if measure.lowest else 'highest'} first"))
     return page(
         f"{len(groups)} objectives on {task}",
-        _finals(groups),
-        _curves(groups),
-        _listing(groups),
+        _finals(groups, measure),
+        _curves(groups, measure),
+        _listing(groups, measure),
         section("Setting", facts((k, v) for k, v in known if v)),
         kicker=f"Holdfast · comparison {name}",
-        verdict=verdict(groups),
+        verdict=verdict(groups, measure),
         footer=f"Written by Holdfast {holdfast.__version__} from {name}/results.json. This page loads nothing.",
     )
 
 
-def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """Runs by objective (and config, where one objective has several), the highest mean final accuracy first."""
+def group_runs(runs: Sequence[Mapping[str, Any]], measure: Measure = OLDER) -> list[Group]:
+    """Runs by objective (and config, where one objective has several), the best mean at the end first."""
     configs: dict[str, set[str]] = {}
     for run in runs:
         configs.setdefault(str(run["objective"]), set()).add(str(run.get("config", "")))
@@ -109,60 +166,72 @@ def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[Group]:
         label = name if len(configs[name]) == 1 else f"{name} ({run.get('config', '')})"
         members.setdefault(label, []).append(run)
     groups = [Group(k, tuple(sorted(v, key=lambda run: str(run.get("seed")).zfill(12)))) for k, v in members.items()]
-    return sorted(groups, key=lambda g: -_mean(g.values("final_accuracy"), -math.inf))
+    sign = 1 if measure.lowest else -1
+    return sorted(groups, key=lambda g: sign * _mean(g.values(measure.final), sign * math.inf))
 
 
-def verdict(groups: Sequence[Group]) -> Markup:
-    """Which objective came out highest, and which others its seeds do not separate it from."""
-    judged = [(group, values) for group in groups if (values := group.values("final_accuracy"))]
+def verdict(groups: Sequence[Group], measure: Measure = OLDER) -> Markup:
+    """Which objective came out best, and which others its seeds do not separate it from."""
+    judged = [(group, values) for group in groups if (values := group.values(measure.final))]
     if not judged:
-        return Markup("No run has a final accuracy, so there is nothing to compare.")
+        return Markup(f"No run has a final {measure.title}, so there is nothing to compare.")
     best, finals = judged[0]
-    start = _mean([v for group in groups for v in group.values("start_accuracy")], math.nan)
-    said: list[str] = [f"From {percent(start)} at the start, "] if math.isfinite(start) else []
-    said += [element("strong", best.name), " ended highest: ", element("strong", percent(_mean(finals)))]
-    said.append(f" on average over {_seeds(finals)}, {_range(finals)}.")
-    rivals = [group.name for group, values in judged[1:] if max(values) >= min(finals)]
+    start = _mean([v for group in groups for v in group.values(measure.start)], math.nan)
+    said: list[str] = [f"From {measure.write(start)} at the start, "] if math.isfinite(start) else []
+    said += [element("strong", best.name), f" ended {'lowest' if measure.lowest else 'highest'} in {measure.title}: "]
+    said += [element("strong", measure.write(_mean(finals)))]
+    ends = f"from {measure.write(min(finals))} to {measure.write(max(finals))}"
+    said.append(f" on average over {_seeds(finals)}, {ends}." if len(finals) > 1 else " with one seed.")
+    rivals = [g.name for g, values in judged[1:] if not measure.beats(measure.worse(finals), measure.better(values))]
     if len(judged) > 1 and min(map(len, (v for _, v in judged))) < 2:
         said.append(" With one seed for some objectives, nothing can be said about chance.")
     elif rivals:
         said.append(f" Its seeds overlap with those of {_listed(rivals)}, so this comparison does not order them.")
     elif len(judged) > 1:
-        said.append(" Every one of its seeds ended above every seed of the others.")
-    fallen = [group.name for group, values in judged if math.isfinite(start) and max(values) < start]
+        where = "below" if measure.lowest else "above"
+        said.append(f" Every one of its seeds ended {where} every seed of the others.")
+    fallen = [g.name for g, values in judged if math.isfinite(start) and measure.beats(start, measure.better(values))]
     if fallen:
-        said.append(f" {_listed(fallen)} ended below the start with every seed.")
+        where = "above" if measure.lowest else "below"
+        said.append(f" {_listed(fallen)} ended {where} the start with every seed.")
     return join(said)
 
 
-def _finals(groups: Sequence[Group]) -> Markup:
-    judged = [(g.name, [100 * v for v in g.values("final_accuracy")]) for g in groups]
+def _finals(groups: Sequence[Group], measure: Measure) -> Markup:
+    judged = [(g.name, [measure.scale * v for v in g.values(measure.final)]) for g in groups]
     if not any(values for _, values in judged):
-        return section("Where they ended", absent("No final accuracy was measured."))
-    starts = [v for g in groups for v in g.values("start_accuracy")]
-    rules = [Reference(100 * _mean(starts), "start")] if starts else []
+        return section("Where they ended", absent(f"No final {measure.title} was measured."))
+    starts = [v for g in groups for v in g.values(measure.start)]
+    rules = [Reference(measure.scale * _mean(starts), "start")] if starts else []
     chart = dot_chart(
         [name for name, _ in judged],
         [values for _, values in judged],
-        title="Final accuracy",
-        x_label="sampled accuracy, %",
+        title="At the end",
+        x_label=measure.label,
         references=rules,
-        x_range=(0, 100),
+        x_range=(0, 100) if measure.share else None,
     )
-    return section("Where they ended", figure(chart, "Every dot is a seed, the tick their mean.", full=True))
+    several = any(len(values) > 1 for _, values in judged)
+    caption = "Every dot is a seed, the tick their mean." if several else "Every dot is a seed."
+    return section("Where they ended", figure(chart, caption, full=True))
 
 
-def _curves(groups: Sequence[Group]) -> Markup:
-    banded = len(groups) <= _MOST_BANDS
-    wide = _chart(groups, "accuracy", ("Accuracy", "accuracy, %"), 100, banded, y_range=(0, 100))
-    spread = "Lines are means over seeds, bands reach from the lowest to the highest seed."
-    caption = spread if banded else "Lines are means over seeds; the spread is in the figure above and in the table."
+def _curves(groups: Sequence[Group], measure: Measure) -> Markup:
+    several = any(len(group.runs) > 1 for group in groups)
+    banded = len(groups) <= _MOST_BANDS and several
+    limits: dict[str, Any] = {"y_range": (0, 100)} if measure.share else {}
+    wide = _chart(groups, measure.curve, (_capital(measure.title), measure.label), measure.scale, banded, **limits)
+    caption = "Every line is one seed."
+    if several:
+        caption = "Lines are means over seeds; the table has the spread."
+    if banded:
+        caption = "Lines are means over seeds, bands reach from the lowest to the highest seed."
     smaller = [
         _chart(groups, "entropy", ("Entropy", "nats per token"), 1, banded, y_range=(0, 0)),
         _chart(groups, "kl_exact_mean", ("Drift", "mean exact KL, nats per token"), 1, banded, log_y=True),
         _chart(groups, "masked_sequences", ("Masked", "sequences masked, %"), 100, banded, y_range=(0, 10)),
     ]
-    first = figure(wide, caption, full=True) if wide else absent("No curve of accuracy was measured.")
+    first = figure(wide, caption, full=True) if wide else absent(f"No curve of {measure.title} was measured.")
     return section("How they got there", first, columns(*(figure(chart) for chart in smaller if chart)))
 
 
@@ -178,32 +247,39 @@ def _chart(groups: Sequence[Group], key: str, names: tuple[str, str], scale: Num
     return line_chart(series, title=names[0], x_label="step", y_label=names[1], **options)
 
 
-def _listing(groups: Sequence[Group]) -> Markup:
+def _listing(groups: Sequence[Group], measure: Measure) -> Markup:
+    beside = not measure.share and any(group.values("final_accuracy") for group in groups)
     rows = []
     for group in groups:
-        finals = group.values("final_accuracy")
+        finals = group.values(measure.final)
         masked = [_mean(list(curve.values())) for run in group.runs if (curve := _curve(run, "masked_sequences"))]
+        right = [_averaged(group.values("final_accuracy"), _points)] if beside else []
         rows.append(
             (
                 group.name,
-                _averaged(finals, _points),
-                _deviation(finals),
-                element("span", "  ".join(map(_points, finals)) or "–", css="seeds"),
-                _averaged(group.values("start_accuracy"), _points),
+                _averaged(finals, measure.cell),
+                _deviation(finals, measure),
+                element("span", "  ".join(map(measure.cell, finals)) or "–", css="seeds"),
+                _averaged(group.values(measure.start), measure.cell),
+                *right,
                 _averaged(group.values("final_entropy"), lambda v: number(v, 2)),
                 _averaged(masked, _points),
                 _averaged(group.values("seconds"), lambda v: number(v, 3)),
             )
         )
-    headers = ("objective", "final, %", "sd", "each seed, %", "start, %", "final entropy", "masked, %", "seconds")
+    unit = ", %" if measure.share else ""
+    headers = ["objective", f"final{unit}", "sd", f"each seed{unit}", f"start{unit}"]
+    headers += [*(["accuracy, %"] if beside else []), "final entropy", "masked, %", "seconds"]
     listing = table(
-        headers, rows, label="Results by objective", numeric=(1, 2, 4, 5, 6, 7), marks={0: "best"}, sortable=True
+        headers,
+        rows,
+        label="Results by objective",
+        numeric=[i for i in range(1, len(headers)) if i != 3],
+        marks={0: "best"} if groups and groups[0].values(measure.final) else {},
+        sortable=True,
     )
-    return section(
-        "Numbers",
-        listing,
-        lead="Accuracies are in percent and means over seeds; sd is the sample standard deviation over seeds.",
-    )
+    lead = f"Final, sd, each seed and start are of the {measure.title}; sd is the sample standard deviation over seeds."
+    return section("Numbers", listing, lead=f"{lead} The other columns are means over seeds.")
 
 
 def _averaged(values: Sequence[float], write: Any) -> Cell:
@@ -214,10 +290,14 @@ def _points(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _deviation(values: Sequence[float]) -> Cell:
+def _deviation(values: Sequence[float], measure: Measure) -> Cell:
     if len(values) < 2:
         return Cell("–", -1.0)
-    return Cell(_points(statistics.stdev(values)), statistics.stdev(values))
+    return Cell(measure.cell(statistics.stdev(values)), statistics.stdev(values))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _curve(run: Mapping[str, Any], key: str) -> dict[int, float]:
@@ -234,10 +314,6 @@ def _mean(values: Sequence[float], missing: float = math.nan) -> float:
 
 def _seeds(values: Sequence[float]) -> str:
     return f"{len(values)} seed{'s' if len(values) != 1 else ''}"
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"from {percent(min(values))} to {percent(max(values))}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import holdfast
 from holdfast.errors import DataError
 from holdfast.report import run_figures
 from holdfast.report.charts.scales import Number, number
+from holdfast.report.learning import held_out, learning, progress, zero_or_one
 from holdfast.report.metrics import Metrics, is_number, read_metrics
 from holdfast.report.page import (
     Markup,
@@ -26,9 +27,11 @@ from holdfast.report.page import (
     write_page,
 )
 from holdfast.report.survey import survey_run
-from holdfast.report.words import headline, percent, progress
+from holdfast.report.words import headline, percent
 
-_IN_HEAD = {"objective", "formula", "task", "start_accuracy", "final_accuracy"}
+_IN_HEAD = {"objective", "formula", "task"} | {
+    f"{when}_{kind}" for when in ("start", "final") for kind in ("reward", "accuracy")
+}
 
 
 def write_run_report(run_dir: Path) -> Path:
@@ -51,7 +54,7 @@ def run_page(run_dir: Path) -> Markup:
         title,
         tiles(_tiles(metrics, summary)),
         notices(_notices(metrics)),
-        run_figures.learning(metrics),
+        learning(metrics),
         run_figures.drift(metrics, seen),
         run_figures.trust(metrics),
         run_figures.bounds(metrics),
@@ -59,7 +62,7 @@ def run_page(run_dir: Path) -> Markup:
         run_figures.time(metrics),
         _configuration(run_dir, summary),
         kicker=f"Holdfast · run {run_dir.name}",
-        verdict=headline(metrics, summary),
+        verdict=headline(metrics),
         footer=f"Written by Holdfast {holdfast.__version__} from {run_dir.name}/. This page loads nothing.",
     )
 
@@ -73,12 +76,13 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
 
 
 def _tiles(metrics: Metrics, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    found = progress(metrics, summary)
+    found = progress(metrics)
     cards = []
     if found:
-        name, start, end = found
-        write = number if name == "Mean reward" else percent
-        cards.append(("Accuracy" if write is percent else "Reward", f"{write(start)} → {write(end)}", name.lower()))
+        cards.append(("Reward", f"{number(found.start)} → {number(found.end)}", found.name.lower()))
+    right = held_out(metrics)[1]
+    if len(right) > 1 and zero_or_one(metrics):
+        cards.append(("Accuracy", f"{percent(right[0])} → {percent(right[-1])}", "held-out problems, sampled"))
     worst, mean = metrics.highest("kl_exact_max"), metrics.mean("kl_exact_mean")
     if worst:
         cards.append(("Worst drift", number(worst[1], 2), f"exact KL in nats, step {worst[0]}; mean {number(mean, 2)}"))

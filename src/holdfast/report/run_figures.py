@@ -13,40 +13,10 @@ from holdfast.report.metrics import Metrics, binned, is_number
 from holdfast.report.page import Markup, absent, columns, figure, join, section, table
 from holdfast.report.survey import MOST_POINTS, Survey, thin_points
 from holdfast.report.tokens import token_key, token_view
-from holdfast.report.words import acceptance_by_length, is_bound, last_bounds
+from holdfast.report.words import acceptance_by_length, is_bound, last_bounds, masked_by_length, responses_by_length
 
 _MOST_BOUNDS = 6
 _PARTS = {"generate": "generating", "old_logprobs": "old logprobs", "update": "updating", "evaluate": "evaluating"}
-
-
-def learning(metrics: Metrics) -> Markup:
-    """Accuracy (or reward) and entropy over steps."""
-    named = {
-        "eval_accuracy": "held-out, sampled",
-        "eval_greedy_accuracy": "held-out, greedy",
-        "accuracy": "training, sampled",
-    }
-    lines = _lines(metrics, named, scale=100)
-    if lines:
-        curve = figure(
-            line_chart(lines, title="Accuracy", x_label="step", y_label="accuracy, %", y_range=(0, 100)),
-            "Sampled accuracy counts every sampled answer; greedy takes the likeliest token each time.",
-        )
-    elif metrics.has("reward_mean"):
-        lines = _lines(metrics, {"reward_mean": "mean reward"})
-        curve = figure(line_chart(lines, title="Reward", x_label="step", y_label="mean reward"))
-    else:
-        curve = absent("The learning curve was not measured (no accuracy, no reward).")
-    entropy = _lines(metrics, {"entropy": "entropy"})
-    chart = (
-        figure(
-            line_chart(entropy, title="Entropy", x_label="step", y_label="nats per token", y_range=(0, 0)),
-            "How open the policy still is; near zero it has nothing left to explore.",
-        )
-        if entropy
-        else absent("Entropy was not measured.")
-    )
-    return section("Learning", columns(curve, chart))
 
 
 def drift(metrics: Metrics, seen: Survey) -> Markup:
@@ -58,11 +28,12 @@ def drift(metrics: Metrics, seen: Survey) -> Markup:
                 histogram(
                     seen.ratios, title="Every token's drift", x_label="|log ratio|", bins=32, log_x=True, log_y=True
                 ),
-                f"{len(seen.ratios):,} tokens of {seen.sequences:,} logged sequences; both axes logarithmic.",
+                f"{len(seen.ratios):,} tokens of {sum(map(len, seen.points.values())):,} sequences; "
+                "both axes logarithmic.",
             )
         )
     if seen.points:
-        blocks.append(figure(_sequence_scatter(seen), "One dot a sequence: its length and its worst token."))
+        blocks.append(_sequence_scatter(seen))
     if not seen.ratios:
         blocks.append(absent("No rollouts with logprobs of both engine and trainer were found."))
     return section(
@@ -82,7 +53,7 @@ def _drift_over_steps(metrics: Metrics) -> Markup:
         return absent("Drift over steps was not measured.")
     return figure(
         line_chart(lines, title="Drift over steps", x_label="step", y_label="nats per token", log_y=True),
-        "Mean over a step's tokens, and its worst token.",
+        _means_and_maxima(lines, "The mean is over a step's tokens.", "The maximum is that of its worst token."),
     )
 
 
@@ -117,21 +88,32 @@ def _drift_by_position(metrics: Metrics, bins: int = 16) -> Markup:
         line_chart(
             lines, title="Drift against position", x_label="token position", y_label="nats per token", log_y=True
         ),
-        "Over all steps: means are averaged, the maximum is the run's.",
+        _means_and_maxima(lines, "Means are averaged over the steps.", "The maximum is the run's."),
     )
 
 
-def _sequence_scatter(seen: Survey):
+def _means_and_maxima(lines: Sequence[Series], means: str, maxima: str) -> str:
+    """What to say of the lines that are there."""
+    found = {line.name.rpartition(", ")[2] for line in lines}
+    return " ".join(text for kind, text in (("mean", means), ("max", maxima)) if kind in found)
+
+
+def _sequence_scatter(seen: Survey) -> Markup:
     order = [word for word in ("accepted", "rejected", "partly masked", "no verdict") if word in seen.points]
     share = MOST_POINTS // len(order)
     clouds = [(word, thin_points(seen.points[word], share)) for word in order]
-    return scatter_chart(
+    chart = scatter_chart(
         [Series(word, [float(x) for x, _ in points], [y for _, y in points]) for word, points in clouds],
-        title="Every sequence",
+        title="Sequences",
         x_label="response length, tokens",
         y_label="worst |log ratio|",
         log_y=True,
     )
+    said, drawn = "One dot a sequence: its length and its worst token.", sum(len(points) for _, points in clouds)
+    everything = sum(map(len, seen.points.values()))
+    if drawn < everything:
+        said += f" {drawn:,} of {everything:,} are drawn, those that drifted most among them."
+    return figure(chart, said)
 
 
 def trust(metrics: Metrics) -> Markup:
@@ -153,20 +135,28 @@ def _acceptance(metrics: Metrics) -> Markup:
     accepted = acceptance_by_length(metrics)
     if accepted is None:
         return absent("Acceptance against length was not measured.")
-    return figure(
-        bar_chart(
-            _quarters(metrics),
-            [100 * share for share in accepted],
-            title="Acceptance against length",
-            x_label="sequences accepted, %",
-            x_range=(0, 100),
-        ),
-        "Mean over steps for each quarter of response length. A mask on the worst token rejects long responses first.",
+    named = zip(_quarters(metrics), accepted, strict=True)
+    shown = [(name, 100 * share) for name, share in named if share is not None]
+    chart = bar_chart(
+        [name for name, _ in shown],
+        [share for _, share in shown],
+        title="Acceptance against length",
+        x_label="sequences accepted, %",
+        x_range=(0, 100),
     )
+    counts = responses_by_length(metrics)
+    if counts is None:
+        said = "Mean over steps for each quarter of response length."
+    else:
+        held = f"{', '.join(f'{count:,}' for count in counts[:3])} and {counts[3]:,}"
+        said = f"For each quarter of response length at its step; they held {held} responses."
+    if len(shown) < len(accepted):
+        said += " Quarters that never held a response are left out."
+    return figure(chart, said)
 
 
 def _acceptance_map(metrics: Metrics, most: int = 40) -> Markup:
-    rows = [(step, values) for step, values in metrics.lists("masked_by_length") if len(values) == 4]
+    rows = masked_by_length(metrics)
     known = [v for _, values in rows for v in values if v is not None]
     if len(rows) < 6 or not known or max(known) == min(known):
         return Markup()
@@ -183,6 +173,7 @@ def _acceptance_map(metrics: Metrics, most: int = 40) -> Markup:
             x_label="step",
             y_label="sequences accepted, %",
         ),
+        "" if count == len(rows) else "Every column is the mean of the steps from its own to the next one's.",
         full=True,
     )
 
@@ -204,8 +195,8 @@ def bounds(metrics: Metrics) -> Markup:
     heading, lead = (
         "Error bounds",
         (
-            "What the drift can cost at most: the error of the surrogate as a share of the reward range. "
-            "Rewards lie in [0, 1], so a bound above 1 is vacuous: it says nothing. "
+            "What the drift can cost at most: the error of the surrogate as a share of the range of the rewards. "
+            "A bound above 1 is vacuous: it says nothing. "
             "Expectations are taken over the sequences that the step sampled."
         ),
     )
@@ -273,6 +264,8 @@ def rollouts(seen: Survey) -> Markup:
     """A few sequences with their tokens coloured by log ratio."""
     examples = seen.examples()
     trouble = [f"{name} could not be read." for name in seen.unreadable]
+    if seen.cut_files:
+        trouble.append(f"Of {seen.cut_files} files only the first sequences were read, for their length.")
     if seen.skipped_files:
         trouble.append(f"Chosen from {seen.files} of {seen.files + seen.skipped_files} files of rollouts.")
     if not examples:
@@ -284,7 +277,12 @@ def rollouts(seen: Survey) -> Markup:
         token_key(),
         *views,
         absent(" ".join(trouble)) if trouble else "",
-        lead=join((f"Of {seen.sequences:,} logged sequences: {kinds}. Hover over a token, or use the arrow keys.",)),
+        lead=join(
+            (
+                f"Of {seen.sequences:,} {'logged sequences' if seen.whole else 'sequences that were read'}: {kinds}. "
+                "Hover over a token, or use the arrow keys.",
+            )
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -35,24 +36,42 @@ class Survey:
     accepted: Rollout | None = None
     rejected: Rollout | None = None
     drifted: Rollout | None = None
-    wrong: Rollout | None = None
+    lowest: Rollout | None = None
+    graded: bool = False
     files: int = 0
     skipped_files: int = 0
+    cut_files: int = 0
     unreadable: list[str] = field(default_factory=list)
 
     def examples(self) -> list[Example]:
-        """One accepted sequence, the worst rejected one (or else the one that drifted most), one wrong answer."""
+        """One accepted sequence, the worst rejected one (or else the one that drifted most), one of low reward.
+
+        A reward of 0 is called wrong, and one of 1 right, only where every reward is 0 or 1.
+        """
         found: list[Example] = []
         if self.accepted:
-            right = self.accepted.reward is not None and self.accepted.reward >= 1
-            found.append(Example("Accepted, right answer" if right else "Accepted", self.accepted))
+            best = self.accepted.reward if self.accepted.reward is not None else 0.0
+            words = "Accepted, highest reward" if self.graded else "Accepted, right answer" if best == 1 else "Accepted"
+            found.append(Example(words, self.accepted))
         if self.rejected:
-            found.append(Example("The worst sequence that was masked", self.rejected))
+            found.append(Example("Of the masked sequences, the one that drifted most", self.rejected))
         elif self.drifted:
-            found.append(Example("Nothing was masked; this sequence drifted most", self.drifted))
-        if self.wrong and all(self.wrong is not example.rollout for example in found):
-            found.append(Example("A wrong answer", self.wrong))
+            masks = "no verdict" not in self.verdicts
+            words = "No sequence was masked; this one drifted most" if masks else "The sequence that drifted most"
+            found.append(
+                Example(
+                    words if self.whole or not masks else f"Of those read, {words[0].lower()}{words[1:]}", self.drifted
+                )
+            )
+        low = self.lowest
+        if low and (self.graded or low.reward == 0) and all(low is not example.rollout for example in found):
+            found.append(Example("Lowest reward" if self.graded else "A wrong answer", low))
         return found
+
+    @property
+    def whole(self) -> bool:
+        """Whether every logged sequence was read."""
+        return not (self.skipped_files or self.cut_files or self.unreadable)
 
 
 def survey(rollouts: Iterable[Rollout], into: Survey | None = None) -> Survey:
@@ -72,8 +91,9 @@ def survey(rollouts: Iterable[Rollout], into: Survey | None = None) -> Survey:
             seen.accepted = max((r for r in (seen.accepted, rollout) if r), key=_merit)
         elif word in ("rejected", "partly masked"):
             seen.rejected = max((r for r in (seen.rejected, rollout) if r), key=_drift)
-        if rollout.reward is not None and rollout.reward < 1:
-            seen.wrong = max((r for r in (seen.wrong, rollout) if r), key=_wrongness)
+        if rollout.reward is not None:
+            seen.graded |= rollout.reward not in (0.0, 1.0)
+            seen.lowest = max((r for r in (seen.lowest, rollout) if r), key=_lowness)
     return seen
 
 
@@ -90,7 +110,9 @@ def survey_run(folder: Path) -> Survey:
     seen.skipped_files = len(paths) - len(chosen)
     for path in sorted(chosen):
         try:
-            survey(_within(_read(path), MOST_TOKENS // len(chosen)), seen)
+            tokens, some = MOST_TOKENS // len(chosen), _read(path)
+            survey(_within(some, tokens), seen)
+            seen.cut_files += next(some, None) is not None
             seen.files += 1
         except (ValueError, OSError):
             seen.unreadable.append(path.name)
@@ -125,9 +147,10 @@ def _drift(rollout: Rollout) -> tuple[float, float]:
     return max(rollout.kl_exact or rollout.kl_lower or (0.0,)), abs(place[1]) if place else 0.0
 
 
-def _merit(rollout: Rollout) -> tuple[bool, int]:
-    return rollout.reward is not None and rollout.reward >= 1, rollout.step or 0
+def _merit(rollout: Rollout) -> tuple[float, int]:
+    return -math.inf if rollout.reward is None else rollout.reward, rollout.step or 0
 
 
-def _wrongness(rollout: Rollout) -> tuple[bool, int]:
-    return verdict(rollout)[0] == "accepted", rollout.step or 0
+def _lowness(rollout: Rollout) -> tuple[float, bool, int]:
+    reward = math.inf if rollout.reward is None else rollout.reward
+    return -reward, verdict(rollout)[0] == "accepted", rollout.step or 0

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from holdfast.report.charts.scales import number
+from holdfast.report.learning import held_out, progress, zero_or_one
 from holdfast.report.metrics import Metrics, is_number
 from holdfast.report.page import Markup, element, join
-
-_ACCURACY = (
-    ("eval_accuracy", "Sampled accuracy on held-out problems"),
-    ("accuracy", "Sampled accuracy on the training prompts"),
-    ("reward_mean", "Mean reward"),
-)
 
 
 def percent(share: float | None) -> str:
@@ -26,23 +20,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{number(100 * share, 3 if 0.995 < share < 1 else 2)}\N{NO-BREAK SPACE}%"
 
 
-def progress(metrics: Metrics, summary: Mapping[str, Any]) -> tuple[str, float, float] | None:
-    """What was learned: (name, at the start, at the end) of the best measure there is; None where there is none."""
-    for key, name in _ACCURACY:
-        start, end = metrics.first(key), metrics.last(key)
-        if key == "eval_accuracy":
-            start = summary["start_accuracy"] if is_number(summary.get("start_accuracy")) else start
-            end = summary["final_accuracy"] if is_number(summary.get("final_accuracy")) else end
-        if start is not None and end is not None:
-            return name, float(start), float(end)
-    return None
-
-
-def headline(metrics: Metrics, summary: Mapping[str, Any]) -> Markup:
+def headline(metrics: Metrics) -> Markup:
     """Started at, ended at, what drifted, what was masked, what the bounds say; silent on what was not measured."""
     if not metrics.rows:
         return Markup("No training step was completed, so there is nothing to judge.")
-    parts = (_learned(metrics, summary), _drifted(metrics), _masked(metrics), _length(metrics), _bounded(metrics))
+    parts = (_learned(metrics), _drifted(metrics), _masked(metrics), _length(metrics), _bounded(metrics))
     return join((p for p in parts if p), " ")
 
 
@@ -50,18 +32,34 @@ def _strong(text: str) -> Markup:
     return element("strong", text)
 
 
-def _learned(metrics: Metrics, summary: Mapping[str, Any]) -> Markup | str:
-    found = progress(metrics, summary)
+def _learned(metrics: Metrics) -> Markup | str:
+    found = progress(metrics)
     steps = sum(1 for row in metrics.rows if row["step"] > 0) or len(metrics.rows)
+    took = f"in {steps} step{'s' if steps != 1 else ''}"
     if found is None:
-        return f"{steps} steps ran; neither accuracy nor reward was measured."
-    name, start, end = found
-    write = number if name == "Mean reward" else percent
-    took = f"in {steps} step{'s' if steps != 1 else ''}."
-    if abs(end - start) < 0.02:
-        return join((name, " stayed at about ", _strong(write(end)), " ", took, " Nothing was learned."))
-    verb = "rose" if end > start else "fell"
-    return join((name, f" {verb} from ", _strong(write(start)), " to ", _strong(write(end)), " ", took))
+        return f"{steps} step{'s' if steps != 1 else ''} ran; rewards were not measured at a start and an end."
+    start, end = _strong(number(found.start)), _strong(number(found.end))
+    if found.change == 0:
+        return join((found.name, " is at ", end, f", where it started, after {steps} step{'s' if steps != 1 else ''}."))
+    if found.clear is None:
+        return join((found.name, " went from ", start, " to ", end, f" {took}; its standard error is not known."))
+    error = f"{found.change:+.2g}, standard error {number(found.error, 2)}"
+    if not found.clear:
+        unclear = "no more than chance explains, so learning is not shown."
+        return join((found.name, " went from ", start, " to ", end, f" {took} ({error}): {unclear}"))
+    verb = "rose" if found.change > 0 else "fell"
+    return join((found.name, f" {verb} from ", start, " to ", end, f" {took} ({error}).", _right(metrics)))
+
+
+def _right(metrics: Metrics) -> str:
+    """Accuracy beside the reward, where rewards are 0 or 1."""
+    values = held_out(metrics)[1]
+    if len(values) < 2 or not zero_or_one(metrics):
+        return ""
+    said = (
+        f" Rewards are 0 or 1: {percent(values[0])} of the sampled answers were right at first, {percent(values[-1])}"
+    )
+    return f"{said} at the end."
 
 
 def _drifted(metrics: Metrics) -> Markup | str:
@@ -84,27 +82,64 @@ def _masked(metrics: Metrics) -> Markup | str:
     if worst[1] == 0:
         if tokens:
             return join(("No whole sequence was masked, but ", _strong(percent(tokens)), " of the tokens were."))
-        return "Nothing was masked."
+        return "Nothing was masked." if tokens is not None else "No whole sequence was masked."
     said = ("The trust region masked ", _strong(percent(mean)), " of the sequences")
     if worst[1] >= 1:
         lost = sum(1 for v in metrics.series("masked_sequences")[1] if v >= 1)
         steps = f"{lost} step{'s' if lost > 1 else ''}"
-        return join((*said, f"; at {steps} it masked all of them and nothing was learned: the threshold is too tight."))
+        return join((*said, f"; at {steps} it masked all of them and nothing was learned there."))
     return join((*said, f", at most {percent(worst[1])} (step {worst[0]})."))
 
 
-def acceptance_by_length(metrics: Metrics) -> list[float] | None:
-    """Mean share of sequences accepted in each quarter of length, shortest first; None where not measured."""
-    rows = [values for _, values in metrics.lists("masked_by_length") if len(values) == 4]
-    columns = [[v for v in column if v is not None] for column in zip(*rows, strict=True)]
-    if not columns or not all(columns):
-        return None
-    return [1 - sum(c) / len(c) for c in columns]
+def masked_by_length(metrics: Metrics) -> list[tuple[int, list[float | None]]]:
+    """Steps and the share masked in each quarter of length, shortest first; None for a quarter without a response.
+
+    Quarters whose edges coincide are empty. Older runs recorded 0 for them, and for the last quarter where it was empty
+    too; a 0 there beside an empty third quarter may be either and is left out.
+    """
+    edges = {step: values for step, values in metrics.lists("length_quartiles") if len(values) == 3}
+    found = []
+    for step, values in metrics.lists("masked_by_length"):
+        if len(values) == 4:
+            first, second, third = edges.get(step, (None, None, None))
+            empty = [False, first is not None and first == second, second is not None and second == third]
+            empty.append(empty[2] and values[3] == 0)
+            found.append((step, [None if gone else v for gone, v in zip(empty, values, strict=True)]))
+    return found
+
+
+def responses_by_length(metrics: Metrics) -> list[int] | None:
+    """How many responses each quarter of length held over the run; None where they were not counted."""
+    counts = [values for _, values in metrics.lists("length_counts") if len(values) == 4 and None not in values]
+    return [int(sum(v or 0 for v in column)) for column in zip(*counts, strict=True)] if counts else None
+
+
+def acceptance_by_length(metrics: Metrics) -> list[float | None] | None:
+    """Share of the sequences accepted in each quarter of length, shortest first.
+
+    Over the run's sequences where they were counted, else the mean over steps. None for a quarter that never held a
+    response; None altogether where nothing was measured.
+    """
+    counts = {step: values for step, values in metrics.lists("length_counts") if len(values) == 4}
+    kept, seen = [0.0] * 4, [0.0] * 4
+    for step, values in masked_by_length(metrics):
+        weights = counts.get(step, [1.0] * 4)
+        for quarter, (value, weight) in enumerate(zip(values, weights, strict=True)):
+            if value is not None and weight:
+                kept[quarter] += weight * (1 - value)
+                seen[quarter] += weight
+    return [k / n if n else None for k, n in zip(kept, seen, strict=True)] if any(seen) else None
 
 
 def _length(metrics: Metrics) -> str:
-    accepted = acceptance_by_length(metrics)
-    if accepted is None or max(accepted) - min(accepted) < 0.1 or accepted[0] <= accepted[3]:
+    """Said only where both ends hold a twentieth of the responses, or were there at half the steps."""
+    accepted, counts = acceptance_by_length(metrics), responses_by_length(metrics)
+    if accepted is None or accepted[0] is None or accepted[3] is None or accepted[0] - accepted[3] < 0.1:
+        return ""
+    rows = [values for _, values in masked_by_length(metrics)]
+    counts = counts or [sum(values[q] is not None for values in rows) for q in range(4)]
+    least = sum(counts) / 20 if responses_by_length(metrics) else len(rows) / 2
+    if min(counts[0], counts[3]) < least:
         return ""
     short, long = percent(accepted[0]), percent(accepted[3])
     return f"Acceptance falls with length: {short} of the shortest quarter, {long} of the longest."

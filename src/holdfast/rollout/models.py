@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,15 @@ def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """(model, tokenizer) from a folder or a hub name.
 
     Raises:
-        ConfigError: no such folder or hub model, no tokenizer beside it, or no end-of-sequence token.
+        ConfigError: no such folder or hub model, weights that are missing, left over, NaN or infinite, no tokenizer
+            beside it, no end-of-sequence token, or tokens beyond the model's vocabulary.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(source)
     if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
         raise ConfigError(f"model.source = {source!r}: no such folder, and a hub name looks like 'owner/name'")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.source = {source!r} could not be loaded as a causal model: {error}") from error
+    model = whole_model(AutoModelForCausalLM, source, dtype, f"model.source = {source!r}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -77,11 +75,52 @@ def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     # Without tokenizer files transformers may make up an empty one that encodes everything to nothing.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ConfigError(_no_tokenizer(source))
+    tokens, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    if tokens > rows:
+        raise ConfigError(
+            f"model.source = {source!r}: the tokenizer has {tokens} tokens and the model's vocabulary {rows}: it is "
+            f"another model's, or tokens were added; call model.resize_token_embeddings({tokens}) and save both"
+        )
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {source!r} has no end-of-sequence token: set tokenizer.eos_token and save")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def whole_model(kind: Any, source: str | Path, dtype: torch.dtype, where: str, **options: Any) -> Any:
+    """The model of a folder or hub name with every weight from there, none left over, and all of them finite.
+
+    transformers fills what is missing with random numbers and drops what it does not know; `kind` is one of its
+    classes, `options` go to its `from_pretrained`, and errors call the model `where`.
+
+    Raises:
+        ConfigError: it cannot be loaded, or not whole; the message names the weights.
+    """
+    try:
+        model, seen = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{where} could not be loaded as a causal model: {error}") from error
+    name = type(model).__name__
+    if seen["missing_keys"]:
+        raise ConfigError(
+            f"{where} lacks weights of a {name} ({_some(seen['missing_keys'])}), which would be random numbers: save "
+            "the whole model, or correct config.json"
+        )
+    if seen["unexpected_keys"]:
+        raise ConfigError(
+            f"{where} holds weights that a {name} does not have ({_some(seen['unexpected_keys'])}), which would be "
+            "dropped: merge adapters and remove value heads before saving, or correct config.json"
+        )
+    broken = [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ConfigError(f"{where} holds weights that are NaN or infinite ({_some(broken)}): take an earlier copy")
+    return model
+
+
+def _some(names: Collection[str], most: int = 3) -> str:
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown}, and {len(names) - most} more"
 
 
 def _no_tokenizer(source: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?")
+NUMBER = re.compile(r"[-+]?(?:(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?")
+LONGEST = 1000
+"""Digits, and powers of ten, beyond which a number is not read: longer ones cost more than an answer is worth."""
 
 
 def last_answer(response: str, marker: str) -> str | None:
@@ -36,19 +38,24 @@ def numeric(answer: str, expected: str, tolerance: float = 1e-6) -> float:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text, exactly; None without one.
+    """The last number in a text, exactly; None without one, or where it is no number that can be read.
+
+    Division by zero, more than 1000 characters and powers of ten beyond 1000 cannot be read. An exponent belongs to the
+    number before it: "-E+4" holds the number 4.
 
     >>> last_number("so x = $1,250.50.")
     Fraction(2501, 2)
     """
-    found = [match for match in NUMBER.finditer(text) if any(map(str.isdigit, match.group()))]
-    if not found:
+    found = None
+    for match in NUMBER.finditer(text):
+        found = match
+    if found is None or len(found.group()) > LONGEST:
         return None
-    numerator, _, denominator = found[-1].group().replace(",", "").partition("/")
-    if abs(_exponent(numerator)) > 1000 or (denominator and not int(denominator)):
+    numerator, _, denominator = found.group().replace(",", "").partition("/")
+    if abs(_exponent(numerator)) > LONGEST or (denominator and not int(denominator)):
         return None
-    value = Fraction(numerator) / int(denominator or 1)
-    return value / 100 if text[found[-1].end() :].lstrip().startswith("%") else value
+    value = Fraction(numerator.strip()) / int(denominator or 1)
+    return value / 100 if text[found.end() :].lstrip().startswith("%") else value
 
 
 def _exponent(text: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import ConfigError, DataError, nearest
-from holdfast.tasks.answers import answer_of, exact, numeric
+from holdfast.tasks.answers import answer_of, exact, last_number, numeric
 from holdfast.tasks.base import Problem, in_split
 from holdfast.tasks.judge import MATH
 
@@ -79,7 +79,7 @@ class Records:
 
     def problems(self, seed: int, count: int, split: str) -> list[Problem]:
         """`count` problems, without repetition until the table is used up."""
-        pool = self._pools[split]
+        pool = self.pool(split)
         if not pool:
             rows = sum(map(len, self._pools.values()))
             raise DataError(
@@ -90,6 +90,10 @@ class Records:
         while len(chosen) < count:
             chosen += draw.sample(pool, min(len(pool), count - len(chosen)))
         return chosen
+
+    def pool(self, split: str) -> list[Problem]:
+        """Every problem of a split, in the order of the table."""
+        return self._pools[split]
 
     def reward(self, problem: Problem, response: str) -> float:
         """1 where the response's answer is the table's."""
@@ -127,6 +131,11 @@ class Records:
         answer = answer_of(str(row[self.answer_key]), self.answer_marker)
         if answer is None:
             raise DataError(f"{where}: no {self.answer_marker!r} in {self.answer_key!r}; set task.answer_marker")
+        if self.verifier == "numeric" and last_number(answer) is None:
+            raise DataError(
+                f"{where}: the answer {answer[:80]!r} holds no number that can be read, so no response could be right; "
+                'correct or remove the row, or set task.verifier = "exact"'
+            )
         prompt = self.template.replace("{prompt}", str(row[self.prompt_key]))
         return Problem(prompt, answer, None if solution is None else str(solution), self.name)
 

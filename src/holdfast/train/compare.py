@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import re
 import statistics
@@ -14,11 +15,54 @@ from typing import Any
 
 from rich.console import Console
 
-from holdfast.errors import ConfigError, HoldfastError
-from holdfast.objectives.presets import preset
-from holdfast.train.keep.folder import RunFolder, read_metrics, write_text
+from holdfast.errors import ConfigError, HoldfastError, nearest
+from holdfast.report.learning import held_out, zero_or_one
+from holdfast.report.metrics import Metrics, is_number, read_metrics
+from holdfast.train.keep.folder import RunFolder, write_text
 from holdfast.train.settings.config import ObjectiveConfig, RunConfig
+from holdfast.train.settings.objective import objective_of
 from holdfast.train.show.display import Milestones
+
+_KEYS = {
+    "reward": "eval_reward",
+    "greedy_reward": "eval_greedy_reward",
+    "accuracy": "eval_accuracy",
+    "greedy_accuracy": "eval_greedy_accuracy",
+    "training_reward": "reward_mean",
+}
+_TITLES = {
+    "eval_reward": "mean reward on held-out problems",
+    "eval_greedy_reward": "mean reward on held-out problems, greedy",
+    "eval_accuracy": "accuracy on held-out problems, sampled",
+    "eval_greedy_accuracy": "accuracy on held-out problems, greedy",
+    "reward_mean": "mean reward of the training rollouts",
+}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What the objectives are ordered by: the last value of a number in metrics.jsonl, highest or lowest first."""
+
+    key: str = "eval_reward"
+    lowest: bool = False
+
+    @staticmethod
+    def by(name: str, lowest: bool = False) -> Ranking:
+        """By `reward`, `greedy_reward`, `accuracy`, `greedy_accuracy`, `training_reward`, or a key of metrics.jsonl."""
+        return Ranking(_KEYS.get(name, name), lowest)
+
+    @property
+    def title(self) -> str:
+        """The number in words."""
+        return _TITLES.get(self.key, self.key)
+
+    def series(self, metrics: Metrics) -> tuple[list[int], list[float]]:
+        """Its steps and values in one run; accuracies only where every reward is 0 or 1."""
+        if self.key in ("eval_reward", "eval_greedy_reward"):
+            return held_out(metrics, self.key.removeprefix("eval_").removesuffix("reward"))
+        if self.key in ("accuracy", "eval_accuracy", "eval_greedy_accuracy") and not zero_or_one(metrics):
+            return [], []
+        return metrics.series(self.key)
 
 
 @dataclass(frozen=True)
@@ -59,7 +103,7 @@ def plan_entries(
     if len(tasks) > 1:
         raise ConfigError(f"these configurations have different tasks: {', '.join(sorted(tasks))}; make them equal")
     for _, config in named:
-        preset(config.objective.preset, **config.objective.options)
+        objective_of(config)
     labels = _labels(named)
     return [
         Entry(
@@ -104,14 +148,28 @@ def run_entry(entry: Entry) -> str:
         if multiprocessing.parent_process() is None:
             raise
         return "interrupted"
-    return f"{summary['start_accuracy']:.2f} → {summary['final_accuracy']:.2f} in {summary['seconds']:.0f} s"
+    return f"reward {summary['start_reward']:.3g} → {summary['final_reward']:.3g} in {summary['seconds']:.0f} s"
 
 
-def collect(entries: Sequence[Entry]) -> dict[str, Any]:
-    """The content of results.json: every finished run with its curve over the evaluated steps."""
-    runs = [_result(entry) for entry in entries if entry.done]
+def collect(entries: Sequence[Entry], ranking: Ranking | None = None) -> dict[str, Any]:
+    """The content of results.json: every finished run with its curve over the evaluated steps.
+
+    Raises:
+        ConfigError: no run has measured what they are to be ranked by.
+    """
+    ranking = ranking or Ranking()
+    runs = [_result(entry, ranking) for entry in entries if entry.done]
+    if runs and all(run["final"] is None for run in runs):
+        measured = read_metrics(next(entry for entry in entries if entry.done).path / "metrics.jsonl").rows
+        keys = {key for row in measured for key, value in row.items() if is_number(value)} - {"step"}
+        raise ConfigError(
+            f"--rank-by {ranking.key}: no run has measured it (accuracies are there only where every reward is 0 or "
+            f"1); {nearest(ranking.key, {*_KEYS, *keys})}; the runs are kept, so the same command with another "
+            "--rank-by ends at once"
+        )
     summary = json.loads((next(e for e in entries if e.done).path / "summary.json").read_text()) if runs else {}
-    return {"runs": runs, "task": summary.get("task", ""), "engine": summary.get("engine", "")}
+    ranked = {"key": ranking.key, "title": ranking.title, "lowest": ranking.lowest}
+    return {"runs": runs, "ranked_by": ranked, "task": summary.get("task", ""), "engine": summary.get("engine", "")}
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
@@ -120,24 +178,31 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
 
 
 def table_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Per objective: start, mean final accuracy, its standard deviation, every seed, entropy, seconds."""
+    """Per objective, the best mean first: start, mean at the end, its standard deviation, every seed, entropy, seconds.
+
+    "–" where nothing was measured.
+    """
     rows = []
+    sign = 1 if results["ranked_by"]["lowest"] else -1
     for label in dict.fromkeys(run["objective"] for run in results["runs"]):
         runs = [run for run in results["runs"] if run["objective"] == label]
-        final = [run["final_accuracy"] for run in runs]
-        spread = f"{statistics.stdev(final):.3f}" if len(final) > 1 else ""
-        rows.append(
-            [
-                label,
-                f"{statistics.fmean(run['start_accuracy'] for run in runs):.3f}",
-                f"{statistics.fmean(final):.3f}",
-                spread,
-                " ".join(f"{value:.2f}" for value in final),
-                f"{statistics.fmean(run['final_entropy'] for run in runs):.3f}",
-                f"{statistics.fmean(run['seconds'] for run in runs):.0f}",
-            ]
-        )
-    return sorted(rows, key=lambda row: row[2], reverse=True)
+        final = [run["final"] for run in runs if run["final"] is not None]
+        cells = [
+            label,
+            _mean([run["start"] for run in runs]),
+            _mean(final),
+            f"{statistics.stdev(final):.3g}" if len(final) > 1 else "",
+            " ".join(f"{value:.3g}" for value in final),
+            _mean([run["final_entropy"] for run in runs]),
+            f"{statistics.fmean(run['seconds'] for run in runs):.0f}",
+        ]
+        rows.append((sign * statistics.fmean(final) if final else math.inf, cells))
+    return [cells for _, cells in sorted(rows, key=lambda row: row[0])]
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):.3g}" if known else "–"
 
 
 def _outcomes(entries: Sequence[Entry], jobs: int) -> Any:
@@ -159,18 +224,22 @@ def _outcomes(entries: Sequence[Entry], jobs: int) -> Any:
             raise
 
 
-def _result(entry: Entry) -> dict[str, Any]:
-    summary = json.loads((entry.path / "summary.json").read_text())
-    judged = [record for record in read_metrics(entry.path) if "eval_accuracy" in record]
+def _result(entry: Entry, ranking: Ranking) -> dict[str, Any]:
+    summary, metrics = json.loads((entry.path / "summary.json").read_text()), read_metrics(entry.path / "metrics.jsonl")
+    steps = held_out(metrics)[0] or metrics.series("eval_accuracy")[0]
+    judged = [row for row in metrics.rows if row["step"] in set(steps)]
     curve = {name: [r.get(name) for r in judged] for name in ("step", "entropy", "kl_exact_mean", "masked_sequences")}
+    at, values = ranking.series(metrics)
+    known = dict(zip(at, values, strict=True))
+    kept = ("start_reward", "final_reward", "start_accuracy", "final_accuracy", "final_entropy")
     return {
         "objective": entry.label,
         "seed": entry.config.seed,
         "config": entry.origin,
-        "curve": curve | {"accuracy": [record["eval_accuracy"] for record in judged]},
-        "start_accuracy": summary["start_accuracy"],
-        "final_accuracy": summary["final_accuracy"],
-        "final_entropy": summary["final_entropy"],
+        "curve": curve | {"ranked": [known.get(row["step"]) for row in judged]},
+        "start": values[0] if values else None,
+        "final": values[-1] if values else None,
+        **{key: summary.get(key) for key in kept if key in summary or key == "final_entropy"},
         "seconds": summary["seconds"],
     }
 

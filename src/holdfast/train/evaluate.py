@@ -1,28 +1,66 @@
-"""Accuracy on held-out problems, by the trainer's own numerics: neither quantised nor behind."""
+"""Rewards on held-out problems, by the trainer's own numerics: neither quantised nor behind."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from holdfast.rollout.engine import Sampling
+from holdfast.tasks.held_out import held_out_warnings
+from holdfast.tasks.verify import Score
+from holdfast.train.sampling.data import Prompts
 from holdfast.train.sampling.sampler import new_episodes, sampling_of
 from holdfast.train.settings.seeds import derive_seed
 from holdfast.train.setup import Run
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """Mean reward of one sampled (and one greedy) response to each held-out problem."""
+def evaluate(run: Run) -> dict[str, Any]:
+    """Rewards of one sampled (and one greedy) response to each held-out problem, under the names of metrics.jsonl.
+
+    The problems are the same at every step and `eval_rewards` is in their order, so that two steps can be compared
+    problem by problem. Accuracies are there only where every reward is 0 or 1: they are then the mean rewards.
+    """
     run.judge.sync(run.engine_view, run.step)
     sampling = sampling_of(run.config)
-    record = {"eval_accuracy": _accuracy(run, sampling)}
+    scores = {"eval": _scores(run, sampling)}
     if run.config.evaluation.greedy:
-        record["eval_greedy_accuracy"] = _accuracy(run, replace(sampling, temperature=0.0))
+        scores["eval_greedy"] = _scores(run, replace(sampling, temperature=0.0))
+    rewards = [score.value for score in scores["eval"]]
+    record: dict[str, Any] = {f"{name}_reward": _mean(of) for name, of in scores.items()}
+    record["eval_rewards"] = rewards
+    if len(rewards) > 1:
+        record["eval_reward_se"] = statistics.stdev(rewards) / math.sqrt(len(rewards))
+    if all(score.value in (0.0, 1.0) for of in scores.values() for score in of):
+        record |= {f"{name}_accuracy": _mean(of) for name, of in scores.items()}
+    if failed := sum(score.error is not None for of in scores.values() for score in of):
+        record["eval_reward_errors"] = failed
     return record
 
 
-def _accuracy(run: Run, sampling: Sampling) -> float:
-    count, seed = run.config.evaluation.problems, derive_seed(run.config.seed, "evaluate")
-    prompts = run.source.draw(seed, count, "eval")
+def held_out_doubts(run: Run, most: int = 4096) -> list[str]:
+    """What a reader of the evaluations should know of their problems: that they repeat, or are trained on.
+
+    A task without a table is asked for the training problems of the first steps, `most` of them at most.
+    """
+    config, source = run.config, run.source
+    steps = range(1, min(config.steps, -(-most // config.batch.prompts)) + 1)
+    training = (
+        problem
+        for step in steps
+        for problem in source.task.problems(derive_seed(config.seed, "train", step), config.batch.prompts, "train")
+    )
+    return held_out_warnings(source.task, _held_out(run).problems, training)
+
+
+def _held_out(run: Run) -> Prompts:
+    return run.source.draw(derive_seed(run.config.seed, "evaluate"), run.config.evaluation.problems, "eval")
+
+
+def _scores(run: Run, sampling: Sampling) -> list[Score]:
+    prompts, seed = _held_out(run), derive_seed(run.config.seed, "evaluate")
     writing = replace(run.writing, sampling=sampling, distributions=False, top=0)
     drawn = derive_seed(seed, run.step)
     episodes = writing.advance(
@@ -32,4 +70,8 @@ def _accuracy(run: Run, sampling: Sampling) -> float:
         seed=lambda call: derive_seed(drawn, call) if call else drawn,
     )
     texts = [run.source.decode(episode.sampled_ids) for episode in episodes]
-    return sum(score.value >= 1.0 for score in run.scorer(prompts.problems, texts)) / count
+    return run.scorer(prompts.problems, texts)
+
+
+def _mean(scores: Sequence[Score]) -> float:
+    return statistics.fmean(score.value for score in scores)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.tasks.verify import rewards_of
-from holdfast.train.evaluate import evaluate
+from holdfast.train.evaluate import evaluate, held_out_doubts
 from holdfast.train.keep.checkpoint import save_checkpoint
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.keep.stopwatch import Stopwatch
@@ -63,7 +63,8 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
     """The loop."""
     config, folder = run.config, run.folder
     if run.step == 0:
-        report(run, {"step": 0} | evaluate(run), display, trackers)
+        doubts = held_out_doubts(run)
+        report(run, {"step": 0} | evaluate(run) | ({"warnings": doubts} if doubts else {}), display, trackers)
     while run.step < config.steps and not stop():
         step, clock, spent = run.step + 1, Stopwatch(), run.sampler.cpu_seconds()
         set_learning_rate(run, step)

@@ -85,10 +85,11 @@ def _kept_steps(folder: RunFolder) -> int:
 def ending(summary: dict[str, Any], folder: RunFolder, report: Path) -> str:
     """The last words of a run: what came out and where it is."""
     lines = []
-    if "start_accuracy" in summary:
+    if "start_reward" in summary:
+        told = "" if "start_accuracy" not in summary else " (rewards are 0 or 1: the share of right answers)"
         lines.append(
-            f"sampled accuracy on held-out problems: {summary['start_accuracy']:.2f} at the start, "
-            f"{summary['final_accuracy']:.2f} after {summary['steps']} steps"
+            f"mean reward on held-out problems: {summary['start_reward']:.3g} at the start, "
+            f"{summary['final_reward']:.3g} after {summary['steps']} steps{told}"
         )
     if not summary["finished"]:
         kept = f"{summary['steps']} steps are kept" if summary["steps"] else "no step is kept yet"

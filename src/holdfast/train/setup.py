@@ -13,7 +13,6 @@ import torch
 
 from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
-from holdfast.objectives.presets import preset
 from holdfast.rollout.engine import Engine
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Environment, Task
@@ -34,6 +33,7 @@ from holdfast.train.sampling.routing import router_drift
 from holdfast.train.sampling.sampler import Sampler, Synchronous, writing_of
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.memory import keep_freed_memory
+from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.seeds import derive_seed
 from holdfast.train.update import Updater
 from holdfast.train.warmstart import Progress, cached_warm_start, has_warm_start, warm_start
@@ -113,7 +113,7 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
     if device_of(config.model).type == "cpu":
         keep_freed_memory()
     torch.manual_seed(derive_seed(config.seed, "torch"))
-    objective = preset(config.objective.preset, **config.objective.options)
+    objective = objective_of(config)
     task = get_task(config.task.name, **config.task.options)
     model, tokenizer = build_model(config, task.alphabet)
     longest = _longest_prompt(config, model, task)

@@ -41,7 +41,6 @@ class Updated:
     trust_mask: Bool[Tensor, "B T"]
     reasons: Mapping[str, Bool[Tensor, "B T"]]
     metrics: Mapping[str, float]
-    length_quartiles: tuple[float, ...]
 
     @property
     def advantages(self) -> Float[Tensor, "B T"]:
@@ -87,7 +86,6 @@ class Updater:
             trust_mask=trust_mask,
             reasons=reasons,
             metrics=_mean_metrics([done.metrics for _, _, done in outputs]),
-            length_quartiles=tuple(outputs[0][2].length_quartiles.tolist()),
         )
 
     def _fused(self, parts: Sequence[Tensor]) -> bool:
@@ -150,7 +148,7 @@ class Updater:
         metrics |= {"loss": loss, "grad_norm": self._apply(step)}
         self.objective = self.objective.after_step(metrics)
         seen = known if known is not None else gather_stats(pieces, parts, rows)
-        return _Done(seen, outputs, metrics, plan.quartiles.edges)
+        return _Done(seen, outputs, metrics)
 
     def _parts(
         self, batch: Batch, sequences: Sequences, rows: Int[Tensor, " b"]
@@ -194,7 +192,6 @@ class _Done:
     stats: TokenStats
     outputs: Sequence[tuple[Int[Tensor, " _"], LossOutput]]
     metrics: Mapping[str, Tensor]
-    length_quartiles: Float[Tensor, "3"]
 
 
 def _verdicts(

@@ -92,7 +92,7 @@ def test_the_engine_is_built_from_the_configuration_and_the_saved_model(small_co
 
         monkeypatch.setattr(worker, name, call)
 
-    for name in ("get_task", "preset", "PromptSource"):
+    for name in ("get_task", "objective_of", "PromptSource"):
         spy(name, None)
     spy("build_engine", SimpleNamespace())
     threads = torch.get_num_threads()
@@ -104,6 +104,6 @@ def test_the_engine_is_built_from_the_configuration_and_the_saved_model(small_co
         torch.set_num_threads(threads)
     assert (scribe.model.dtype, scribe.model.training) == (torch.float32, False)
     assert seen["get_task"] == (("ledger",), {"entries": 2})
-    assert seen["preset"][1]["delta"] == 0.25
+    assert seen["objective_of"] == ((config,), {})
     assert seen["PromptSource"][1]["chat"] == config.model.chat
     assert seen["build_engine"][0][0] is config and seen["build_engine"][0][3] == tmp_path

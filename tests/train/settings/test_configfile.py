@@ -42,6 +42,23 @@ def test_says_what_is_wrong_and_what_would_be_right(values, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("row", ["ppo", "rloo", "grpo", "dr_grpo"])
+def test_a_baseline_over_groups_of_one_is_refused_with_the_fix(row):
+    """The advantage R minus the mean of a group of one is 0: such a run trains and learns nothing."""
+    alone = {"batch": {"group_size": 1}, "objective": {"preset": row}}
+    with pytest.raises(
+        ConfigError, match=r"run.toml: batch\.group_size = 1: .* zero in a group of one.* valid value: 2, or .*whiten"
+    ):
+        build_config(alone, origin="run.toml")
+    build_config(alone | {"batch": {"group_size": 2}})
+    build_config(alone | {"objective": {"preset": row, "advantage": {"kind": "whiten"}}})
+
+
+def test_rows_without_groups_take_one_response():
+    for row in ("reinforce_pp", "reinforce"):
+        build_config({"batch": {"group_size": 1}, "objective": {"preset": row}})
+
+
 def test_names_every_problem_at_once():
     with pytest.raises(ConfigError) as caught:
         build_config({"steps": "ten", "sedd": 1, "engine": {"lag": -1}})

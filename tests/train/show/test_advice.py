@@ -14,6 +14,7 @@ CALM = {
     "masked_tokens": 0.0,
     "masked_by_length": [0.0, 0.0, 0.0, 0.0],
     "length_quartiles": [2.0, 3.0, 4.0],
+    "length_counts": [8, 8, 8, 8],
     "truncated_share": 0.0,
 }
 
@@ -27,7 +28,7 @@ def updated(log_ratios, advantage=1.0):
         advantages=torch.full(ratios.shape, advantage), response_mask=mask, rollout_logprobs=rollout,
         turn_ids=torch.zeros(ratios.shape, dtype=torch.long), sequence_ids=torch.arange(len(ratios)),
     )  # fmt: skip
-    return Updated(batch, TokenStats(logprobs=rollout + ratios), mask, {}, {}, (0.0, 0.0, 0.0))
+    return Updated(batch, TokenStats(logprobs=rollout + ratios), mask, {}, {})
 
 
 SOME = updated([[0.0, 0.1], [0.2, 0.0], [0.0, -0.3], [0.4, 0.0], [0.0, 0.5]])
@@ -68,8 +69,14 @@ def test_everything_masked_names_the_threshold():
 def test_acceptance_that_falls_with_length():
     (warning,) = step_warnings(CALM | {"masked_by_length": [0.1, 0.2, 0.3, 0.4]}, preset("trm_max"), SOME)
     assert "90% of the shortest quarter is kept, 60% of the longest" in warning and "trm_avg" in warning
-    same_length = {"masked_by_length": [0.1, 0.2, 0.3, 0.4], "length_quartiles": [3.0, 3.0, 3.0]}
-    assert step_warnings(CALM | same_length, preset("trm_max"), SOME) == []
+    falls = CALM | {"masked_by_length": [0.0, None, None, 1.0]}
+    for counts in ([31, 0, 0, 1], [3, 0, 0, 3], [100, 0, 0, 13]):
+        assert step_warnings(falls | {"length_counts": counts}, preset("trm_max"), SOME) == []
+    assert step_warnings(falls | {"length_counts": [28, 0, 0, 4]}, preset("trm_max"), SOME)
+    for gone in (0, 3):
+        shares = [0.1, 0.2, 0.3, 0.4]
+        shares[gone] = None
+        assert step_warnings(CALM | {"masked_by_length": shares}, preset("trm_max"), SOME) == []
     assert step_warnings(CALM | {"masked_by_length": [0.4, 0.3, 0.2, 0.1]}, preset("trm_max"), SOME) == []
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from holdfast.errors import DataError
+from holdfast.rollout.models import whole_model
 from holdfast.train.keep.folder import replace_folder
 
 
@@ -57,11 +58,11 @@ def load_weights(model: Any, folder: Path) -> None:
     """Put a model folder's weights into an existing model, in place.
 
     Raises:
-        DataError: the weights are missing or belong to another model.
+        DataError: the weights are missing, not finite, or belong to another model.
     """
     try:
         with no_progress_bar():
-            saved = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True)
+            saved = whole_model(type(model), folder, model.dtype, "the folder", local_files_only=True)
         model.load_state_dict(saved.state_dict())
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"the weights in {folder} cannot be loaded into this model: {error}") from None

@@ -23,7 +23,6 @@ import torch
 from tqdm import tqdm
 
 from holdfast.errors import HoldfastError
-from holdfast.objectives.presets import preset
 from holdfast.rollout.engine import Engine
 from holdfast.rollout.models import load_model
 from holdfast.tasks import get_task
@@ -35,6 +34,7 @@ from holdfast.train.sampling.routing import with_experts
 from holdfast.train.sampling.sampler import writing_of
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.memory import keep_freed_memory
+from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.seeds import derive_seed
 
 
@@ -70,7 +70,7 @@ class Scribe:
             self.model, tokenizer = load_model(str(folder), torch.float32)
         task = get_task(config.task.name, **config.task.options)
         source = PromptSource(task, tokenizer, max_tokens=1 << 30, chat=config.model.chat)
-        objective = preset(config.objective.preset, **config.objective.options)
+        objective = objective_of(config)
         self.writing = writing_of(config, source, objective)
         self.engine: Engine = build_engine(config, self.model.eval(), tokenizer, folder.parent)
         self.version = -1

@@ -240,7 +240,7 @@ class BatchConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Accuracy of the trainer's own policy on held-out problems."""
+    """Rewards of the trainer's own policy on held-out problems."""
 
     every: int = Field(default=10, ge=0, description="steps between evaluations; 0: only at the start and the end")
     problems: int = Field(default=128, ge=1)

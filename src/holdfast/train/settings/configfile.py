@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from holdfast.errors import ConfigError, nearest
 from holdfast.train.settings.config import OpenSection, RunConfig, keys_of
+from holdfast.train.settings.objective import objective_of
 
 _COMPARISONS = {
     "greater_than": ("ge", "greater than"),
@@ -46,16 +47,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def build_config(values: Mapping[str, Any], origin: str = "configuration") -> RunConfig:
-    """Check plain values against the schema.
+    """Check plain values against the schema, and that the objective can be built and learn from such groups.
 
     Raises:
         ConfigError: with one line per problem.
     """
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()]
         raise ConfigError(f"{origin}: " + "\n".join(lines)) from None
+    try:
+        objective_of(config)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    return config
 
 
 def with_overrides(

@@ -71,8 +71,9 @@ def _about_gradient(record: Mapping[str, Any], objective: Objective, updated: Up
 
 def _about_length(record: Mapping[str, Any]) -> Iterator[str]:
     shortest, longest = record["masked_by_length"][0], record["masked_by_length"][3]
-    edges = record["length_quartiles"]
-    if longest - shortest > 0.2 and edges[2] > edges[0]:
+    counts = record["length_counts"]
+    enough = min(counts[0], counts[3]) >= max(4, sum(counts) / 8)  # lengths that are nearly all equal have no quarters
+    if enough and shortest is not None and longest is not None and longest - shortest > 0.2:
         yield (
             f"acceptance falls with length: {1 - shortest:.0%} of the shortest quarter is kept, {1 - longest:.0%} of "
             "the longest; a mask by mean divergence (trm_avg) or a larger threshold trains on long responses too"

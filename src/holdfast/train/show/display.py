@@ -76,8 +76,11 @@ class Milestones(Lines):
             self.note("warm start begins" if done == 1 else "warm start done")
 
     def step(self, record: Mapping[str, Any], total: int) -> None:
-        if "eval_accuracy" in record:
-            self.note(f"step {record['step']}/{total}, accuracy {record['eval_accuracy']:.2f} on held-out problems")
+        if "eval_reward" in record:
+            self.note(f"step {record['step']}/{total}, reward {record['eval_reward']:.3g} on held-out problems")
+        if record["step"] == 0:
+            for warning in record.get("warnings", []):
+                self.note(f"warning: {warning}")
 
 
 class Panels:
@@ -136,7 +139,7 @@ class Panels:
 COLUMNS: Sequence[tuple[str, str, str]] = (
     ("reward", "reward_mean", ".3f"),
     ("accuracy", "accuracy", ".3f"),
-    ("held out", "eval_accuracy", ".3f"),
+    ("held out", "eval_reward", ".3f"),
     ("entropy", "entropy", ".3f"),
     ("drift mean", "kl_exact_mean", ".1e"),
     ("drift max", "kl_exact_max", ".1e"),

@@ -18,6 +18,7 @@ from torch import Tensor
 from holdfast.core.bounds import unified
 from holdfast.core.bounds_measured import observed
 from holdfast.core.divergences import abs_log, k1, k2, k3
+from holdfast.objectives.metrics import LengthQuartiles
 from holdfast.tasks.verify import Score
 from holdfast.train.sampling.data import Rollouts
 from holdfast.train.update import Updated
@@ -46,14 +47,17 @@ def step_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
 
 
 def outcome_metrics(rollouts: Rollouts) -> dict[str, Any]:
-    """What was sampled and how it was rewarded."""
-    rewards, lengths = rollouts.rewards, rollouts.sequences.response_mask.sum(dim=1).float()
+    """What was sampled and how it was rewarded; accuracy only where every reward is 0 or 1."""
+    rewards, lengths = rollouts.rewards.float(), rollouts.sequences.response_mask.sum(dim=1).float()
+    edges = torch.quantile(rewards, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    binary = bool(((rewards == 0) | (rewards == 1)).all())
     truncated = [episode.finish_reason == "length" for episode in rollouts.episodes]
     return {
         "tokens": rollouts.tokens,
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
-        "accuracy": float((rewards >= 1.0).float().mean()),
+        "reward_quartiles": edges.tolist(),
+        **({"accuracy": float(rewards.mean())} if binary else {}),
         "response_length_mean": float(lengths.mean()),
         "truncated_share": sum(truncated) / len(truncated),
     }
@@ -117,9 +121,20 @@ def update_metrics(updated: Updated) -> dict[str, Any]:
     """What the objective kept, clipped and weighted, with acceptance against response length."""
     known = updated.metrics
     record: dict[str, Any] = {name: known[name] for name in _OF_OBJECTIVE if name in known}
-    record["masked_by_length"] = [known[f"masked_sequences_q{quartile}"] for quartile in (1, 2, 3, 4)]
-    record["length_quartiles"] = list(updated.length_quartiles)
-    return record
+    return record | length_metrics(updated.batch.response_mask, updated.trust_mask)
+
+
+def length_metrics(mask: Bool[Tensor, "B T"], kept: Bool[Tensor, "B T"]) -> dict[str, Any]:
+    """By quartile of response length: masked share of the step's sequences (None: no response), how many, the edges."""
+    quartiles = LengthQuartiles.of(mask)
+    rejected = mask.any(dim=1) & ~(kept & mask).any(dim=1)
+    sizes = [int(size) for size in quartiles.sizes]
+    shares = zip(quartiles.shares(mask, rejected).tolist(), sizes, strict=True)
+    return {
+        "masked_by_length": [share if size else None for share, size in shares],
+        "length_counts": sizes,
+        "length_quartiles": quartiles.edges.tolist(),
+    }
 
 
 def bound_metrics(updated: Updated) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def summarize(run: Run) -> dict[str, Any]:
     """The content of summary.json, from metrics.jsonl and the parts of the run."""
     config, records = run.config, run.folder.read_metrics()
     steps = [record for record in records if record["step"] > 0]
-    judged = [record for record in records if "eval_accuracy" in record]
+    judged = [record for record in records if "eval_reward" in record]
     summary: dict[str, Any] = {
         "finished": run.step >= config.steps,
         "steps": run.step,
@@ -31,11 +31,10 @@ def summarize(run: Run) -> dict[str, Any]:
     if config.asynchronous.staleness:
         summary["sequences"] = asdict(audit(Ledger(run.folder.ledger).read()))
     if judged:
-        summary["start_accuracy"] = judged[0]["eval_accuracy"]
-        summary["final_accuracy"] = judged[-1]["eval_accuracy"]
-        for name, record in (("start", judged[0]), ("final", judged[-1])):
-            if "eval_greedy_accuracy" in record:
-                summary[f"{name}_greedy_accuracy"] = record["eval_greedy_accuracy"]
+        for measured in ("reward", "greedy_reward", "accuracy", "greedy_accuracy"):
+            if all(f"eval_{measured}" in record for record in judged):
+                summary[f"start_{measured}"] = judged[0][f"eval_{measured}"]
+                summary[f"final_{measured}"] = judged[-1][f"eval_{measured}"]
     if steps:
         summary["final_entropy"] = steps[-1].get("entropy")
         summary["tokens_per_cpu_second"] = summary["tokens"] / max(summary["cpu_seconds"], 1e-9)

@@ -1,0 +1,26 @@
+"""The objective that a configuration asks for, and whether the configuration leaves it anything to learn from."""
+
+from __future__ import annotations
+
+from holdfast.errors import ConfigError
+from holdfast.objectives.objective import Objective
+from holdfast.objectives.parts.advantages import Group
+from holdfast.objectives.presets import preset
+from holdfast.train.settings.config import RunConfig
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """The configured objective.
+
+    Raises:
+        ConfigError: an unknown preset or setting, or a baseline over groups of one response, in which every advantage
+            is zero whatever the reward.
+    """
+    objective = preset(config.objective.preset, **config.objective.options)
+    if config.batch.group_size == 1 and isinstance(objective.advantage, Group):
+        raise ConfigError(
+            f"batch.group_size = 1: objective {objective.name!r} compares each response with the others to its prompt "
+            f"({objective.advantage.formula()}), which is zero in a group of one, so nothing could be learned; nearest "
+            'valid value: 2, or a baseline without groups: objective.advantage = {kind = "whiten"}'
+        )
+    return objective
