@@ -82,15 +82,15 @@ def test_a_function_that_reads_its_input_takes_no_requests(functions):
 
 
 def test_errors_and_endless_loops_give_zero_and_are_reported_and_the_others_are_not_touched(functions):
-    scorer = isolated("my_rewards:odd", timeout=0.5)
+    scorer = isolated("my_rewards:odd", timeout=2.0)
     responses = ["1", "hang", "raise", "0.5", "sleep", "exit", "die", "nan", "0.25", "many"]
     started = time.monotonic()
     scores = scorer([PROBLEM] * len(responses), responses)
-    assert time.monotonic() - started < 20, "two responses take half a second each, not forever"
+    assert time.monotonic() - started < 55, "two responses take two seconds each, not a minute"
     assert [score.value for score in scores] == [1.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.25, 0.0]
     reasons = dict(zip(responses, (score.error for score in scores), strict=True))
     assert reasons["1"] is reasons["0.5"] is reasons["0.25"] is None
-    assert "killed after 0.5 seconds" in reasons["hang"] and "reward_timeout" in reasons["sleep"]
+    assert "killed after 2 seconds" in reasons["hang"] and "reward_timeout" in reasons["sleep"]
     assert reasons["raise"] == "raised KeyError: 'answer'" and "SystemExit" in reasons["exit"]
     assert (
         reasons["die"] == "ended its process" and reasons["nan"] == "returned nan" and "ValueError" in reasons["many"]

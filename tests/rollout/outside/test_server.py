@@ -183,7 +183,7 @@ def trickle(handler):
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
     with contextlib.suppress(ConnectionError):
-        for _ in range(40):
+        for _ in range(200):
             handler.wfile.write(b" ")
             time.sleep(0.01)
 
@@ -269,11 +269,11 @@ def test_what_does_not_pass_is_an_error_after_a_bounded_number_of_tries(server, 
     assert server.asked.count("/v1/completions") == 3
 
 
-@pytest.mark.parametrize("fault", [lambda handler: time.sleep(0.4), trickle])
+@pytest.mark.parametrize("fault", [lambda handler: time.sleep(2), trickle])
 def test_a_server_that_hangs_is_an_error_and_not_asked_again(server, tokenizer, tmp_path, fault):
-    engine = ServerEngine(client(server, timeout=0.2), folder=tmp_path, eos_token_id=EOS, tokenizer=tokenizer)
+    engine = ServerEngine(client(server, timeout=1.0), folder=tmp_path, eos_token_id=EOS, tokenizer=tokenizer)
     server.fail("/v1/completions", 9, fault)
-    with pytest.raises(EngineError, match=r"did not answer within 0\.2 s: the server hangs.*engine.timeout"):
+    with pytest.raises(EngineError, match=r"did not answer within 1 s: the server hangs.*engine.timeout"):
         draw(engine, prompts=[(1, 4)])
     assert server.asked.count("/v1/completions") == 1
 
@@ -322,7 +322,7 @@ def test_the_key_is_sent_where_there_is_one(server, monkeypatch):
 
 
 def test_an_encrypted_address_is_not_asked_in_the_open(server):
-    encrypted = HttpClient(server.url.replace("http:", "https:"), timeout=2.0, retries=0)
+    encrypted = HttpClient(server.url.replace("http:", "https:"), timeout=60.0, retries=0)
     with pytest.raises(EngineError, match=r"was asked once and failed, the last time with SSLError"):
         encrypted.get("/v1/models")
 
@@ -429,7 +429,7 @@ def test_what_a_server_rounds_off_its_report_moves_the_bounds_by_no_more(server,
 
 
 def test_requests_are_on_their_way_together(server, engine):
-    both = threading.Barrier(2, timeout=2)
+    both = threading.Barrier(2, timeout=60)
 
     def meet(handler):
         both.wait()

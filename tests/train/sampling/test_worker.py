@@ -28,7 +28,7 @@ def connected(monkeypatch):
     ours, theirs = multiprocessing.Pipe()
     yield ours, theirs
     ours.close()
-    assert left.get(timeout=10) == 0
+    assert left.get(timeout=120) == 0
     theirs.close()
     tqdm.set_lock(lock)
     signal.signal(signal.SIGINT, handler)
