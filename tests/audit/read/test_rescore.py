@@ -262,6 +262,19 @@ def test_a_folder_without_a_model_says_so(folder, tmp_path):
         Scorer.load(tmp_path)
 
 
+def test_a_model_that_is_not_whole_scores_nothing(folder, tmp_path):
+    """Weights that are missing would be random numbers, and so would every score."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"--model .* lacks weights"):
+        Scorer.load(tmp_path / "cut")
+
+
 def test_it_computes_in_the_numerics_that_are_asked_for(folder, scorer):
     assert (scorer.model.dtype, scorer.model.training) == (torch.float32, False)
     assert Scorer.load(folder, torch.bfloat16).model.dtype == torch.bfloat16

@@ -22,6 +22,7 @@ from holdfast.audit.read.reading import Reading
 from holdfast.core.divergences import top_k
 from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.engine import Sampling, sampling_logprobs
+from holdfast.rollout.models import whole_model
 from holdfast.types import BOUNDS, Rollout
 
 BATCH_TOKENS = 8192
@@ -61,9 +62,10 @@ class Scorer:
                 f"--model {folder}: no Hugging Face model there (no config.json): save_pretrained writes it"
             )
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ConfigError(f"--model {folder} could not be loaded as a causal language model: {error}") from error
+            where = f"--model {folder}"
+            model: Any = whole_model(AutoModelForCausalLM, folder, dtype, where, local_files_only=True)
+        except KeyError as error:
+            raise ConfigError(f"--model {folder} could not be loaded as a causal model: {error}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = model.to(device)
         return Scorer(model, str(folder), _head_is_linear(model))
