@@ -27,8 +27,19 @@ def drawn(row, seed):
     return (per_sequence(batch) if row.options.get("loss_mode") == "geo_mean" else batch), stats
 
 
+def cut_among_equals(batch, stats, share):
+    """Whether the top tokens by covariance end between equal ones: verl takes those that topk takes, we draw."""
+    mask = batch.response_mask
+    advantages = batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None].expand(mask.shape)
+    ordered = token_covariance(stats.logprobs.detach(), advantages, mask)[mask].sort(descending=True).values
+    count = int(share * len(ordered) + 1e-9)
+    return 0 < count < len(ordered) and bool(ordered[count - 1] == ordered[count])
+
+
 def both(row, batch, stats):
-    """(ours, theirs) for one row; None where verl has no answer because nothing was kept."""
+    """(ours, theirs) for one row; None where verl has no answer because nothing was kept, or none but by chance."""
+    if "kl_cov_ratio" in row.settings and cut_among_equals(batch, stats, row.settings["kl_cov_ratio"]):
+        return None
     survivors = row.options.get("survivors", False)
     try:
         theirs = run_verl(row.options["loss_mode"], dict(row.settings), batch, stats, survivors=survivors)

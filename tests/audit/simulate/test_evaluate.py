@@ -45,4 +45,4 @@ def test_the_page_lists_what_exists():
     found = {(f.name, s): 0 for f in FAULTS.values() for s in f.strengths}
     bare = re.compile(r"\*\*\d+%\*\*|\d+ of 200")
     written = bare.sub("#", DOCUMENT.read_text(encoding="utf-8"))
-    assert written == bare.sub("#", page(Counter(), 200, found, 20)), "run python -m holdfast.audit.simulate.evaluate"
+    assert written == bare.sub("#", page(Counter(), 200, found, 10)), "run python -m holdfast.audit.simulate.evaluate"

@@ -1,6 +1,6 @@
 """How often each check finds what was planted, and how often it cries wolf: writes the tables of docs/audit_checks.md.
 
-python -m holdfast.audit.simulate.evaluate --out docs/audit_checks.md       # 200 healthy runs, 20 of each fault
+python -m holdfast.audit.simulate.evaluate --out docs/audit_checks.md       # 200 healthy runs, 10 of each fault
 python -m holdfast.audit.simulate.evaluate --healthy 20 --faulty 2 --only shifted_by_one
 """
 
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run everything, and print or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--healthy", type=int, default=200)
-    parser.add_argument("--faulty", type=int, default=20)
+    parser.add_argument("--faulty", type=int, default=10)
     parser.add_argument("--only", nargs="*", help="faults of these checks only")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path)
