@@ -52,7 +52,9 @@ class TaskConfig(OpenSection):
 class ModelConfig(Section):
     """A Hugging Face causal language model, or a tiny Qwen3 over the task's characters where `source` is absent."""
 
-    source: str | None = Field(default=None, description='model folder, hub name, GGUF file or "smollm2"; absent: a tiny model from scratch')
+    source: str | None = Field(
+        default=None, description='model folder, hub name, GGUF file or "smollm2"; absent: a tiny model from scratch'
+    )
     hidden: int = Field(default=96, ge=8, le=8192, description="width of the tiny model")
     layers: int = Field(default=3, ge=1, le=128, description="depth of the tiny model")
     heads: int = Field(default=4, ge=1, le=128, description="attention heads of the tiny model")
