@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from holdfast.errors import ConfigError
+from holdfast.rollout.embedded import quantize
 from holdfast.rollout.embedded.quantize import EngineLinear, Precision, check_precision, engine_copy, load_weights
 
 WEIGHT = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 8)[:, None]
@@ -56,8 +57,9 @@ def test_rows_do_not_see_each_other():
 
 @pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("width", [40, 5000])
-def test_columns_are_rows_turned(precision, width):
+def test_columns_are_rows_turned(precision, width, monkeypatch):
     """At both widths: bfloat16 layers of few numbers multiply these in float32."""
+    monkeypatch.setattr(quantize, "multiplies_bfloat16", lambda device: True)
     generator = torch.Generator().manual_seed(width)
     weight, inputs = torch.randn(7, width, generator=generator), torch.randn(5, width, generator=generator)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -100,3 +102,21 @@ def test_new_weights_replace_the_old(make_model):
 def test_unknown_precision():
     with pytest.raises(ConfigError, match=r"engine\.precision = 'bf16': (did you mean bfloat16|allowed: bfloat16)"):
         check_precision("bf16")
+
+
+@pytest.mark.parametrize("form", ["rows", "columns"])
+def test_bfloat16_is_rounded_the_same_with_and_without_products_of_it(form, monkeypatch):
+    """Where a CPU has none, weights are held in float32; sums are in float32 both times, so an ulp may differ."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(shape, generator=generator) for shape in ((300, 200), (300,)))
+    inputs = torch.randn(40, 200, generator=generator).bfloat16()
+    outputs = []
+    for native in (True, False):
+        monkeypatch.setattr(quantize, "multiplies_bfloat16", lambda device, native=native: native)
+        layer = EngineLinear("bfloat16", [weight], [bias])
+        assert layer.weight.dtype == (torch.bfloat16 if native else torch.float32)
+        assert torch.equal(layer.weight.float(), weight.bfloat16().float())
+        outputs.append(layer(inputs) if form == "rows" else layer.columns(inputs.t()).t())
+        assert outputs[-1].dtype == torch.bfloat16
+    torch.testing.assert_close(*outputs, rtol=2**-7, atol=2**-7)
+    assert (outputs[0] == outputs[1]).float().mean() > 0.9

@@ -32,7 +32,9 @@ class EngineLinear(nn.Module):
     the latter dynamic), so the product is of small integers. These are held in float32, where their sums are exact up
     to 1040 inputs (127² · 1040 < 2²⁴) and right to 1e-7 beyond: the numbers of an int8 kernel on any processor.
     int8_weight, int4_weight, fp8_weight (e4m3): only the weights are on such a grid. The scales are per row, never per
-    batch, so what else is in the batch does not matter. `wide` is what `columns` multiplies by, where it is there.
+    batch, so what else is in the batch does not matter. bfloat16: inputs, weights and outputs are rounded to it and
+    sums are in float32, also where a CPU has no such products and the weights are held in float32. `wide` is what
+    `columns` multiplies by, where it is there.
     """
 
     weight: Tensor
@@ -51,14 +53,17 @@ class EngineLinear(nn.Module):
         """Take new weights; several are stacked into one product (their output channels follow each other)."""
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         weight, self.scale = _on_grid(torch.cat([w.detach() for w in weights]).to(dtype), self.precision)
-        self.weight = _laid_out(weight)
-        self.wide = _widened(weight)
         given = [bias.detach() for bias in biases if bias is not None]
         self.bias = torch.cat(given).to(dtype) if given else None
+        if dtype == torch.bfloat16 and not multiplies_bfloat16(weight.device):
+            weight, self.bias = weight.float(), None if self.bias is None else self.bias.float()
+            self.weight = self.wide = _laid_out(weight)
+        else:
+            self.weight, self.wide = _laid_out(weight), _widened(weight)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.scale is None:
-            return linear(inputs, self.weight, self.bias)
+            return linear(inputs.to(self.weight.dtype), self.weight, self.bias).to(inputs.dtype)
         step = inputs.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12).div_(127)
         product = linear((inputs / step).round_(), self.weight).mul_(step).mul_(self.scale)
         return product if self.bias is None else product.add_(self.bias)
@@ -68,7 +73,15 @@ class EngineLinear(nn.Module):
         if self.scale is not None:
             return self(inputs.t()).t()
         product = self.weight @ inputs if self.wide is None else (self.wide @ inputs.float()).to(inputs.dtype)
-        return product if self.bias is None else product + self.bias[:, None]
+        return product if self.bias is None else product + self.bias.to(product.dtype)[:, None]
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has fast products of bfloat16; a CPU without AVX-512 takes four times float32's time.
+
+    oneDNN's answer: processors of which it does not say so (arm64 among them) hold such weights in float32.
+    """
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _laid_out(weight: Tensor) -> Tensor:
