@@ -26,7 +26,7 @@ BELOW = {
 }
 ORDER = {
     "objectives": "parts policy_term metrics checks composition objective whole_step table presets",
-    "rollout": "engine models store rescore embedded outside engines",
+    "rollout": "engine pretrained models store rescore embedded outside engines",
     "report": "charts page tokens metrics learning words survey run_figures presets compare run",
     "train": "settings keep policy sampling warmstart update setup evaluate show loop compare session",
     "audit": "read measure judge show simulate",
