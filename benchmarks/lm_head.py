@@ -2,7 +2,6 @@
 
     OMP_NUM_THREADS=1 python benchmarks/lm_head.py                      # CPU: 4096 x 512 x 32000, float32
     python benchmarks/lm_head.py --device cuda --shape 32768x4096x151936
-    python benchmarks/lm_head.py --compile            # Triton for sm_90 without a GPU: spills
 
 On a CPU the time is that of the process (CPU seconds), so that other jobs on the machine weigh little; on CUDA that
 of events. Each figure is a median over repetitions, in which every contestant takes its turn. Peers run where they
@@ -12,19 +11,17 @@ can be imported (TRL, Liger). Extra memory is the peak beyond inputs and gradien
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
-import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from head_memory import FLOOR_ROWS, free_bytes, needed_bytes
 from torch import Tensor
 
 from holdfast.kernels import choose, lm_head_loss, lm_head_stats
@@ -57,17 +54,23 @@ class Shape:
 def contestants(shape: Shape) -> Iterator[tuple[str, Run]]:
     """Everything that is timed; the first is the floor of forward and backward, the second that of a forward."""
     hidden, weight = shape.hidden.detach(), shape.weight.detach()
-    wide = functools.cache(
-        lambda: torch.full((len(hidden), len(weight)), 0.5, device=hidden.device, dtype=hidden.dtype)
-    )
+    # In pieces, so that a floor needs no [N, V] tensor that a large shape leaves no room for.
+    pieces = hidden.split(FLOOR_ROWS)
+
+    def wide(rows: int) -> Tensor:
+        return torch.full((rows, len(weight)), 0.5, device=hidden.device, dtype=hidden.dtype)
 
     def forward_gemm() -> None:
-        torch.mm(hidden, weight.T, out=wide())
+        space = wide(len(pieces[0]))
+        for piece in pieces:
+            torch.mm(piece, weight.T, out=space[: len(piece)])
 
     def three_gemms() -> None:
-        forward_gemm()
-        torch.mm(wide(), weight)
-        torch.mm(wide().T, hidden)
+        space = wide(len(pieces[0]))
+        for piece in pieces:
+            logits = torch.mm(piece, weight.T, out=space[: len(piece)])
+            torch.mm(logits, weight)
+            torch.mm(logits.T, piece)
 
     def finish(logprobs: Tensor, entropy: Tensor | None, live: float = 1.0) -> None:
         kept = torch.arange(len(logprobs), device=logprobs.device) % 100 < 100 * live
@@ -308,47 +311,44 @@ def _status(field: str) -> int:
     return int(line.split()[1])
 
 
-def compile_ahead() -> None:
-    """Registers and spills of the Triton programs on sm_90, in bfloat16 at d = 4096; needs ptxas, but no GPU."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+def measure(shape: Shape, arguments: argparse.Namespace) -> None:
+    """Every contestant in turn: its memory as it is known, then rounds of times; who does not fit is left out, said."""
+    device, runs, memory = arguments.device, {}, {}
+    for i, (name, run) in enumerate(contestants(shape)):
+        if i >= 2 and arguments.only not in name:
+            continue
+        need, free = needed_bytes(name, *_sizes(arguments), shape.weight.element_size()), free_bytes(device)
+        if need > free:
+            print(f"{name:38s} not run: needs about {need / 1e9:.0f} GB, {free / 1e9:.0f} GB are free", flush=True)
+            continue
+        try:
+            memory[name] = peak_megabytes(name, run, shape, arguments)
+            first = seconds(run, device)
+        except torch.OutOfMemoryError:
+            shape.clear()
+            print(f"{name:38s} not run: out of memory", flush=True)
+            continue
+        runs[name] = run
+        print(f"{name:38s} {first:8.3f} s at first, {max(memory[name], 0):7.0f} MB extra", flush=True)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(arguments.repeat):
+        for name, run in list(runs.items()):
+            try:
+                times[name].append(seconds(run, device))
+            except torch.OutOfMemoryError:
+                shape.clear()
+                print(f"{name:38s} out of memory in a later round: left out", flush=True)
+                del runs[name]
+    report({name: statistics.median(times[name]) for name in runs}, memory)
 
-    from holdfast.kernels import triton_kernels as programs
-    from holdfast.kernels.triton import FIELDS, Triton
 
-    pointers = {"out": "*fp32", "temperatures": "*fp32", "targets": "*i64"} | dict.fromkeys(
-        ("hidden", "weight", "bias", "r_hidden", "r_weight", "r_bias", "r_logits"), "*bf16"
-    )
-    pointers |= dict.fromkeys(("reference", "level", "slope", "token"), "*fp32")
-    floats = dict.fromkeys(("scale", "softcap", "r_scale", "r_softcap"), "fp32")
-    how = Triton()
-    base = {"HAS_BIAS": False, "HAS_CAP": False, "HAS_TEMPERATURE": False, "WIDTH": 4096}
-    sums = {"R_HAS_BIAS": False, "R_HAS_CAP": False, "FIELDS": FIELDS, "R_WIDTH": 4096, "TILES": 17}
-    jobs = [
-        (f"sums, {kind}, {'with' if squares else 'without'} squares", programs.sums_kernel, blocks, {}, sums | flags)
-        for number, (kind, blocks) in enumerate(
-            [("alone", how.blocks), ("rollout head", how.blocks), ("rollout logits", how.logits_blocks)]
-        )
-        for squares in (False, True)
-        for flags in [{"R_KIND": number, "SQUARES": squares}]
-    ]
-    jobs.append(("dL/dlogits", programs.dlogits_kernel, how.blocks, {"out": "*bf16"}, {"HAS_SLOPE": True}))
-    for name, program, blocks, changes, constants in jobs:
-        constants = base | constants | {"ROWS": blocks.rows, "COLUMNS": blocks.columns, "DEPTH": blocks.depth}
-        kinds = pointers | floats | changes | dict.fromkeys(constants, "constexpr")
-        signature = {argument: kinds.get(argument, "i32") for argument in program.arg_names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
-        options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
-        built = compile(
-            ASTSource(program, signature, constants, aligned), target=GPUTarget("cuda", 90, 32), options=options
-        )
-        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
-            ptx.write(built.asm["ptx"])
-            ptx.flush()
-            command = ["ptxas", "-arch=sm_90a", "-v", ptx.name, "-o", "/dev/null"]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        found = [int(n) for n in re.findall(r"(\d+) bytes spill stores|Used (\d+) registers", said) for n in n if n]
-        print(f"{name:38s} {blocks.rows}x{blocks.columns}: {found[0]} bytes spilled, {found[1]} registers")
+def report(median: dict[str, float], memory: dict[str, float]) -> None:
+    """A line each; ratios where the floor itself could be run."""
+    print(f"\n{'median':38s}")
+    for name in median:
+        unit = "one GEMM" if name.startswith("forward") else "three GEMMs"
+        ratio = f"{median[name] / median[unit]:5.2f} x {unit:12s}" if unit in median else f"{'no floor':>20s}"
+        print(f"{name:38s} {median[name]:8.3f} s   {ratio} {max(memory[name], 0):7.0f} MB extra")
 
 
 def main() -> None:
@@ -358,13 +358,9 @@ def main() -> None:
     parser.add_argument("--shape", default="4096x512x32000", help="rows x width x vocabulary")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", default="", help="contestants whose name contains this, besides the floors")
-    parser.add_argument("--compile", action="store_true", help="only compile the Triton programs for sm_90")
     parser.add_argument("--check-rows", action="store_true", help="only check some rows of this shape against float64")
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.compile:
-        compile_ahead()
-        return
     if arguments.memory:
         print(own_megabytes(arguments.memory, arguments))
         return
@@ -376,20 +372,8 @@ def main() -> None:
     check(arguments.device)
     shape = Shape(*_sizes(arguments), arguments.device)
     choice = choose(Head(shape.weight))
-    print(f"{arguments.shape} {shape.weight.dtype} on {arguments.device}: {choice.name} ({choice.reason})")
-    runs = [(n, r) for i, (n, r) in enumerate(contestants(shape)) if i < 2 or arguments.only in n]
-    memory = {name: peak_megabytes(name, run, shape, arguments) for name, run in runs}
-    times: dict[str, list[float]] = {name: [] for name, _ in runs}
-    for _ in range(arguments.repeat):
-        for name, run in runs:
-            times[name].append(seconds(run, arguments.device))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    floor, gemm = (median[name] for name in ("three GEMMs", "one GEMM"))
-    for name in median:
-        forward = name.startswith("forward")
-        ratio = median[name] / (gemm if forward else floor)
-        unit = "one GEMM" if forward else "three GEMMs"
-        print(f"{name:38s} {median[name]:8.3f} s   {ratio:5.2f} x {unit:12s} {max(memory[name], 0):7.0f} MB extra")
+    print(f"{arguments.shape} {shape.weight.dtype} on {arguments.device}: {choice.name} ({choice.reason})", flush=True)
+    measure(shape, arguments)
 
 
 if __name__ == "__main__":

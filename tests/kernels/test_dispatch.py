@@ -23,7 +23,7 @@ def test_the_choice_depends_on_the_head_alone_and_gives_a_reason(monkeypatch):
 
 def test_without_triton_falls_back_and_says_so_once(monkeypatch):
     monkeypatch.setattr(dispatch, "triton_obstacle", lambda device, dtype: "Triton is not installed")
-    dispatch._warn_once.cache_clear()
+    dispatch.warn_once.cache_clear()
     head, hidden, targets = Head(torch.ones(300, 2)), torch.zeros(3, 2), torch.arange(3)
     with pytest.warns(RuntimeWarning, match="not installed"):
         first = lm_head_stats(hidden, head, targets, implementation="triton")

@@ -12,7 +12,7 @@ def test_two_ranks(tmp_path):
         for rank in range(2)
     ]
     try:
-        reports = [rank.communicate(timeout=120)[1] for rank in ranks]
+        reports = [rank.communicate(timeout=900)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import torch
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+from holdfast.errors import DataError
 from holdfast.kernels import Chunked, Head, Tiling, VocabShard, lm_head_loss, lm_head_stats
+from holdfast.kernels.head import make_problem
 
 OUTPUTS = ("entropy", "sum_p2", "entropy_change", "kl_rollout", "tv_rollout", "chi2_rollout")
 SPLIT, VOCABULARY = 130, 301
@@ -58,7 +62,19 @@ def main(rank: int, folder: Path) -> None:
         whole = run(slice(None), None, one_pass)
         for index, (found, expected) in enumerate(zip(sliced, whole, strict=True)):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda m, i=index: f"value {i}: {m}")
+    refuses_a_sharded_weight(hidden, weight, targets)
     distributed.destroy_process_group()
+
+
+def refuses_a_sharded_weight(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> None:
+    sharded = distribute_tensor(weight, init_device_mesh("cpu", (2,)), [Shard(0)])
+    try:
+        make_problem(hidden, Head(sharded), targets)
+    except DataError as error:
+        assert "weight is a DTensor" in str(error)
+        assert "Partial" in str(error)
+    else:
+        raise AssertionError("a DTensor was taken for a whole weight")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from holdfast.errors import ConfigError, nearest
 from holdfast.kernels.chunked import Chunked
+from holdfast.kernels.fallback import Guarded, warn_once
 from holdfast.kernels.function import Implementation, two_pass
 from holdfast.kernels.head import Head, HeadStats, Problem, make_problem, refuse_non_finite
 from holdfast.kernels.naive import naive_stats
@@ -50,18 +50,22 @@ def choose(head: Head, implementation: str = "auto") -> Choice:
         raise ConfigError("naive does not take a vocabulary-parallel head; use auto, chunked or triton")
     if implementation in ("naive", "chunked"):
         return Choice(implementation, "asked for")  # pyright: ignore[reportArgumentType]
-    obstacle = triton_obstacle(head.weight.device, head.compute_dtype)
+    device, dtype = head.weight.device, head.weight.dtype
+    obstacle = triton_obstacle(device, head.compute_dtype)
+    obstacle = _triton(device, dtype).failure if obstacle is None else obstacle
     if implementation == "triton":
         if obstacle is None:
             return Choice("triton", "asked for")
-        _warn_once(f"Triton cannot run here ({obstacle}); the chunked torch implementation takes over")
+        warn_once(f"Triton cannot run here ({obstacle}); the chunked torch implementation takes over")
         return Choice("chunked", obstacle)
     if head.shard is None and head.weight.shape[0] <= SMALL_VOCABULARY:
         return Choice("naive", f"a vocabulary of at most {SMALL_VOCABULARY}: all logits at once are small and fastest")
-    if head.weight.device.type == "cuda" and obstacle is None:
+    if device.type == "cuda" and dtype == torch.float32:
+        return Choice("chunked", "float32, which library GEMMs multiply faster than Triton")
+    if device.type == "cuda" and obstacle is None:
         return Choice("triton", "a CUDA device and Triton")
-    if head.weight.device.type == "cuda":
-        _warn_once(f"The head runs in chunked torch on this CUDA device: {obstacle}")
+    if device.type == "cuda":
+        warn_once(f"The head runs in chunked torch on this CUDA device: {obstacle}")
     return Choice("chunked", obstacle or "not a CUDA device: tiles in torch")
 
 
@@ -111,7 +115,7 @@ def lm_head_stats(
         stats, lse = _run(problem, implementation)
     else:
         name = choose(problem.head, implementation).name
-        stats, lse = naive_stats(problem) if name == "naive" else _run(problem, _implementation(name))
+        stats, lse = naive_stats(problem) if name == "naive" else _run(problem, _implementation(name, problem.head))
     refuse_non_finite(lse, problem)
     return stats
 
@@ -122,14 +126,13 @@ def _run(problem: Problem, how: Implementation) -> tuple[HeadStats, Tensor]:
     return two_pass(problem, how) if problem.hidden.shape[0] else naive_stats(replace(problem, head=whole))
 
 
-def _implementation(name: str) -> Implementation:
-    if name == "chunked":
-        return Chunked()
-    from holdfast.kernels.triton import Triton
-
-    return Triton()
+def _implementation(name: str, head: Head) -> Implementation:
+    return Chunked() if name == "chunked" else _triton(head.weight.device, head.weight.dtype)
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+def _triton(device: torch.device, dtype: torch.dtype) -> Guarded:
+    """Triton with torch behind it, one for a device and dtype: what cannot be built is not tried again."""
+    from holdfast.kernels.triton import Triton
+
+    return Guarded(Triton())

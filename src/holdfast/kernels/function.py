@@ -70,6 +70,11 @@ class RowGradient:
         slope = None if self.slope is None else self.slope[rows]
         return RowGradient(self.reference[rows], self.level[rows], slope, self.token[rows])
 
+    def times(self, factor: Tensor) -> RowGradient:
+        """The gradient of `factor` times the loss."""
+        slope = None if self.slope is None else self.slope * factor
+        return RowGradient(self.reference, self.level * factor, slope, self.token * factor)
+
     def logit_gradient(self, block: Block, logits: Tensor, columns: slice, out: Tensor, scratch: Tensor) -> None:
         """dL/d(h·Wᵀ + b) of one tile, written to `out`."""
         torch.sub(logits, self.reference[:, None], out=out)

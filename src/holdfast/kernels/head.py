@@ -174,6 +174,13 @@ def _check_head(name: str, hidden: Tensor, head: Head) -> None:
         raise DataError(
             f"{name} {list(hidden.shape)} and weight {list(weight.shape)} do not fit: [N, d] and [V > 0, d] are needed"
         )
+    for what, x in ((name, hidden), ("weight", weight)):
+        if hasattr(x, "full_tensor"):
+            raise DataError(
+                f"{what} is a DTensor, sharded over ranks: pass whole tensors. Where FSDP shards the head, call the "
+                "kernels inside a forward pass of its layer; weight.full_tensor() alone would leave each rank with the "
+                'gradient of its own rows: it needs grad_placements=[Partial("avg")]'
+            )
     if hidden.dtype != weight.dtype or not hidden.is_floating_point():
         raise DataError(f"{name} is {hidden.dtype} and weight {weight.dtype}: one floating dtype is needed; cast one")
     if hidden.device != weight.device:

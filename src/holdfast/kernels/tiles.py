@@ -58,15 +58,27 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a @ b in the dtype of `out`, accumulated and kept there: 16-bit factors never round the result."""
     if a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
-    return out.copy_(torch.mm(a, b, out_dtype=out.dtype))
+    if a.device.type == "cpu":
+        return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+    return torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b in the dtype of `total`."""
+    """total += a @ b in the dtype of `total`, in place; `a` is rounded to the dtype of `b`.
+
+    float16 ends at 6e-8: a wider `a` is scaled by a power of two, so that small gradients are not rounded to 0.
+    """
+    if a.dtype == total.dtype and b.dtype == torch.float16:
+        unit = torch.exp2(10 - a.abs().amax().clamp(1e-30, 1e30).log2().ceil())
+        total.add_(product((a * unit).to(b.dtype), b, torch.empty_like(total)).div_(unit))
+        return
+    a = a.to(b.dtype)
     if b.dtype == total.dtype:
         total.addmm_(a, b)
+    elif total.device.type == "cpu":
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
     else:
-        total.add_(torch.mm(a.to(b.dtype), b, out_dtype=total.dtype))
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
 def shape_logits(logits: Tensor, head: Head, bias: Tensor | None, temperature: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from holdfast.kernels.blocks import Machine, Plan, plan_for
 from holdfast.kernels.chunked import add_tv
 from holdfast.kernels.function import Gradients, RowGradient
 from holdfast.kernels.head import Head, HeadStats, Problem
@@ -29,7 +30,7 @@ from holdfast.kernels.sums import (
     reduce_shards,
     statistics,
 )
-from holdfast.kernels.tiles import Tiling, accumulate, fill_up, shape_logits, widen
+from holdfast.kernels.tiles import Tiling, accumulate, fill_up, product, shape_logits
 
 FIELDS = PICKED + 1
 # Rows whose sums are joined at a time, filled up: a fixed shape, as everywhere.
@@ -39,26 +40,15 @@ GATHERED = 2**26
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Sizes of one program: rows x columns of logits in registers, `depth` of the inner product per step."""
-
-    rows: int = 128
-    columns: int = 128
-    depth: int = 64
-    warps: int = 8
-    stages: int = 3
-
-
-@dataclass(frozen=True)
 class Triton:
-    """The Triton implementation. One size for all outputs: the sums of a row are then made in one order.
+    """The Triton implementation; `plan` None takes the sizes that fit the device.
 
-    Only logits that are read from memory need smaller blocks to keep a second tile in registers.
-    `workspace` is the size of the dL/dlogits buffer in elements.
+    Whatever its size, a tile is summed `plan.rollout.columns` columns at a time and the vocabulary is split at the same
+    tokens, so that the sums of a row are made in one order for all outputs. `workspace` is the size of the dL/dlogits
+    buffer in elements.
     """
 
-    blocks: Blocks = Blocks()
-    logits_blocks: Blocks = Blocks(rows=64)
+    plan: Plan | None = None
     workspace: int = 2**27
 
     def forward(self, problem: Problem, keep_hidden_grad: bool) -> tuple[HeadStats, Totals, Tensor | None]:
@@ -79,37 +69,42 @@ class Triton:
         """dL/d(hidden, weight, bias) from the gradient of every row, a range of the vocabulary at a time."""
         head, dtype = problem.head, problem.head.compute_dtype
         count, vocabulary = problem.hidden.shape[0], head.weight.shape[0]
-        columns = self.blocks.columns
+        columns = self._plan(problem)[0].gradient.columns
         width = min(max(self.workspace // count // columns, 1) * columns, -(-vocabulary // columns) * columns)
         space = torch.empty(count * width, dtype=head.weight.dtype, device=problem.hidden.device)
         hidden = torch.zeros_like(problem.hidden, dtype=dtype) if wanted[0] else None
         weight = torch.empty_like(head.weight) if wanted[1] else None
         bias = torch.empty_like(head.bias) if wanted[2] and head.bias is not None else None
-        states = widen(problem.hidden, dtype)
+        unit = _unit(rows, problem)
+        rows = rows if unit is None else rows.times(unit)
         for start in range(0, vocabulary, width):
             part = slice(start, min(start + width, vocabulary))
             dz = space[: count * (part.stop - start)].view(count, part.stop - start)
             self._dlogits(problem, rows, part, dz)
-            dz = widen(dz, dtype)
             if hidden is not None:
-                accumulate(hidden, dz, widen(head.weight[part], dtype))
+                accumulate(hidden, dz, head.weight[part])
             if weight is not None:
-                total = torch.zeros_like(head.weight[part], dtype=dtype)
-                accumulate(total, dz.T, states)
-                weight[part] = total
+                total = weight[part] if weight.dtype == dtype else torch.empty_like(weight[part], dtype=dtype)
+                weight[part] = _over(product(dz.T, problem.hidden, total), unit)
             if bias is not None:
-                bias[part] = dz.sum(dim=0, dtype=dtype)
-        return Gradients(hidden, weight, bias)
+                bias[part] = _over(dz.sum(dim=0, dtype=dtype), unit)
+        return Gradients(None if hidden is None else _over(hidden, unit), weight, bias)
+
+    def _plan(self, problem: Problem) -> tuple[Plan, Machine]:
+        machine = Machine.of(problem.hidden.device)
+        return self.plan or plan_for(machine.shared_bytes, problem.head.weight.element_size()), machine
 
     def _sums(self, problem: Problem) -> tuple[Tensor, int]:
         """The sums [splits, fields, rows filled up] and the number of tokens in one split."""
         from holdfast.kernels import triton_kernels
 
         head, count = problem.head, problem.hidden.shape[0]
-        blocks = self.logits_blocks if isinstance(problem.rollout, Tensor) else self.blocks
+        plan, machine = self._plan(problem)
+        blocks, piece = plan.sums, plan.rollout.columns
+        if problem.rollout is not None:
+            blocks = plan.logits if isinstance(problem.rollout, Tensor) else plan.rollout
         vocabulary = head.weight.shape[0]
-        tiles = _tiles_per_split(-(-vocabulary // blocks.columns))
-        span = blocks.columns * tiles
+        span = piece * _pieces_per_split(-(-vocabulary // piece))
         splits = -(-vocabulary // span)
         padded = -(-count // JOINED) * JOINED
         out = torch.zeros(splits, FIELDS, padded, device=problem.hidden.device)
@@ -120,7 +115,7 @@ class Triton:
         elif problem.rollout is not None:
             r_hidden, r_weight, r_bias, *_ = _operands(problem, problem.rollout[1], problem.rollout[0])
             r_head, kind = problem.rollout[1], 1
-        grid = (-(-count // blocks.rows), splits)
+        grid = (-(-count // blocks.rows) * splits,)
         assert JOINED % blocks.rows == 0  # the last program writes whole blocks
         triton_kernels.sums_kernel[grid](  # pyright: ignore
             out, hidden, weight, bias, targets, temperature, r_hidden, r_weight, r_bias, r_logits,
@@ -130,7 +125,8 @@ class Triton:
             HAS_TEMPERATURE=problem.temperature is not None, R_KIND=kind,
             R_HAS_BIAS=r_head.bias is not None, R_HAS_CAP=r_head.softcap is not None,
             SQUARES=bool(problem.outputs & SQUARES), FIELDS=FIELDS,
-            WIDTH=hidden.shape[1], R_WIDTH=r_hidden.shape[1], TILES=tiles,
+            WIDTH=hidden.shape[1], R_WIDTH=r_hidden.shape[1], TILES=span // blocks.columns,
+            BAND=blocks.band(machine.processors), HALVED=blocks.columns == 2 * piece,
             ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth,
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
@@ -139,25 +135,46 @@ class Triton:
     def _dlogits(self, problem: Problem, rows: RowGradient, part: slice, out: Tensor) -> None:
         from holdfast.kernels import triton_kernels
 
-        head, blocks = problem.head, self.blocks
+        plan, machine = self._plan(problem)
+        head, blocks = problem.head, plan.gradient
         hidden, weight, bias, targets, temperature = _operands(problem, head, problem.hidden)
         slope = rows.level if rows.slope is None else rows.slope
-        grid = (-(-out.shape[0] // blocks.rows), -(-out.shape[1] // blocks.columns))
+        grid = (-(-out.shape[0] // blocks.rows) * -(-out.shape[1] // blocks.columns),)
         triton_kernels.dlogits_kernel[grid](  # pyright: ignore
             out, hidden, weight, bias, targets, temperature, rows.reference, rows.level, slope, rows.token,
             out.shape[0], head.weight.shape[0], head.start, part.start, out.shape[1],
             head.scale, head.softcap or 1.0,
             HAS_BIAS=head.bias is not None, HAS_CAP=head.softcap is not None,
             HAS_TEMPERATURE=problem.temperature is not None, HAS_SLOPE=rows.slope is not None,
-            WIDTH=hidden.shape[1],
+            WIDTH=hidden.shape[1], BAND=blocks.band(machine.processors),
             ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth,
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
 
 
-def _tiles_per_split(tiles: int) -> int:
-    """About 16, so that few sums reach memory; the number that leaves the fewest tiles empty in the last split."""
-    return min(range(12, 21), key=lambda per_split: (-tiles % per_split, abs(per_split - 16)))
+def _pieces_per_split(pieces: int) -> int:
+    """About 16, so that few sums reach memory, and even; the number that leaves the fewest empty in the last split."""
+    return min(range(12, 21, 2), key=lambda per_split: (-pieces % per_split, abs(per_split - 16)))
+
+
+def _unit(rows: RowGradient, problem: Problem) -> Tensor | None:
+    """The power of two by which dL/dlogits is multiplied on its way through float16; None in other dtypes.
+
+    float16 ends at 6e-8, where the gradients of a mean over many tokens begin. |p·(level + slope·(log p))| is at most
+    |level| + |slope| (|x e^x| < 1 for x < 0), so the largest one lies near 1024 and those down to 1e-10 of it survive.
+    """
+    if problem.head.weight.dtype != torch.float16:
+        return None
+    level = rows.level.abs() if rows.slope is None else rows.level.abs() + rows.slope.abs()
+    largest = torch.maximum(level, rows.token.abs())
+    largest = (largest if problem.temperature is None else largest / problem.temperature).max() * abs(
+        problem.head.scale
+    )
+    return torch.exp2(10 - largest.clamp(1e-30, 1e30).log2().ceil())
+
+
+def _over(x: Tensor, unit: Tensor | None) -> Tensor:
+    return x if unit is None else x.div_(unit)
 
 
 def _operands(problem: Problem, head: Head, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -1,15 +1,16 @@
 """Our LM-head kernels in the place of TRL's: log-probability and entropy from hidden states, no logits.
 
 TRL asks its model for both by `model(..., labels=labels, fused_lm_head=True)`; that call is what changes, so that DDP,
-FSDP and PEFT wrap the model as before, and generation is untouched. Rows whose tokens get no gradient, such as rejected
-sequences, cost nothing in the backward pass.
+FSDP and PEFT wrap the model as before, and generation is untouched. The kernels run inside a call of the output layer:
+whatever gathers its weight and reduces its gradient around that call (FSDP, ZeRO-3) does so for them, too. Rows whose
+tokens get no gradient, such as rejected sequences, cost nothing in the backward pass.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,20 @@ from holdfast.errors import ConfigError
 from holdfast.kernels import Head, lm_head_stats
 
 
-def install(model: Any, temperature: float) -> None:
+class _Form(NamedTuple):
+    """What happens to the logits, and whether the head multiplies in float32 whatever the model does."""
+
+    scale: float
+    softcap: float | None
+    temperature: float
+    in_float32: bool
+
+
+def install(model: Any, temperature: float, in_float32: bool = False) -> None:
     """Let `model` answer `fused_lm_head=True` with `holdfast.kernels.lm_head_stats`.
+
+    `in_float32` is TRL's `cast_lm_head_to_fp32`: hidden states and head in float32, outside autocast. Otherwise the
+    head runs in the dtype that a linear layer would: that of autocast, or that of the hidden states.
 
     Raises:
         ConfigError: a head that is not one plain linear layer, a mixture of experts (TRL's head makes its balancing
@@ -44,35 +57,52 @@ def install(model: Any, temperature: float) -> None:
         hidden = self.base_model(*args, **options).last_hidden_state[:, :-1]
         targets = labels[:, 1:].to(hidden.device)
         mask = targets != -100
-        stats = lm_head_stats(hidden[mask], _head(self, hidden.dtype), targets[mask], temperature=temperature)
+        # Looked up anew: wrappers put another module in its place.
+        found = self.get_output_embeddings()(hidden[mask], targets=targets[mask])
         # masked_scatter keeps an empty micro-batch connected to the model.
         empty = torch.zeros(mask.shape, device=hidden.device) + 0.0 * hidden.float().sum(dim=-1)
-        assert stats.entropy is not None
-        logprobs, entropy = (empty.masked_scatter(mask, x.float()) for x in (stats.logprobs, stats.entropy))
+        logprobs, entropy = (empty.masked_scatter(mask, x.float()) for x in found)
         loss = -logprobs.sum() / mask.sum().clamp(min=1)
         return FusedCausalLMOutput(loss=loss, log_probs=logprobs, entropy=entropy, label_mask=mask)
 
-    _compare(model, forward, forward_of_trl)
+    _teach(layer, _form(config, temperature, in_float32))
+    _compare(model, forward, forward_of_trl, in_float32)
     model.forward = types.MethodType(forward, model)
 
 
-def _head(model: Any, dtype: torch.dtype) -> Head:
-    """The head under the names that Gemma, Cohere and Granite use; looked up anew, since FSDP replaces parameters."""
-    layer, config = model.get_output_embeddings(), model.config.get_text_config()
-    weight, bias = (x.full_tensor() if hasattr(x, "full_tensor") else x for x in (layer.weight, layer.bias))
+def _form(config: Any, temperature: float, in_float32: bool) -> _Form:
+    """Scale and soft-cap under the names that Gemma, Cohere and Granite use."""
     divisor = getattr(config, "logits_scaling", None)
     scale = getattr(config, "logit_scale", None) or (1.0 / divisor if divisor else 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(weight.to(dtype), None if bias is None else bias.to(dtype), float(scale), softcap)
+    return _Form(float(scale), getattr(config, "final_logit_softcapping", None), temperature, in_float32)
+
+
+def _teach(layer: nn.Linear, form: _Form) -> None:
+    """Let `layer(hidden, targets=targets)` return log-probabilities and entropies instead of logits."""
+    logits_of = layer.forward
+
+    def forward(self: Any, hidden: Tensor, targets: Tensor | None = None) -> Any:
+        if targets is None:
+            return logits_of(hidden)
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        dtype = torch.float32 if form.in_float32 else dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        head = Head(self.weight.to(dtype), bias, form.scale, form.softcap)
+        with torch.autocast(kind, enabled=False):
+            stats = lm_head_stats(hidden.to(dtype), head, targets, temperature=form.temperature)
+        return stats.logprobs, stats.entropy
+
+    layer.forward = types.MethodType(forward, layer)
 
 
 @torch.no_grad()
-def _compare(model: Any, forward: Any, forward_of_trl: Any) -> None:
+def _compare(model: Any, forward: Any, forward_of_trl: Any, in_float32: bool) -> None:
     """Both heads on a few tokens: a model that does something else to its logits is never taken apart."""
     ids = torch.arange(8, device=model.get_output_embeddings().weight.device)[None] % model.config.vocab_size
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "fused_lm_head": True}
     theirs, ours = forward_of_trl(**inputs), forward(model, **inputs)
-    near = 1e-3 if model.dtype == torch.float32 else 5e-2
+    near = 1e-3 if in_float32 or model.dtype == torch.float32 else 5e-2
     for name in ("log_probs", "entropy"):
         expected, actual = getattr(theirs, name), getattr(ours, name)
         if not torch.allclose(actual.float(), expected.float(), rtol=near, atol=near):

@@ -82,7 +82,8 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         self._rewards = torch.zeros(0)
         super().__init__(model, reward_funcs, args, train_dataset, **options)
         if lm_head == "holdfast":
-            install(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model, self.temperature)
+            bare = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+            install(bare, self.temperature, self.args.cast_lm_head_to_fp32)
 
     def _refuse_silent_engine(self, args: GRPOConfig, options: dict[str, Any]) -> None:
         records = args.use_vllm or options.get("rollout_func") is not None
