@@ -28,7 +28,7 @@ ORDER = {
     "objectives": "parts policy_term metrics checks composition objective whole_step table presets",
     "rollout": "engine pretrained models store rescore embedded outside engines",
     "report": "charts page tokens metrics learning words survey run_figures presets compare run",
-    "train": "settings keep policy sampling warmstart update setup evaluate show loop compare session",
+    "train": "settings keep policy sampling estimate warmstart update setup evaluate show loop compare session",
     "audit": "read measure judge show simulate",
     "audit/read": "columns reading prefetch raw loaders rescore overlap source",
     "audit/measure": "estimate tokens alignment stretches view binned contrast sample statistics",

@@ -104,6 +104,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Sleeper(Protocol):
+    """An engine that can rest between a batch and the next `sync`."""
+
+    def sleep(self) -> None:
+        """Give memory back; `sync` wakes the engine."""
+        ...
+
+
 def sampling_logprobs(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
     """Log-probabilities of the distribution that is sampled: temperature, support, renormalised; −inf off the support.
 

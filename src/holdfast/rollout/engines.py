@@ -20,8 +20,9 @@ class EngineSettings:
     """What an engine is and how it runs; each field belongs to the kinds named in brackets.
 
     precision [embedded, vllm]: its numerics. lag [embedded]: updates that its weights are behind. compile [embedded]:
-    whether its steps are compiled. context [vllm]: longest prompt with response; None: the model's. cache_gib [vllm]:
-    room for keys and values. options [vllm]: further arguments of `vllm.LLM`. url, timeout (seconds per request),
+    whether its steps are compiled. context [vllm]: longest prompt with response; None: the model's. cache_gib
+    [embedded, vllm]: room for keys and values; ours decodes in blocks that fit. sleep [vllm]: whether it
+    can give a card's memory back. options [vllm]: further arguments of `vllm.LLM`. url, timeout (seconds per request),
     retries, concurrency (requests at a time) [server]. sync [server]: "reload" has a running server take over the
     weights, "restart" runs `command` on them anew, in which "{folder}" stands for the model folder.
     """
@@ -32,6 +33,7 @@ class EngineSettings:
     compile: bool = False
     context: int | None = None
     cache_gib: float = 4.0
+    sleep: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     url: str = "http://127.0.0.1:8000"
     timeout: float = 600.0
@@ -81,6 +83,7 @@ def make_engine(settings: EngineSettings, model: Any, tokenizer: Any, folder: Pa
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             compile=settings.compile,
+            cache_gib=settings.cache_gib,
         )
     if settings.kind == "vllm":
         return _vllm(settings, model, tokenizer, folder)
@@ -99,6 +102,7 @@ def _vllm(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) ->
         precision=settings.precision,
         context=settings.context,
         cache_gib=settings.cache_gib,
+        sleep=settings.sleep,
         options=settings.options,
     )
     shutil.rmtree(first)

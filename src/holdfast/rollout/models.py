@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from holdfast.errors import ConfigError
 from holdfast.rollout.pretrained import SMOLLM2, model_folder
@@ -35,9 +36,19 @@ def character_tokenizer(alphabet: str) -> Any:
 
 def tiny_model(tokenizer: Any, *, hidden: int = 96, layers: int = 3, heads: int = 4, seed: int = 0) -> Any:
     """A Qwen3 of the given size with random weights from the seed (0.34 M parameters at the defaults)."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    config = Qwen3Config(
+    config = tiny_config(tokenizer, hidden=hidden, layers=layers, heads=heads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def tiny_config(tokenizer: Any, *, hidden: int, layers: int, heads: int) -> Any:
+    """The shape of `tiny_model`."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=3 * hidden,
@@ -51,9 +62,56 @@ def tiny_model(tokenizer: Any, *, hidden: int = 96, layers: int = 3, heads: int 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config)
+
+
+class LazyWeights(Mapping[str, Tensor]):
+    """A state dict of which some tensors are made when they are read, anew each time, so that few exist at once.
+
+    `made` makes those by name; `kept` are the others, as they are.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor], made: Mapping[str, Callable[[], Tensor]]) -> None:
+        self.kept, self.made = kept, made
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.made[name]() if name in self.made else self.kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.kept
+        yield from self.made
+
+    def __len__(self) -> int:
+        return len(self.kept) + len(self.made)
+
+
+def copied(weights: Mapping[str, Tensor], copy: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """A copy of each tensor, read one after the other; tensors that are tied stay one tensor."""
+    # What is made on reading is tied to nothing, and another's address may be given to it.
+    made = weights.made if isinstance(weights, LazyWeights) else {}
+    copies: dict[Any, Tensor] = {}
+    found = {}
+    for name in weights:
+        tensor = weights[name]
+        key = name if name in made else tensor.data_ptr()
+        if key not in copies:
+            copies[key] = copy(tensor.detach())
+        found[name] = copies[key]
+        del tensor  # before the next one is made
+    return found
+
+
+def cache_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of keys and values a token, over all layers: 2 · layers · key heads · D · bytes of a number.
+
+    An upper bound where some layers look at a window only. 0 for models without attention heads.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads:
+        return 0
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    shared = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * text.num_hidden_layers * shared * width * dtype.itemsize
 
 
 def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Rewards on held-out problems, by the trainer's own numerics: neither quantised nor behind."""
+"""Rewards on held-out problems: by the trainer's own model, or by the run's engine where that is a program outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     The problems are the same at every step and `eval_rewards` is in their order, so that two steps can be compared
     problem by problem. Accuracies are there only where every reward is 0 or 1: they are then the mean rewards.
     """
-    run.judge.sync(run.engine_view, run.step)
+    if run.judge.policy_version != run.step:
+        run.judge.sync(run.engine_view, run.step)
     sampling = sampling_of(run.config)
     scores = {"eval": _scores(run, sampling)}
     if run.config.evaluation.greedy:

@@ -21,6 +21,7 @@ from holdfast.train.sampling.episodes import Episode
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.setup import Run, set_up
 from holdfast.train.show.advice import ratio_warnings, step_warnings
+from holdfast.train.show.banner import introduce
 from holdfast.train.show.display import Display
 from holdfast.train.show.metrics import lag_metrics, reward_metrics, step_metrics
 from holdfast.train.show.records import rollout_records
@@ -43,8 +44,10 @@ def train(
     Same configuration, same numbers, bit for bit on one machine, with or without interruptions in between.
 
     Raises:
-        HoldfastError: the configuration cannot be built, or a step produced something that cannot be trained on.
+        HoldfastError: the configuration cannot be built or does not fit into memory, or a step produced something that
+            cannot be trained on.
     """
+    display.begin(introduce(config))
     with (
         closing(Trackers(config, folder)) as trackers,
         closing(

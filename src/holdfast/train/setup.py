@@ -26,7 +26,7 @@ from holdfast.train.policy.lora import Merged, WithoutAdapter, add_lora, load_ad
 from holdfast.train.policy.model import build_model, compile_layers, device_of, keep_only_inputs
 from holdfast.train.policy.unpadded import make_unpadded
 from holdfast.train.sampling.data import PromptSource, Rollouts
-from holdfast.train.sampling.engines import build_engine, check_first_batch, embedded
+from holdfast.train.sampling.engines import build_engine, check_first_batch, judge_of
 from holdfast.train.sampling.episodes import Episode, Writing
 from holdfast.train.sampling.pipeline import Pipelined
 from holdfast.train.sampling.routing import router_drift
@@ -160,7 +160,8 @@ def _assemble(
     scorer = make_scorer(source.task, own.reward, timeout=own.reward_timeout, workers=own.reward_workers)
     # Engines copy the model before adapters go into it: they run whole weights.
     sampler = _sampler(config, folder, source, objective, model)
-    judge = embedded(model, source.tokenizer, precision=config.model.dtype)
+    own_engine = sampler.engine if isinstance(sampler, Synchronous) else None
+    judge = judge_of(config, own_engine, model, source.tokenizer)
     adapted = None
     if config.lora.rank:
         adapted = add_lora(model, config.lora, base=base, seed=derive_seed(config.seed, "lora"))

@@ -12,7 +12,7 @@ from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Sampling
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.tasks.base import Problem
-from holdfast.train.sampling.engines import build_engine, check_first_batch
+from holdfast.train.sampling.engines import build_engine, check_first_batch, judge_of, sleeps
 from holdfast.train.sampling.episodes import Episode, Writing
 from holdfast.train.settings.configfile import build_config
 
@@ -43,6 +43,25 @@ def test_settings_reach_the_engine(model, tmp_path):
         build_engine(build_config({"engine": {"kind": "vllm", "lag": 2}}), model, TOKENIZER, tmp_path)
     with pytest.raises(ConfigError, match=r"engine.sync = 'restart' needs engine.command"):
         build_engine(build_config({"engine": {"kind": "server", "sync": "restart"}}), model, TOKENIZER, tmp_path)
+
+
+def test_evaluations_copy_nothing(model):
+    """An engine outside that is in step answers itself; else the trainer's own model does, in blocks that fit."""
+    outside = EmbeddedEngine(model, eos_token_id=2, pad_token_id=0)
+    ours = build_config({"evaluation": {"cache_gib": 0.5}})
+    vllm = build_config({"engine": {"kind": "vllm"}})
+    assert judge_of(vllm, outside, model, TOKENIZER) is outside
+    for judge in (judge_of(ours, outside, model, TOKENIZER), judge_of(vllm, None, model, TOKENIZER)):
+        assert judge.model is model and judge.precision is None
+    assert judge_of(ours, outside, model, TOKENIZER).cache_gib == 0.5
+
+
+def test_an_engine_sleeps_where_it_takes_turns_with_the_trainer():
+    assert sleeps(build_config({"engine": {"kind": "vllm"}}))
+    assert not sleeps(build_config({"engine": {"kind": "vllm", "sleep": False}}))
+    assert not sleeps(build_config({"engine": {"kind": "vllm"}, "async": {"staleness": 1}}))
+    with pytest.raises(ConfigError, match=r"engine.sleep = true and async.staleness = 1.*nearest valid value"):
+        build_config({"engine": {"kind": "vllm", "sleep": True}, "async": {"staleness": 1}})
 
 
 def test_an_engine_with_the_policy_s_weights_passes(model):

@@ -145,3 +145,18 @@ def test_the_engine_in_this_process_writes_whole_responses_and_keeps_its_own_sta
     assert engine.state == {"policy_version": 4}
     sampler.close()
     assert engine.closed
+
+
+def test_an_engine_that_can_sleep_does_once_a_step_s_responses_are_written(monkeypatch):
+    class Sleepy(Recorder):
+        def sleep(self):
+            self.calls.append("sleep")
+
+    def advance(self, engine, episodes, *, budget, seed):
+        engine.calls.append("written")
+        return episodes
+
+    monkeypatch.setattr(Writing, "advance", advance)
+    engine = Sleepy()
+    Synchronous(build_config(BATCH), source_of(entries=1), Writing(Sampling()), engine).episodes(1)
+    assert engine.calls == ["written", "sleep"]

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from holdfast.train.show.display import Lines, Panels, cells_of
+from holdfast.train.show.display import Lines, Milestones, Panels, Quiet, cells_of
 
 RECORD = {
     "step": 3,
@@ -70,3 +70,11 @@ def test_time_left_is_extrapolated(monkeypatch):
         lines.step({"step": step}, 10)
     # 10 s a step: 8 steps left after step 2, 7 after step 3.
     assert [line.rsplit("left ")[1] for line in out.getvalue().splitlines()] == ["?", "1:20", "1:10"]
+
+
+def test_who_shows_one_run_says_what_it_is_and_who_shows_many_does_not():
+    for kind, shown in ((Lines, True), (Panels, True), (lambda console: Milestones(console, "ppo"), False)):
+        out = io.StringIO()
+        kind(Console(file=out, width=80)).begin("model     tiny")
+        assert ("model     tiny" in out.getvalue()) is shown
+    assert Quiet().begin("model") is None

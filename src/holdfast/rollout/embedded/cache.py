@@ -10,12 +10,17 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A growing cache layer that doubles its room when it is used up, so that one more token is one small write."""
+    """A growing cache layer that doubles its room when it is used up, so that one more token is one small write.
+
+    `most` is the number of tokens that it will ever hold: the room never exceeds it. Layers grow one after the other,
+    so that no more than one of them is there twice.
+    """
 
     is_compileable = False
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, most: int, **options: Any) -> None:
         super().__init__(**options)
+        self.most = most
         self._stores: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -25,11 +30,7 @@ class RoomyLayer(DynamicLayer):
         end = used + key_states.shape[-2]
         stores = self._stores
         if stores is None or end > stores[0].shape[-2]:
-            grown = self._grown(key_states, used), self._grown(value_states, used)
-            if stores is not None:
-                for new, old in zip(grown, stores, strict=True):
-                    new[..., :used, :] = old[..., :used, :]
-            stores = self._stores = grown
+            stores = self._stores = self._grown(key_states, used, 0), self._grown(value_states, used, 1)
         stores[0][..., used:end, :] = key_states
         stores[1][..., used:end, :] = value_states
         self.keys, self.values = stores[0][..., :end, :], stores[1][..., :end, :]
@@ -42,13 +43,17 @@ class RoomyLayer(DynamicLayer):
             self._stores = self._stores[0][indices], self._stores[1][indices]
             self.keys, self.values = self._stores[0][..., :used, :], self._stores[1][..., :used, :]
 
-    def _grown(self, states: Tensor, used: int) -> Tensor:
+    def _grown(self, states: Tensor, used: int, which: int) -> Tensor:
         rows, heads, new, width = states.shape
-        return torch.empty((rows, heads, 2 * (used + new), width), dtype=states.dtype, device=states.device)
+        room = max(used + new, min(self.most, 2 * (used + new)))
+        grown = torch.empty((rows, heads, room, width), dtype=states.dtype, device=states.device)
+        if self._stores is not None:
+            grown[..., :used, :] = self._stores[which][..., :used, :]
+        return grown
 
 
-def roomy_cache(model: Any) -> Cache:
-    """An empty cache for `model`.
+def roomy_cache(model: Any, most: int) -> Cache:
+    """An empty cache for `model` and at most this many tokens a row.
 
     Models whose layers are not plain full attention get transformers' own dynamic cache.
     """
@@ -57,4 +62,4 @@ def roomy_cache(model: Any) -> Cache:
     plain = DynamicCache(config=model.config)
     if not all(type(layer) is DynamicLayer for layer in plain.layers):
         return plain
-    return Cache(layers=[RoomyLayer() for _ in plain.layers])
+    return Cache(layers=[RoomyLayer(most) for _ in plain.layers])

@@ -42,11 +42,12 @@ class Decoder(Protocol):
 class HubDecoder:
     """Any Hugging Face causal language model, through its own forward pass.
 
-    Prompts are padded on the left and masked; positions count real tokens only.
+    Prompts are padded on the left and masked; positions count real tokens only. Without a `precision` it runs `model`
+    itself, which is neither copied nor changed.
     """
 
-    def __init__(self, model: Any, precision: str, pad_token_id: int) -> None:
-        self.model: Any = engine_copy(model, precision)
+    def __init__(self, model: Any, precision: str | None, pad_token_id: int) -> None:
+        self.model: Any = model if precision is None else engine_copy(model, precision)
         self.pad_token_id = pad_token_id
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -65,7 +66,7 @@ class HubDecoder:
             mask[row, longest - len(prompt) :] = 1
         ragged = not bool(mask.all())
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        cache = roomy_cache(self.model)
+        cache = roomy_cache(self.model, longest + max_tokens)
         output = self.model(
             input_ids=tokens,
             attention_mask=mask if ragged else None,

@@ -7,7 +7,8 @@ way a real engine's are, and it reports exactly what it sampled with.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from holdfast.errors import ConfigError, EngineError
 from holdfast.rollout.embedded.decoder import Decoder, Decoding, HubDecoder
 from holdfast.rollout.embedded.drawing import Drawn, next_tokens
 from holdfast.rollout.engine import Completion, Sampling
+from holdfast.rollout.models import cache_bytes, copied
 
+GIB = 1 << 30
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when less than this share is still running: each compaction copies the cache."""
 
@@ -27,39 +30,50 @@ class EmbeddedEngine:
     """Samples from a quantised, delayed copy of a Hugging Face causal language model (holdfast.rollout.engine.Engine).
 
     Llama, Qwen2 and Qwen3 models run on a decoder of our own, all others (or `fused=False`) through their own forward.
+    Without a `precision` there is no copy at all: the engine runs `model` itself, as it is at the time of each call.
     """
 
     def __init__(
         self,
         model: Any,
         *,
-        precision: str = "float32",
+        precision: str | None = "float32",
         lag: int = 0,
         eos_token_id: int,
         pad_token_id: int,
         fused: bool = True,
         compile: bool = False,
+        cache_gib: float | None = None,
     ) -> None:
         """Copy `model` as version 0. With `compile` the steps of our own decoder are compiled, once per batch size.
 
+        `cache_gib` bounds keys and values: calls with more rows are decoded in blocks. None: all rows at once.
+
         Raises:
-            ConfigError: unknown precision, negative lag, a model that our own decoder does not run with `compile`.
+            ConfigError: unknown precision, negative lag, a lag without a copy, a model that our own decoder does not
+                run with `compile`.
         """
         from holdfast.rollout.embedded.fused import FusedDecoder, supports
 
         if lag < 0:
             raise ConfigError(f"engine.lag = {lag}: must be at least 0; nearest valid value: 0")
-        self.precision, self.lag = precision, lag
+        if lag and precision is None:
+            raise ConfigError(f"engine.lag = {lag} without a copy of the weights: set a precision, or lag = 0")
+        self.precision, self.lag, self.cache_gib = precision, lag, cache_gib
         self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
         self._device = next(model.parameters()).device
-        fits = fused and supports(model)
+        fits = fused and precision is not None and supports(model)
         if compile and not fits:
             raise ConfigError(
                 f"engine.compile: {type(model).__name__} runs through its own forward pass, which is not compiled; "
                 "leave it out (Llama, Qwen2 and Qwen3 models with full attention have it)"
             )
+        kept = torch.bfloat16 if precision == "bfloat16" else model.dtype if precision is None else torch.float32
+        self._token_bytes = cache_bytes(model.config, kept)
         self._decoder: Decoder | None = (
-            FusedDecoder(model, precision, compile=compile) if fits else HubDecoder(model, precision, pad_token_id)
+            FusedDecoder(model, precision, compile=compile)
+            if fits and precision is not None
+            else HubDecoder(model, precision, pad_token_id)
         )
         # The newest weights last; `generate` uses the first.
         self._snapshots: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=lag + 1)
@@ -79,6 +93,8 @@ class EmbeddedEngine:
     def sync(self, model: torch.nn.Module, version: int) -> None:
         """Queue the weights of `model`; the copy in use becomes the one `lag` syncs back (or the first there was)."""
         full = len(self._snapshots) == self.lag + 1
+        if full:
+            self._snapshots.popleft()  # before the next one is made; what is in use holds on to what it needs of it
         self._snapshots.append((version, _weights(model, self.precision)))
         if full:
             self._running().load(self._snapshots[0][1])
@@ -117,23 +133,56 @@ class EmbeddedEngine:
         """One response per prompt.
 
         Prompts that occur several times are read once. Every draw depends on (seed, sequence id, position) only, so
-        batching changes a response only through the rounding of the model's own sums.
+        batches and blocks change a response only through the rounding of the model's own sums.
 
         Raises:
-            EngineError: the engine is closed, a prompt is empty, or logits are not finite.
+            EngineError: the engine is closed, a prompt is empty, one row does not fit into `cache_gib`, or logits are
+                not finite.
         """
-        decoder = self._running()
+        self._running()
         if len(prompts) != len(sequence_ids):
             raise EngineError(f"{len(prompts)} prompts but {len(sequence_ids)} sequence ids: one id per prompt")
         if not all(map(len, prompts)):
             raise EngineError("a prompt is empty: give it at least a beginning-of-sequence token")
         if not prompts:
             return []
+        size = self._rows_at_a_time(len(prompts), max(map(len, prompts)) + sampling.max_tokens)
+        found: list[Completion] = []
+        with _at_rest(self.model) if self.precision is None else nullcontext():
+            for start in range(0, len(prompts), size):
+                some = slice(start, start + size)
+                reports = return_distributions, return_top
+                found += self._block(prompts[some], sampling, seed, sequence_ids[some], reports)
+        return found
+
+    def _rows_at_a_time(self, rows: int, tokens: int) -> int:
+        """Rows of a block: as many as have room for this many tokens each, in blocks of about the same size."""
+        if self.cache_gib is None or not self._token_bytes:
+            return rows
+        most = int(self.cache_gib * GIB) // (tokens * self._token_bytes)
+        if most < 1:
+            raise EngineError(
+                f"one response of {tokens} tokens with its prompt takes {tokens * self._token_bytes / GIB:.3g} GiB of "
+                f"keys and values, and {self.cache_gib:g} GiB are allowed: raise engine.cache_gib "
+                "(evaluation.cache_gib in evaluations), or lower sampling.max_tokens or batch.max_prompt_tokens"
+            )
+        return -(-rows // -(-rows // most))
+
+    def _block(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        sequence_ids: Sequence[int],
+        reports: tuple[bool, int],
+    ) -> list[Completion]:
+        """One response per prompt, all at once."""
+        decoder = self._running()
         distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         owners = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=self._device)
         owners, rows = owners.sort(stable=True)
         ids = torch.tensor(list(sequence_ids), device=self._device)
-        record = _Record(len(prompts), sampling.max_tokens, self._device, return_distributions, return_top)
+        record = _Record(len(prompts), sampling.max_tokens, self._device, *reports)
         # What is recorded must be usable in a graph, so its tensors are made outside.
         with torch.inference_mode():
             everywhere = torch.ones(len(prompts), sampling.max_tokens, dtype=torch.bool, device=self._device)
@@ -226,17 +275,31 @@ class _Record:
             name: values.new_empty(len(self.tokens), len(self.wide), values.shape[1])
             for name, values in self.wide[0][1].items()
         }
-        for position, (rows, wide) in enumerate(self.wide):
+        while self.wide:  # from the last, each let go once it is written
+            rows, wide = self.wide.pop()
             for name, values in wide.items():
-                dense[name][rows, position] = values
+                dense[name][rows, len(self.wide)] = values
         return dense
 
 
-def _weights(model: torch.nn.Module, precision: str) -> dict[str, Tensor]:
-    """A copy of the state dict, no wider than the engine needs it; tensors that are tied stay one tensor."""
-    weights, copies = model.state_dict(), {}
-    for tensor in weights.values():
-        narrow = torch.bfloat16 if precision == "bfloat16" and tensor.is_floating_point() else tensor.dtype
-        if tensor.data_ptr() not in copies:
-            copies[tensor.data_ptr()] = tensor.detach().to(narrow, copy=True)
-    return {name: copies[tensor.data_ptr()] for name, tensor in weights.items()}
+def _weights(model: torch.nn.Module, precision: str | None) -> dict[str, Tensor]:
+    """A copy of the state dict, no wider than the engine needs it; nothing where the engine runs the model itself."""
+    if precision is None:
+        return {}
+    narrow = precision == "bfloat16"
+    return copied(
+        model.state_dict(),
+        lambda x: x.to(torch.bfloat16 if narrow and x.is_floating_point() else x.dtype, copy=True),
+    )
+
+
+@contextmanager
+def _at_rest(model: Any) -> Iterator[None]:
+    """A model in the middle of its training, as it is used: not in training mode, layers not compiled anew for this."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.train(training)

@@ -70,7 +70,7 @@ class FusedDecoder(FusedModel):
                 queries, keys, values, is_causal=True, scale=1.0, enable_gqa=self.heads != self.shared
             )
             hidden = self.finish(block, hidden, mixed.transpose(1, 2).flatten(2))
-            prefix.append((keys.transpose(2, 3).flatten(0, 1), values.flatten(0, 1)))
+            prefix.append((keys.transpose(2, 3).flatten(0, 1).to(self.dtype), values.flatten(0, 1).to(self.dtype)))
         last = hidden[torch.arange(len(prompts), device=owners.device), lengths - 1]
         kind = FusedDecoding if self.compiled is None else StaticDecoding
         return kind(self, prefix, lengths, owners, max_tokens), self.logits(last)[owners]
@@ -91,7 +91,7 @@ class FusedDecoding:
         self.bias = prompt_bias(lengths, int(lengths.max()), model.shared)
         self.ragged = bool((lengths != lengths[0]).any())
         self.steps, self.room = 0, 0
-        empty = torch.empty(len(owners) * model.shared, 0, model.width, device=owners.device)
+        empty = torch.empty(len(owners) * model.shared, 0, model.width, dtype=model.dtype, device=owners.device)
         self.cache = [(empty, empty) for _ in prefix]
         self._seat(owners)
 
@@ -110,23 +110,25 @@ class FusedDecoding:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows."""
-        self.cache = [(self._rows(keys, rows), self._rows(values, rows)) for keys, values in self.cache]
+        for index, (keys, values) in enumerate(self.cache):  # one layer after the other, so that old ones go at once
+            self.cache[index] = self._rows(keys, rows), self._rows(values, rows)
         self._seat(self.owners[rows])
 
     def _attend(self, index: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The attention output [rows, heads · D] over the prompt and the response so far."""
-        (old_keys, old_values), (own_keys, own_values) = self.prefix[index], self.cache[index]
+        stored_keys, stored_values = self.cache[index]
         end = self.steps + 1
-        own_keys[:, self.steps], own_values[:, self.steps] = keys.flatten(0, 1), values.flatten(0, 1)
+        stored_keys[:, self.steps], stored_values[:, self.steps] = keys.flatten(0, 1), values.flatten(0, 1)
+        # Kept in the engine's dtype, multiplied in float32: one layer at a time is there in both.
+        own_keys, own_values = stored_keys[:, :end].float(), stored_values[:, :end].float()
+        old_keys, old_values = (states.float() for states in self.prefix[index])
         own = queries.reshape(own_keys.shape[0], -1, self.model.width)
         prompt = torch.bmm(self._gather(own), old_keys)
         if self.ragged:
             prompt = prompt + self.bias
-        scores = torch.cat([self._scatter(prompt), torch.bmm(own, own_keys[:, :end].transpose(1, 2))], dim=-1).softmax(
-            dim=-1
-        )
+        scores = torch.cat([self._scatter(prompt), torch.bmm(own, own_keys.transpose(1, 2))], dim=-1).softmax(dim=-1)
         longest = old_keys.shape[-1]
-        mixed = torch.bmm(scores[..., longest:], own_values[:, :end])
+        mixed = torch.bmm(scores[..., longest:], own_values)
         mixed += self._scatter(torch.bmm(self._gather(scores[..., :longest]), old_values))
         return mixed.view(len(self.owners), -1)
 
@@ -148,7 +150,8 @@ class FusedDecoding:
         """
         kept, owners, counts = owners.unique_consecutive(return_inverse=True, return_counts=True)
         if len(kept) < len(self.lengths):
-            self.prefix = [(self._rows(keys, kept), self._rows(values, kept)) for keys, values in self.prefix]
+            for index, (keys, values) in enumerate(self.prefix):
+                self.prefix[index] = self._rows(keys, kept), self._rows(values, kept)
             self.lengths, self.bias = self.lengths[kept], self._rows(self.bias, kept)
         self.owners, self.prompts = owners, len(kept)
         self.positions = self.lengths[owners]
@@ -162,16 +165,17 @@ class FusedDecoding:
     def _rows(self, states: Tensor, rows: Tensor) -> Tensor:
         return _rows_of(states, rows, self.model.shared)
 
+    def _wider(self, states: Tensor, room: int) -> Tensor:
+        wider = states.new_empty(states.shape[0], room, states.shape[2])
+        wider[:, : self.steps] = states
+        return wider
+
     def _grow(self) -> None:
-        """Make room for response tokens: twice as much each time, at most `max_tokens`."""
+        """Make room for response tokens: twice as much each time, at most `max_tokens`, one layer after the other."""
         room = min(self.max_tokens, max(FIRST_ROOM, 2 * self.room))
-        grown = []
-        for states in self.cache:
-            wider = [state.new_empty(state.shape[0], room, state.shape[2]) for state in states]
-            for new, old in zip(wider, states, strict=True):
-                new[:, : self.steps] = old
-            grown.append((wider[0], wider[1]))
-        self.cache, self.room = grown, room
+        for index, (keys, values) in enumerate(self.cache):
+            self.cache[index] = self._wider(keys, room), self._wider(values, room)
+        self.room = room
         self._tables = self.model.tables(torch.arange(int(self.lengths.max()) + room, device=self.lengths.device))
 
 

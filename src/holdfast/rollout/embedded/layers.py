@@ -51,15 +51,17 @@ class FusedModel:
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.layers, self.epsilon = config.num_hidden_layers, config.rms_norm_eps
+        self.blocks: list[Block] = []
         self.rotary = copy.deepcopy(model.model.rotary_emb)
         self.form = f"{type(model).__name__} in {precision}: {config.to_json_string()}"
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over the weights of a state dict, which nobody may change afterwards."""
+        """Take over the weights of a state dict, which nobody may change afterwards; the old layers go first."""
         self.embedding = self._plain(weights, "model.embed_tokens")
         self.norm = self._plain(weights, "model.norm")
+        self.blocks.clear()
         self.head = self._linear(weights, "lm_head")
-        self.blocks = [self._block(weights, f"model.layers.{index}.") for index in range(self.layers)]
+        self.blocks.extend(self._block(weights, f"model.layers.{index}.") for index in range(self.layers))
 
     def tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer (cos, sin) [n, heads, D] with x ↦ x · cos + roll(x, D/2) · sin the norm's gain, rotation and scale.

@@ -58,11 +58,11 @@ class Shared(NamedTuple):
         values = [functional.pad(values.mT, more).contiguous() for _, values in prefix]
         return cls(keys, values, prompt_bias(lengths, keys[0].shape[1], heads).mT)
 
-    def of_rows(self, owners: Tensor, heads: int) -> tuple[list[Pair], Tensor]:
-        """Keys and values [P, heads, D, rows] and bias [P, rows], a copy of its prompt for each row."""
-        keys = [k.unflatten(0, (-1, heads))[owners].permute(2, 1, 3, 0) for k in self.keys]
-        values = [v.unflatten(0, (-1, heads))[owners].permute(3, 1, 2, 0) for v in self.values]
-        return list(zip(keys, values, strict=True)), self.bias[::heads, :, 0][owners].t()
+    def of_rows(self, owners: Tensor, heads: int) -> tuple[Iterator[Pair], Tensor]:
+        """Keys and values [P, heads, D, rows] by layer and bias [P, rows], a copy of its prompt for each row."""
+        keys = (k.unflatten(0, (-1, heads))[owners].permute(2, 1, 3, 0) for k in self.keys)
+        values = (v.unflatten(0, (-1, heads))[owners].permute(3, 1, 2, 0) for v in self.values)
+        return zip(keys, values, strict=True), self.bias[::heads, :, 0][owners].t()
 
 
 class Context(NamedTuple):
@@ -94,6 +94,7 @@ class StaticDecoding:
         self.seats = torch.arange(len(owners), device=owners.device)
         self.steps, self.used, self.fresh = 0, 0, True
         self.ahead: Iterator[Pair] = iter(())
+        self.opened: Context | None = None
         empty = torch.empty(0, model.shared, model.width, len(owners), dtype=model.dtype, device=owners.device)
         self.cache = [(empty, empty) for _ in prefix]
         self.bias = torch.empty(0, len(owners), device=owners.device)
@@ -112,7 +113,8 @@ class StaticDecoding:
         self.bias[self.used] = 0.0
         turns, slot = next(self.ahead, None) or self._open()
         run = advance if self.model.compiled is None else self.model.compiled
-        with self._compiling() if self.fresh else nullcontext():
+        assert self.opened is not None
+        with self._compiling(self.opened) if self.fresh else nullcontext():
             drawn = run(self.model, self.model.form, sampling, tokens, uniforms, turns, slot, self.opened)
         self.steps, self.used, self.fresh = self.steps + 1, self.used + 1, False
         return drawn if full else drawn.of(self.seats)
@@ -130,9 +132,9 @@ class StaticDecoding:
         self.ahead = iter(zip(turns, slots, strict=True))
         return next(self.ahead)
 
-    def _compiling(self) -> AbstractContextManager[Any]:
+    def _compiling(self, opened: Context) -> AbstractContextManager[Any]:
         """For the first step at these sizes, in which a graph is compiled if any is: let it take any lengths."""
-        shared, cache, bias = self.opened
+        shared, cache, bias = opened
         for states in (bias, *(part for pair in cache for part in pair)):
             torch._dynamo.maybe_mark_dynamic(states, 0)
         for states in () if shared is None else (*shared.keys, shared.bias):
@@ -150,16 +152,16 @@ class StaticDecoding:
 
     def _seat(self, rows: Tensor) -> None:
         """Seat these rows alone, on as many seats as a size has, each with its own copy of its prompt."""
+        self.opened = None  # it holds the old cache
         taken = torch.cat([rows, rows[-1:].expand(_size(len(rows)) - len(rows))])
         self.owners, self.starts, self.tokens = self.owners[taken], self.starts[taken], self.tokens[taken]
-        self.cache = [(keys[: self.used, ..., taken], values[: self.used, ..., taken]) for keys, values in self.cache]
+        for index, (keys, values) in enumerate(self.cache):
+            self.cache[index] = keys[: self.used, ..., taken], values[: self.used, ..., taken]
         self.bias = self.bias[: self.used, taken]
         if self.shared is not None:
             before, bias = self.shared.of_rows(self.owners, self.model.shared)
-            self.cache = [
-                (torch.cat([old[0].to(own[0].dtype), own[0]]), torch.cat([old[1].to(own[1].dtype), own[1]]))
-                for old, own in zip(before, self.cache, strict=True)
-            ]
+            for index, ((old_keys, old_values), (keys, values)) in enumerate(zip(before, self.cache, strict=True)):
+                self.cache[index] = torch.cat([old_keys, keys]), torch.cat([old_values, values])
             self.bias = torch.cat([bias, self.bias])
             self.shared, self.used = None, len(self.bias)
         self.fresh = True
@@ -167,10 +169,12 @@ class StaticDecoding:
 
     def _grow(self) -> None:
         """Make room for response tokens; what is not written yet is zero, for it is multiplied by zero."""
+        self.opened = None  # it holds the old cache
         room = min(self.max_tokens, max(FIRST_ROOM, 2 * self.steps))
         more = _rounded(self.used - self.steps + room) - self.used
         wider = (0, 0, 0, 0, 0, 0, 0, more)
-        self.cache = [(functional.pad(keys, wider), functional.pad(values, wider)) for keys, values in self.cache]
+        for index, (keys, values) in enumerate(self.cache):  # one layer after the other: old ones go at once
+            self.cache[index] = functional.pad(keys, wider), functional.pad(values, wider)
         self.bias = functional.pad(self.bias, wider[4:], value=-torch.inf)
         longest = int(self.starts.max()) + self.steps + more
         cos, sin = self.model.turns(torch.arange(longest, device=self.bias.device))
@@ -216,7 +220,7 @@ def advance(
         queries, key, value = _turned(model, block, states.unflatten(0, (-1, model.width)), turns)
         keys[slot[:, 0], slot[:, 1]] = key[None].to(keys.dtype)
         values[slot[:, 0], slot[:, 1]] = value[None].to(values.dtype)
-        prompt = None if shared is None else (shared.keys[index], shared.values[index], shared.bias)
+        prompt = None if shared is None else (shared.keys[index].float(), shared.values[index].float(), shared.bias)
         mixed = _attend(queries.unflatten(0, (model.shared, -1)), keys, values, bias, prompt)
         hidden = hidden + block.output.columns(mixed.reshape(-1, len(tokens)).to(model.dtype))
         gate, up = block.gate_up.columns(_normed(hidden, block.middle_norm, model.epsilon)).chunk(2)

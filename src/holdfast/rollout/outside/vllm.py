@@ -5,6 +5,7 @@ Written against vLLM 0.32; `holdfast.rollout.outside.server` needs no vLLM besid
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from holdfast.rollout.outside.external import check_requests, checked, request_s
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 GIB = 1 << 30
+OVERHEAD = 3 * GIB
+"""What vLLM takes on a GPU beside weights, keys and values: activations of its largest batch, captured graphs."""
 ENTRIES = 1 << 23
 """Log-probabilities that vLLM may hold at a time when whole distributions are asked for: about 100 bytes each."""
 
@@ -30,7 +33,7 @@ class VllmEngine:
     A response depends on (seed, sequence id, length of the prompt) and, by the rounding of vLLM's sums, on what else is
     in the batch; vLLM draws from a generator per request, so not position by position. `sync` replaces the weights in
     place and drops cached prefixes. The engine keeps no weights of its own to save: after `load_state_dict` it waits
-    for `sync`.
+    for `sync`. With `sleep` it can give a card's memory back between a batch and the next `sync`.
     """
 
     def __init__(
@@ -41,12 +44,16 @@ class VllmEngine:
         precision: str = "float32",
         context: int | None = None,
         cache_gib: float = 4.0,
+        sleep: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model; `cache_gib` is the room for keys and values, `options` go to `vllm.LLM` as they are.
 
+        On a GPU vLLM claims a share of the whole card, and is given (cache + weights + 3 GiB) / card; there `sleep`
+        turns vLLM's sleep mode on.
+
         Raises:
-            ConfigError: unknown precision, or no vLLM beside the trainer.
+            ConfigError: unknown precision, no vLLM beside the trainer, or more memory than the card has.
             EngineError: vLLM cannot load or run the model.
         """
         if precision not in PRECISIONS:
@@ -57,6 +64,10 @@ class VllmEngine:
         self.eos_token_id = eos_token_id
         self._version, self._broken, self._due = 0, "", False
         gpu = torch.cuda.is_available()
+        self._asleep: set[str] = set()
+        card: dict[str, Any] = {"enable_sleep_mode": True} if gpu and sleep else {}
+        if gpu and "gpu_memory_utilization" not in (options or {}):
+            card["gpu_memory_utilization"] = utilization(Path(model_folder), precision, cache_gib)
         self._llm: Any = _load(
             {
                 "model": str(model_folder),
@@ -71,8 +82,10 @@ class VllmEngine:
                 "enable_chunked_prefill": gpu,
                 "disable_log_stats": True,
             }
+            | card
             | dict(options or {})
         )
+        self._sleeps = bool(gpu and (card | dict(options or {})).get("enable_sleep_mode"))
         settings = self._llm.llm_engine.vllm_config.model_config
         self.context: int = settings.max_model_len
         self.vocabulary: int = settings.get_vocab_size()
@@ -85,13 +98,24 @@ class VllmEngine:
     def sync(self, model: torch.nn.Module, version: int) -> None:
         """Replace the weights, in place, and forget what was computed with the old ones."""
         llm = self._running()
-        weights = [(name, tensor.detach()) for name, tensor in model.state_dict().items()]
+        weights = ((name, tensor.detach()) for name, tensor in model.state_dict().items())
         with self._guarded("taking over weights"):
+            self._wake("weights")
             llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             # Keys and values of a prefix that an old policy computed would mix the two.
             if not llm.reset_prefix_cache():
                 raise EngineError("vLLM could not drop its cached prefixes")
         self._version, self._due = version, False
+
+    def sleep(self) -> None:
+        """Give the card's memory back until the next `sync`, which is needed before `generate`: the weights go too.
+
+        Does nothing where sleep mode is off.
+        """
+        if self._sleeps and not self._asleep:
+            with self._guarded("falling asleep"):
+                self._running().sleep(level=2)
+            self._asleep = {"weights", "kv_cache"}
 
     def generate(
         self,
@@ -112,6 +136,8 @@ class VllmEngine:
         llm = self._running()
         if self._due:
             raise EngineError("a resumed vLLM engine has no weights: call sync(model, version) before generate")
+        if "weights" in self._asleep:
+            raise EngineError("a sleeping vLLM engine has no weights: call sync(model, version) before generate")
         check_requests(prompts, sequence_ids, sampling, context=self.context, vocabulary=self.vocabulary)
         if not prompts:
             return []
@@ -149,12 +175,19 @@ class VllmEngine:
     def _sample(self, llm: Any, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
         """One vLLM output per prompt."""
         with self._guarded("sampling"):
+            self._wake("kv_cache")
             outputs = llm.generate(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts], list(parameters), use_tqdm=False
             )
             if [output.prompt_token_ids for output in outputs] != [list(prompt) for prompt in prompts]:
                 raise EngineError("vLLM returned responses to other prompts")
         return [output.outputs[0] for output in outputs]
+
+    def _wake(self, part: str) -> None:
+        """Take memory for this part back, where it was given away: weights before they are loaded, the cache after."""
+        if part in self._asleep:
+            self._running().wake_up(tags=[part])
+            self._asleep.discard(part)
 
     def _parameters(self, sampling: Sampling, width: int, seed: int) -> Any:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
@@ -203,6 +236,37 @@ class VllmEngine:
         except Exception as error:
             self._broken = f"{type(error).__name__}: {error}"
             raise EngineError(f"vLLM failed while {doing}: {self._broken}") from error
+
+
+def utilization(folder: Path, precision: str, cache_gib: float) -> float:
+    """The share of the card that vLLM may take: (keys and values + weights + 3 GiB) / all of it.
+
+    vLLM refuses to start where that share is not free, even though the size of its cache is given.
+
+    Raises:
+        ConfigError: it is more than the whole card.
+    """
+    _, total = torch.cuda.mem_get_info()
+    weights = weight_bytes(folder, precision)
+    share = (cache_gib * GIB + weights + OVERHEAD) / total
+    if share > 1:
+        raise ConfigError(
+            f"vLLM would need {share * total / 1e9:.1f} GB of a card of {total / 1e9:.1f} GB: engine.cache_gib = "
+            f"{cache_gib:g} GiB, weights {weights / 1e9:.1f} GB, {OVERHEAD / GIB:g} GiB for itself; lower "
+            "engine.cache_gib, or take a smaller model"
+        )
+    return share
+
+
+def weight_bytes(folder: Path, precision: str) -> int:
+    """Bytes of a folder's weights in this precision; a head that is tied to the embedding counts once more."""
+    from safetensors import safe_open
+
+    numbers = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return numbers * getattr(torch, precision).itemsize
 
 
 def _load(options: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import ConfigError, DataError
+from holdfast.rollout.models import LazyWeights
 from holdfast.train.policy.forward import Policy, Sequences
 from holdfast.train.settings.config import LoraConfig
 from holdfast.types import TokenStats
@@ -70,29 +72,29 @@ def _is_adapted(module: Any) -> bool:
 
 
 class Merged(nn.Module):
-    """The adapted model as engines want it: `state_dict` has the model's own names and whole weights."""
+    """The adapted model as engines want it: `state_dict` has the model's own names and whole weights.
+
+    Weights with an adapter are made when they are read, one at a time: all at once they are as large as the model.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.config = model.config
         self._model = (model,)  # in a tuple, so that its parameters are not this module's
 
-    @torch.no_grad()
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Whole weights by name."""
+    def state_dict(self, *args: Any, **kwargs: Any) -> LazyWeights:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Whole weights by name, as they are when they are read."""
         (model,) = self._model
-        changes = {
-            f"{name}.weight": module.get_delta_weight(ADAPTER)
-            for name, module in model.named_modules()
-            if _is_adapted(module)
-        }
-        whole = {}
-        for name, tensor in model.state_dict().items():
-            if ".lora_" in name:
-                continue
-            own = name.replace(".base_layer.", ".")
-            whole[own] = tensor + changes[own].to(tensor.dtype) if own in changes else tensor
-        return whole
+        made = {f"{n}.weight": partial(_whole_weight, m) for n, m in model.named_modules() if _is_adapted(m)}
+        names = {name: name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name}
+        kept = {names[name]: tensor for name, tensor in model.state_dict().items() if name in names}
+        return LazyWeights({name: tensor for name, tensor in kept.items() if name not in made}, made)
+
+
+@torch.no_grad()
+def _whole_weight(layer: Any) -> Tensor:
+    weight = layer.base_layer.weight
+    return weight + layer.get_delta_weight(ADAPTER).to(weight.dtype)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Completion, Engine, Sampling
 from holdfast.rollout.engines import EngineSettings, make_engine
 from holdfast.rollout.rescore import check_engine
@@ -20,13 +21,35 @@ def build_engine(config: RunConfig, model: Any, tokenizer: Any, folder: Path) ->
         ConfigError: settings that cannot be honoured.
         EngineError: the engine cannot be started.
     """
-    settings = config.engine.model_dump(exclude={"exact_kl", "top_logprobs", "command"})
-    return make_engine(EngineSettings(**settings, command=tuple(config.engine.command)), model, tokenizer, folder)
+    settings = config.engine.model_dump(exclude={"exact_kl", "top_logprobs", "command", "sleep"})
+    settings |= {"command": tuple(config.engine.command), "sleep": sleeps(config)}
+    return make_engine(EngineSettings(**settings), model, tokenizer, folder)
+
+
+def sleeps(config: RunConfig) -> bool:
+    """Whether the engine gives its memory back during updates: by default where it takes turns with the trainer."""
+    return config.asynchronous.staleness == 0 if config.engine.sleep is None else config.engine.sleep
 
 
 def embedded(model: Any, tokenizer: Any, *, precision: str, lag: int = 0) -> Engine:
     """An engine of ours in this process."""
     return make_engine(EngineSettings(precision=precision, lag=lag), model, tokenizer, Path())
+
+
+def judge_of(config: RunConfig, engine: Engine | None, model: Any, tokenizer: Any) -> Engine:
+    """What evaluations sample from: the run's own engine where it is outside, else the trainer's model itself.
+
+    No copy of the weights is made for either. `engine` is None where it runs in a process of its own.
+    """
+    if engine is not None and config.engine.kind != "embedded":
+        return engine
+    return EmbeddedEngine(
+        model,
+        precision=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        cache_gib=config.evaluation.cache_gib,
+    )
 
 
 def check_first_batch(

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from holdfast.errors import EngineError
+from holdfast.rollout.models import copied
 from holdfast.train.keep.ledger import Ledger
 from holdfast.train.sampling.data import PromptSource
 from holdfast.train.sampling.episodes import Episode
@@ -57,7 +59,8 @@ class Pipelined:
         """Keep the weights in a file, and let the rounds begin that were waiting for them."""
         path = self._weights(version)
         temporary = path.with_suffix(".tmp")
-        torch.save(model.state_dict(), temporary)
+        # On the CPU: what reads them may sit elsewhere, and adapters are merged one weight at a time.
+        torch.save(copied(model.state_dict(), Tensor.cpu), temporary)
         temporary.replace(path)
         self.version = version
         if self.engine is not None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
-from holdfast.rollout.engine import Engine, Sampling
+from holdfast.rollout.engine import Engine, Sampling, Sleeper
 from holdfast.tasks.base import Environment
 from holdfast.train.policy.forward import BOUNDS, DIVERGENCES
 from holdfast.train.sampling.data import Prompts, PromptSource
@@ -68,6 +68,8 @@ class Synchronous:
             budget=self.writing.sampling.max_tokens,
             seed=lambda call: derive_seed(first, call) if call else first,
         )
+        if isinstance(self.engine, Sleeper):
+            self.engine.sleep()  # until new weights are published
         return with_experts(self.engine, started, written, self.config.batch.micro_batch_tokens)
 
     def publish(self, model: Any, version: int) -> None:

@@ -70,6 +70,9 @@ class ModelConfig(Section):
     compile: bool = Field(
         default=False, description="compile the layers with torch.compile: minutes once, then faster steps"
     )
+    memory_check: bool = Field(
+        default=True, description="refuse a run that needs more memory than is free, by the estimate (docs/memory.md)"
+    )
     chat: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
 
     @model_validator(mode="after")
@@ -134,7 +137,10 @@ class EngineConfig(Section):
     context: int | None = Field(
         default=None, ge=2, description="longest prompt and response; absent: the model's [vllm]"
     )
-    cache_gib: float = Field(default=4.0, gt=0.0, description="room for keys and values [vllm]")
+    cache_gib: float = Field(default=4.0, gt=0.0, description="room for keys and values [embedded, vllm]")
+    sleep: bool | None = Field(
+        default=None, description="give a GPU's memory back during updates; absent: unless asynchronous [vllm]"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of vllm.LLM [vllm]")
     url: str = Field(default="http://127.0.0.1:8000", description="where the server listens [server]")
     timeout: float = Field(default=600.0, gt=0.0, description="seconds a request may take [server]")
@@ -247,6 +253,9 @@ class EvaluationConfig(Section):
     every: int = Field(default=10, ge=0, description="steps between evaluations; 0: only at the start and the end")
     problems: int = Field(default=128, ge=1)
     greedy: bool = Field(default=True, description="also decode greedily")
+    cache_gib: float = Field(
+        default=2.0, gt=0.0, description="room for keys and values where the trainer's own model is evaluated"
+    )
 
 
 class CheckpointConfig(Section):
@@ -285,6 +294,15 @@ class RunConfig(Section):
     log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="after")
+    def _who_is_never_idle_never_sleeps(self) -> RunConfig:
+        if self.asynchronous.staleness and self.engine.sleep:
+            raise ValueError(
+                f"engine.sleep = true and async.staleness = {self.asynchronous.staleness}: an asynchronous engine "
+                "writes while the trainer updates; nearest valid value: engine.sleep = false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_kind_of_lag(self) -> RunConfig:
         if self.asynchronous.staleness and self.engine.lag:
             raise ValueError(
@@ -300,6 +318,11 @@ class RunConfig(Section):
     def warm_start_key(self) -> str:
         """Names the model that the warm start produces: equal for two runs exactly when they may share it."""
         parts = self.model_dump(mode="json", include={"seed", "threads", "task", "model", "warm_start"})
-        for key in ("unpadded", "compile", "gradient_checkpointing"):  # only what comes after it knows of these
+        for key in (
+            "unpadded",
+            "compile",
+            "gradient_checkpointing",
+            "memory_check",
+        ):  # only what comes after it knows of these
             del parts["model"][key]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -19,6 +19,9 @@ from rich.text import Text
 class Display(Protocol):
     """Receives what happens; shows it or not."""
 
+    def begin(self, text: str) -> None:
+        """What the run is, before anything is loaded."""
+
     def note(self, text: str) -> None:
         """A sentence that stays."""
 
@@ -31,6 +34,8 @@ class Display(Protocol):
 
 class Quiet:
     """Shows nothing."""
+
+    def begin(self, text: str) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -45,6 +50,9 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.clock = _Clock()
+
+    def begin(self, text: str) -> None:
+        self.note(text)
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -67,6 +75,8 @@ class Milestones(Lines):
     def __init__(self, console: Console, label: str) -> None:
         super().__init__(console)
         self.label = label
+
+    def begin(self, text: str) -> None: ...
 
     def note(self, text: str) -> None:
         super().note(f"{self.label}: {text}")
@@ -110,6 +120,9 @@ class Panels:
     ) -> None:
         self.live.update(self._panel())
         self.live.__exit__(kind, error, trace)
+
+    def begin(self, text: str) -> None:
+        self.note(text)
 
     def note(self, text: str) -> None:
         self.live.console.print(text, markup=False, highlight=False)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from holdfast.train.keep.ledger import Ledger, audit
+from holdfast.train.settings.config import RunConfig
 from holdfast.train.setup import Run
 
 
@@ -20,7 +21,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "objective": run.objective.name,
         "formula": run.objective.explain(),
         "task": config.task.name,
-        "engine": describe_engine(run),
+        "engine": describe_engine(run.config),
         "model": config.model.source or f"Qwen3, {config.model.layers} layers of width {config.model.hidden}",
         "parameters": sum(parameter.numel() for parameter in run.policy.model.parameters()),
         "trained_parameters": sum(parameter.numel() for parameter in run.updater.parameters),
@@ -41,9 +42,8 @@ def summarize(run: Run) -> dict[str, Any]:
     return summary
 
 
-def describe_engine(run: Run) -> str:
+def describe_engine(config: RunConfig) -> str:
     """The engine in words: how it differs from the trainer."""
-    config = run.config
     copies = {"embedded": "copy", "vllm": "vLLM copy", "server": "server"}
     own = "" if config.engine.kind == "server" else f"{config.engine.precision} "
     parts = [f"{own}{copies[config.engine.kind]} of the {config.model.dtype} trainer"]

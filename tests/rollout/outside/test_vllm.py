@@ -1,0 +1,117 @@
+"""What vLLM is asked for, and when: its memory on a card, sleep, weights. A stand-in records it; tests/vllm_engine runs
+the real one on a CPU."""
+
+import sys
+import types
+from contextlib import nullcontext
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from holdfast.errors import ConfigError, EngineError
+from holdfast.rollout.engine import Sampling, Sleeper
+from holdfast.rollout.outside import vllm as ours
+from holdfast.rollout.outside.vllm import VllmEngine
+
+GIB = 2**30
+
+
+class StandIn:
+    """vllm.LLM as far as it is used, with a log of what is asked of it."""
+
+    def __init__(self, **options):
+        self.options, self.log, self.read = options, [], []
+        model = types.SimpleNamespace(max_model_len=64, get_vocab_size=lambda: 30)
+        self.llm_engine = types.SimpleNamespace(vllm_config=types.SimpleNamespace(model_config=model))
+
+    def collective_rpc(self, name, kwargs):
+        assert not isinstance(kwargs["weights_iterator"], list | dict), "all weights at once"
+        self.read = [name for name, _ in kwargs["weights_iterator"]]
+        self.log.append(name)
+
+    def reset_prefix_cache(self):
+        self.log.append("reset")
+        return True
+
+    def sleep(self, level):
+        self.log.append(f"sleep {level}")
+
+    def wake_up(self, tags):
+        self.log.append(f"wake {' '.join(tags)}")
+
+    def generate(self, prompts, parameters, use_tqdm):
+        self.log.append("generate")
+        reported = types.SimpleNamespace(token_ids=[4, 4], logprobs=[-0.5, -0.5])
+        answer = types.SimpleNamespace(token_ids=[4, 4], logprobs=reported, finish_reason="length")
+        return [types.SimpleNamespace(prompt_token_ids=p["prompt_token_ids"], outputs=[answer]) for p in prompts]
+
+
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    """make(gpu, **settings): an engine on a folder of 3 million weights, on a card of 80 GiB."""
+    stand_in = types.ModuleType("vllm")
+    stand_in.LLM, stand_in.SamplingParams = StandIn, lambda **settings: settings
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    monkeypatch.setattr(ours, "_own_random_numbers", nullcontext)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * GIB, 80 * GIB))
+    save_file({"a": torch.zeros(1000, 2000), "b": torch.zeros(10**6)}, tmp_path / "model.safetensors")
+
+    def made(gpu=True, **settings):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        engine = VllmEngine(tmp_path, eos_token_id=1, **settings)
+        return engine, engine._llm
+
+    return made
+
+
+def drawn(engine):
+    return engine.generate([[2, 3]], Sampling(max_tokens=2), seed=0, sequence_ids=[0])
+
+
+@pytest.mark.parametrize(("precision", "size"), [("bfloat16", 2), ("float32", 4)])
+def test_the_share_of_the_card_is_cache_and_weights_and_three_gib(make, precision, size):
+    """vLLM refuses to start where the share that it assumes, .92, is not free, whatever the size of its cache."""
+    _, llm = make(precision=precision, cache_gib=20.0)
+    assert llm.options["gpu_memory_utilization"] == pytest.approx((20 * GIB + 3e6 * size + 3 * GIB) / (80 * GIB))
+    assert llm.options["kv_cache_memory_bytes"] == 20 * GIB
+    assert "enable_sleep_mode" not in llm.options
+
+
+def test_the_user_s_own_share_stands_and_a_cpu_has_none(make):
+    _, llm = make(cache_gib=200.0, options={"gpu_memory_utilization": 0.5})
+    assert llm.options["gpu_memory_utilization"] == 0.5
+    _, llm = make(gpu=False, sleep=True)
+    assert not {"gpu_memory_utilization", "enable_sleep_mode"} & set(llm.options)
+
+
+def test_more_than_the_card_is_refused_with_the_setting(make):
+    with pytest.raises(ConfigError, match=r"need 8\d\.\d GB of a card of 85\.9 GB: engine.cache_gib = 78 GiB.*; lower"):
+        make(cache_gib=78.0)
+
+
+def test_it_sleeps_between_a_batch_and_the_next_weights(make):
+    """First the weights come back, then they are replaced, and the cache comes back when it is needed."""
+    engine, llm = make(sleep=True)
+    assert llm.options["enable_sleep_mode"] is True and isinstance(engine, Sleeper)
+    drawn(engine)
+    engine.sleep()
+    engine.sleep()
+    with pytest.raises(EngineError, match="a sleeping vLLM engine has no weights: call sync"):
+        drawn(engine)
+    engine.sync(torch.nn.Linear(2, 3), 1)
+    assert llm.read == ["weight", "bias"] and engine.policy_version == 1
+    drawn(engine)
+    drawn(engine)
+    expected = "generate, sleep 2, wake weights, reload_weights, reset, wake kv_cache, generate, generate"
+    assert ", ".join(llm.log) == expected
+
+
+def test_without_sleep_mode_it_never_sleeps(make):
+    engine, llm = make()
+    engine.sleep()
+    drawn(engine)
+    assert llm.log == ["generate"]
+    engine, llm = make(options={"enable_sleep_mode": True})
+    engine.sleep()
+    assert llm.log == ["sleep 2"]
