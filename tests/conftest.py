@@ -9,6 +9,28 @@ from jaxtyping import install_import_hook
 
 install_import_hook("holdfast", "beartype.beartype")
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """Make torch see GPUs that are not there: (count, bfloat16, capability) -> the numbers given to set_device."""
+
+    def see(count=1, *, bfloat16=True, capability=(9, 0)):
+        chosen = []
+        facts = {
+            "is_available": lambda: count > 0,
+            "device_count": lambda: count,
+            "is_bf16_supported": lambda including_emulation=True: bfloat16 or including_emulation,
+            "get_device_name": lambda device=None: "Testcard",
+            "get_device_capability": lambda device=None: capability,
+            "set_device": chosen.append,
+        }
+        for name, value in facts.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        return chosen
+
+    return see

@@ -5,7 +5,12 @@ import tomli_w
 
 from holdfast.errors import ConfigError
 from holdfast.launch import trl, verl
+from holdfast.launch.data import counted, training_problems
 from holdfast.launch.runfile import RunFile, load_run_file, refuse_unhonoured, written
+from holdfast.rollout.models import character_tokenizer
+from holdfast.tasks import get_task
+from holdfast.train.sampling.data import PromptSource
+from holdfast.train.sampling.sampler import step_prompts
 from holdfast.train.settings.config import RunConfig, keys_of
 from holdfast.train.settings.configfile import build_config
 
@@ -105,6 +110,14 @@ VERL = {
         ({"engine": {"lag": 1}}, r"engine.lag = 1 \(only 0\)"),
         ({"engine": {"precision": "int8"}}, r"engine.precision = 'int8' \(only 'float32', 'bfloat16'\)"),
         ({"model": {"hidden": 64}}, "model.hidden = 64: .*give model.source"),
+        ({"optimizer": {"schedule": "linear"}}, r"optimizer.schedule = 'linear' \(only 'constant', 'cosine'\)"),
+        ({"evaluation": {"samples": 4}}, r"evaluation.samples = 4 \(only 1\): .*val_kwargs.n"),
+        ({"checkpoint": {"push_to_hub": "a/b"}}, "checkpoint.push_to_hub = 'a/b': .*model_merger"),
+        ({"checkpoint": {"best": True}}, r"checkpoint.best = True \(only False\)"),
+        (
+            {"model": {"source": "a/b", "chat": True, "attention": "sdpa"}},
+            "model.attention = 'sdpa': .*override_config",
+        ),
         ({"model": {"source": "a/b", "chat": False}}, r"model.chat = False \(only True\)"),
         ({"log": {"rollouts_every": 5}}, r"log.rollouts_every = 5 \(only 0, 1\)"),
         ({"objective": {"preset": "adaptive_entropy"}}, "changes its entropy coefficient"),
@@ -128,6 +141,13 @@ def test_what_verl_cannot_do(values, words, folder):
         ({"evaluation": {"greedy": True}}, {}, "evaluation.greedy = True .only False.: TRL evaluates by sampling"),
         ({"engine": {"precision": "int8"}}, {"use_vllm": True}, "engine.precision = 'int8': vLLM is the engine here"),
         ({"batch": {"group_size": 1}}, {}, "batch.group_size = 1"),
+        ({"evaluation": {"samples": 4}}, {}, r"evaluation.samples = 4 \(only 1\)"),
+        ({"checkpoint": {"best": True}}, {}, r"checkpoint.best = True \(only False\)"),
+        (
+            {"optimizer": {"schedule": "linear", "min_ratio": 0.1}},
+            {},
+            "optimizer.min_ratio = 0.1 with schedule = 'linear'.*valid value: 0, or schedule = 'cosine'",
+        ),
         ({}, {"max_steps": 3, "seed": 1}, r"\[trl\] max_steps, seed: decided by the run file"),
     ],
 )
@@ -177,6 +197,71 @@ def test_trl_counts_sequences(folder):
     # A step of one process is the same sequences in twice as many micro-batches.
     alone = trl.grpo_settings(RunFile(build_config(values), {}), folder)
     assert alone["per_device_train_batch_size"] * alone["gradient_accumulation_steps"] == 16
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ({}, {"lr_scheduler_type": "constant_with_warmup"}),
+        ({"schedule": "linear"}, {"lr_scheduler_type": "linear"}),
+        ({"schedule": "cosine"}, {"lr_scheduler_type": "cosine"}),
+        (
+            {"schedule": "cosine", "min_ratio": 0.1, "kind": "adamw8bit"},
+            {
+                "lr_scheduler_type": "cosine_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+                "optim": "adamw_torch_8bit",
+            },
+        ),
+    ],
+)
+def test_schedules_by_transformers_names(optimizer, expected, folder):
+    settings = trl.grpo_settings(RunFile(build_config({"optimizer": optimizer}), {}), folder)
+    names = ("lr_scheduler_type", "lr_scheduler_kwargs", "optim")
+    assert {name: settings[name] for name in names if name in settings} == expected
+
+
+def test_schedules_by_verls_names(folder):
+    optimizer = {"schedule": "cosine", "min_ratio": 0.1, "kind": "adamw8bit"}
+    told = verl.overrides(RunFile(build_config(VERL | {"optimizer": optimizer}), {}), folder)
+    prefix = "actor_rollout_ref.actor.optim."
+    for name, value in {
+        "lr_scheduler_type": "cosine",
+        "min_lr_ratio": "0.1",
+        "optimizer": "AdamW8bit",
+        "optimizer_impl": "torchao.optim",
+    }.items():
+        assert f"{prefix}{name}={value}" in told
+    plain = verl.overrides(RunFile(build_config(VERL), {}), folder)
+    assert not [line for line in plain if line.startswith((f"{prefix}lr_sched", f"{prefix}optimizer"))]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [({"autocast": True}, "bf16"), ({"autocast": False}, "fp32"), ({"dtype": "bfloat16"}, "bf16"), ({}, "bf16")],
+)
+def test_what_verl_multiplies_in(model, words, folder):
+    """Over float32 weights in each case; bfloat16 where nothing is said, as verl's workers are GPUs."""
+    values = VERL | {"model": VERL["model"] | model}
+    told = verl.overrides(RunFile(build_config(values, trainer="verl"), {}), folder)
+    assert [line for line in told if f"mixed_precision={{param_dtype:{words}," in line]
+
+
+def test_epochs_come_to_the_same_steps_and_problems_everywhere(folder):
+    """300 problems, 2 passes, 16 a step: ceil(600 / 16) = 38 steps; every problem once in the first 300."""
+    table = {"name": "jsonl", "path": "problems.jsonl", "eval_path": "problems.jsonl"}
+    config = counted(build_config({"task": table, "data_epochs": 2}))
+    assert config.steps == 38 and trl.grpo_settings(RunFile(config, {}), folder)["max_steps"] == 38
+    source = PromptSource(
+        get_task("jsonl", path="problems.jsonl", eval_path="problems.jsonl"),
+        character_tokenizer("0123456789+="),
+        max_tokens=99,
+        chat=False,
+    )
+    ours = [p for step in range(1, 39) for p in step_prompts(config, source, step).problems]
+    theirs = training_problems(config, lambda *drawn: (), lambda: source.task.pool("train"))
+    assert ours == theirs and len(theirs) == 608
+    assert len({p.prompt for p in theirs[:300]}) == len({p.prompt for p in theirs[300:600]}) == 300
 
 
 def test_every_key_of_the_file_is_honoured_or_refused(folder):

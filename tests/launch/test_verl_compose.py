@@ -52,7 +52,7 @@ def test_cluster_example_has_an_objective_and_no_trap(folder):
         (["--objective.delta", "0.2"], {"actor_rollout_ref.actor.policy_loss.settings.delta": 0.2}),
         (["--engine.precision", "float32"], {"actor_rollout_ref.rollout.dtype": "float32"}),
         (["--evaluation.greedy", "false"], {"actor_rollout_ref.rollout.val_kwargs.do_sample": True}),
-        (["--model.dtype", "float32"], {"actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype": "fp32"}),
+        (["--model.autocast", "false"], {"actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype": "fp32"}),
         (["--model.gradient_checkpointing", "false"], {"actor_rollout_ref.model.enable_gradient_checkpointing": False}),
         (["--model.gradient_checkpointing", "true"], {"actor_rollout_ref.model.enable_gradient_checkpointing": True}),
         (["--checkpoint.every", "0", "--steps", "7"], {"trainer.save_freq": 7, "trainer.total_training_steps": 7}),

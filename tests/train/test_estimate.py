@@ -116,9 +116,21 @@ def test_stages_add_up_what_is_there_at_the_same_time(shape):
         ({"engine": {"kind": "server"}, "async": {"staleness": 1}}, "evaluation", 1.0),
     ],
 )
-def test_settings_change_what_they_should(shape, change, part, factor):
+def test_settings_change_what_they_should(shape, change, part, factor, monkeypatch):
+    monkeypatch.setattr("holdfast.train.estimate.multiplies_bfloat16", lambda device: True)
     before, after = estimated(shape, config()).parts, estimated(shape, config(**change)).parts
     assert after[part] == pytest.approx(factor * before[part])
+
+
+def test_a_cpu_without_bfloat16_holds_an_engines_layers_in_float32(shape, monkeypatch):
+    """The queue of 1380 stays narrow; the 1360 weights of products do not, and the cache does."""
+    monkeypatch.setattr("holdfast.train.estimate.multiplies_bfloat16", lambda device: device.type != "cpu")
+    wide, narrow = (
+        estimated(shape, config(engine={"precision": "bfloat16"}), device=device).parts for device in ("cpu", "cuda")
+    )
+    assert wide["engine weights"] == 1380 * 2 + 1360 * 4
+    assert narrow["engine weights"] == 1380 * 2 + 1360 * 2
+    assert wide["engine cache"] == narrow["engine cache"]
 
 
 def test_a_reference_policy_is_a_copy_unless_adapters_can_be_switched_off(shape):

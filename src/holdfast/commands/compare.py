@@ -12,6 +12,7 @@ from rich.table import Table
 from holdfast.errors import ConfigError
 from holdfast.train.compare import Ranking, collect, plan_entries, run_entries, table_rows, write_results
 from holdfast.train.settings.configfile import leading_files, load_config
+from holdfast.train.settings.device import refuse_several_processes
 
 
 def run(argv: list[str]) -> int:
@@ -43,6 +44,7 @@ def run(argv: list[str]) -> int:
         raise ConfigError("compare what? give TOML files of runs: holdfast compare a.toml b.toml --seeds 5")
     if known.seeds < 1 or known.jobs < 1:
         raise ConfigError(f"--seeds {known.seeds} --jobs {known.jobs}: both must be at least 1")
+    refuse_several_processes(str(files[0]))
     named = [(str(path), load_config(path, overrides)) for path in files]
     presets = [name.strip() for name in known.objectives.split(",") if name.strip()]
     out = known.out or Path("runs") / f"compare-{files[0].stem}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from holdfast.train.keep.folder import RunFolder, free_folder
 from holdfast.train.settings.configfile import load_config
+from holdfast.train.settings.device import refuse_several_processes
 
 
 def run(argv: list[str]) -> int:
@@ -20,6 +21,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--run-dir", type=Path, help="folder to write (default: runs/demo, or the next free one)")
     options, overrides = parser.parse_known_args(argv)
+    refuse_several_processes()
     with as_file(files("holdfast.train.settings") / "configs" / "demo.toml") as path:
         config = load_config(path, overrides)
     folder = RunFolder.create(options.run_dir or free_folder(Path("runs/demo")), config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from holdfast.errors import ConfigError, nearest
 from holdfast.launch.runfile import BACKENDS, RunFile, load_run_file
 from holdfast.train.keep.folder import RunFolder, free_folder
+from holdfast.train.settings.device import refuse_several_processes
 
 
 def run(argv: list[str]) -> int:
@@ -36,6 +37,8 @@ def run(argv: list[str]) -> int:
     if options.dry_run:
         print(_show(chosen, options.backend, folder))
         return 0
+    if options.backend == "local":
+        refuse_several_processes(str(files[0]))
     return _start(chosen, options.backend, folder, named=options.run_dir is not None)
 
 

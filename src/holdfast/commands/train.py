@@ -9,6 +9,7 @@ from holdfast.errors import ConfigError
 from holdfast.train.keep.folder import RunFolder, free_folder
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.configfile import leading_files, load_config
+from holdfast.train.settings.device import refuse_several_processes
 
 
 def run(argv: list[str]) -> int:
@@ -28,6 +29,7 @@ def run(argv: list[str]) -> int:
     if len(files) > 1:
         raise ConfigError(f"one run at a time, got {len(files)} files; holdfast compare runs several side by side")
     options.config = files[0] if files else None
+    refuse_several_processes(str(options.config or "run.toml"))
     folder, config = _resumed(options, overrides) if options.resume else _started(options, overrides)
     from holdfast.train.session import run_session
 
@@ -45,6 +47,8 @@ def _started(options: argparse.Namespace, overrides: list[str]) -> tuple[RunFold
 def _resumed(options: argparse.Namespace, overrides: list[str]) -> tuple[RunFolder, RunConfig]:
     if options.run_dir is None:
         raise ConfigError("--resume needs the run to continue: --run-dir runs/NAME")
-    source = options.config or RunFolder(options.run_dir).config
-    config = load_config(source, overrides) if source.is_file() or options.config else None
+    own = RunFolder(options.run_dir).config
+    source = options.config or own
+    known = source.is_file() or options.config
+    config = load_config(source, overrides, spelt_out=source == own) if known else None
     return RunFolder.open(options.run_dir, config)

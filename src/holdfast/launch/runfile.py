@@ -42,7 +42,7 @@ def load_run_file(path: Path, backend: Backend, overrides: Sequence[str] = ()) -
             raise ConfigError(f"{path}: {name} = {table!r} must be a table, [{name}]")
     if backend == "local":
         return RunFile(build_config(_merged(values, tables["local"]), origin=str(path)), {})
-    return RunFile(build_config(values, origin=str(path)), tables[backend])
+    return RunFile(build_config(values, origin=str(path), trainer=backend), tables[backend])
 
 
 def refuse_unhonoured(config: RunConfig, backend: Backend, honoured: Honoured, reasons: Mapping[str, str]) -> None:

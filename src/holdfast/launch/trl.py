@@ -5,25 +5,29 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import ConfigError, nearest
-from holdfast.launch.data import held_out_problems, say_doubts, single_turn_task, training_problems
+from holdfast.launch.data import counted, held_out_problems, say_doubts, single_turn_task, training_problems
 from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
 from holdfast.rollout.engine import Engine
 from holdfast.tasks.base import Problem
 from holdfast.tasks.verify import make_scorer, rewards_of
+from holdfast.train.keep.hub import push_model
+from holdfast.train.policy.model import use_attention
 from holdfast.train.sampling.data import PromptSource
 from holdfast.train.sampling.engines import build_engine, embedded
 from holdfast.train.sampling.sampler import sampling_of
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.device import check_attention, check_device, claim_local_gpu
 from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.seeds import derive_seed
 from holdfast.train.setup import build_model
 
 HONOURED: Honoured = {
-    "steps": None, "seed": None, "threads": None,
+    "steps": None, "data_epochs": None, "seed": None, "threads": None,
     "task.*": None, "model.*": None, "engine.*": None, "objective.*": None,
     "optimizer.*": None, "batch.*": None, "checkpoint.*": None, "log.*": None,
     "engine.exact_kl": (False,), "engine.top_logprobs": (0,),
@@ -32,7 +36,8 @@ HONOURED: Honoured = {
     "sampling.top_p": (1.0,), "sampling.top_k": (0,), "sampling.min_p": (0.0,),
     "sampling.trainer_support": ("processed",),
     "model.unpadded": (False,),
-    "evaluation.every": None, "evaluation.problems": None, "evaluation.greedy": (False,),
+    "evaluation.every": None, "evaluation.problems": None, "evaluation.greedy": (False,), "evaluation.samples": (1,),
+    "checkpoint.best": (False,),
     "warm_start.clean_steps": (0,), "warm_start.sloppy_steps": (0,),
 }  # fmt: skip
 _SUPPORT = "TRL scores every token over the whole vocabulary, whatever the engine could sample"
@@ -46,6 +51,8 @@ REASONS = {
     "sampling.min_p": _SUPPORT,
     "sampling.trainer_support": "TRL's log-probabilities are those of the sampling temperature",
     "evaluation.greedy": "TRL evaluates by sampling",
+    "evaluation.samples": "TRL's evaluation reports the mean reward alone",
+    "checkpoint.best": "TRL keeps the newest checkpoints; its own load_best_model_at_end is a key of [trl]",
     "warm_start.*": "no supervised phase: warm-start with --backend local and give its model folder as model.source",
     "async.*": "TRL generates between its steps",
 }
@@ -80,6 +87,7 @@ def grpo_settings(run: RunFile, folder: Path, world: int = 1) -> dict[str, Any]:
 
 def show(run: RunFile, folder: Path) -> str:
     """What `--dry-run` prints: the objective, then the call that the run makes."""
+    run = replace(run, config=counted(run.config))
     settings = grpo_settings(run, folder, _world())
     lines = [f"    {name}={value!r}," for name, value in settings.items()]
     return "\n".join([objective_of(run.config).explain(), "", "GRPOConfig(", *lines, ")"])
@@ -89,6 +97,8 @@ def run(run: RunFile, folder: Path) -> int:
     """Train with TRL; rollouts are in FOLDER/rollouts, the model in FOLDER/model."""
     import torch
 
+    claim_local_gpu()
+    run = replace(run, config=counted(run.config))
     torch.set_num_threads(run.config.threads)
     trainer = build_trainer(run, folder)
     trainer.train()
@@ -96,6 +106,10 @@ def run(run: RunFile, folder: Path) -> int:
     if not any("eval_reward" in record and record["step"] == last for record in trainer.state.log_history):
         trainer.evaluate()
     trainer.save_model(str(folder / "model"))
+    hub = run.config.checkpoint
+    if hub.push_to_hub and trainer.is_world_process_zero():
+        told = push_model(folder / "model", hub.push_to_hub, private=hub.hub_private, message="Holdfast with TRL")
+        print(told)
     return 0
 
 
@@ -104,16 +118,21 @@ def build_trainer(run: RunFile, folder: Path) -> Any:
     from holdfast.integrations.trl import HoldfastGRPOTrainer
 
     config = run.config
+    claim_local_gpu()
+    check_device(config)
+    check_attention(config.model)
     settings = grpo_settings(run, folder, _world())
     task = single_turn_task(config, "trl")
     # Weights stay in float32; bfloat16 is what TRL computes in.
     model, tokenizer = build_model(_with_float32(config), task.alphabet)
     tokenizer.padding_side = "left"
     source = PromptSource(task, tokenizer, max_tokens=_longest_prompt(config, model), chat=config.model.chat)
-    chosen = [
-        pick(config, lambda seed, count, split: source.draw(seed, count, split).problems)
-        for pick in (training_problems, held_out_problems)
-    ]
+
+    def draw(seed: int, count: int, split: str) -> tuple[Problem, ...]:
+        return source.draw(seed, count, split).problems
+
+    training = training_problems(config, draw, lambda: [problem for problem, _ in source.table])
+    chosen = [training, held_out_problems(config, draw)]
     say_doubts(task, *chosen)
     problems = [problem for part in chosen for problem in part]
     scorer = make_scorer(
@@ -126,6 +145,7 @@ def build_trainer(run: RunFile, folder: Path) -> Any:
         return rewards_of(scorer(asked, texts), asked, texts)
 
     rollouts = None if run.own.get("use_vllm") else EngineRollouts(config, source, folder, model)
+    use_attention(model, config.model)
     return HoldfastGRPOTrainer(
         model,
         reward,
@@ -207,13 +227,32 @@ def _optimizer(config: RunConfig) -> dict[str, Any]:
     settings = config.optimizer
     return {
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "constant_with_warmup",
+        **_schedule(config),
         "warmup_steps": settings.warmup_steps,
         "adam_beta1": settings.beta1,
         "adam_beta2": settings.beta2,
         "adam_epsilon": settings.epsilon,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
+    }
+
+
+def _schedule(config: RunConfig) -> dict[str, Any]:
+    """transformers' names; its linear schedule ends at 0 and nowhere else."""
+    settings = config.optimizer
+    optim = {"adamw": {}, "adamw8bit": {"optim": "adamw_torch_8bit"}}[settings.kind]
+    if settings.schedule == "constant":
+        return optim | {"lr_scheduler_type": "constant_with_warmup"}
+    if settings.min_ratio == 0.0:
+        return optim | {"lr_scheduler_type": settings.schedule}
+    if settings.schedule == "linear":
+        raise ConfigError(
+            f"backend 'trl' cannot honour optimizer.min_ratio = {settings.min_ratio:g} with schedule = 'linear', which "
+            "ends at 0 there; nearest valid value: 0, or schedule = 'cosine'"
+        )
+    return optim | {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": settings.min_ratio},
     }
 
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ from typing import Any
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.levels import Given, check
 from holdfast.integrations.verl.names import TRAINER_MODE, advantage_overrides, hydra_value, loss_overrides
-from holdfast.launch.data import held_out_problems, say_doubts, single_turn_task, training_problems
+from holdfast.launch.data import counted, held_out_problems, say_doubts, single_turn_task, training_problems
 from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
 from holdfast.launch.verl_reward import reward_settings, verl_row
+from holdfast.tasks.base import Problem
+from holdfast.tasks.records import Records
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.objective import objective_of
 
 HONOURED: Honoured = {
-    "steps": None, "seed": None,
+    "steps": None, "data_epochs": None, "seed": None,
     "task.*": None, "objective.*": None, "optimizer.*": None, "batch.*": None,
-    "checkpoint.*": None, "evaluation.*": None,
-    "model.source": None, "model.dtype": None, "model.chat": (True,),
+    "checkpoint.*": None, "checkpoint.best": (False,), "checkpoint.push_to_hub": (), "checkpoint.hub_private": (),
+    "evaluation.*": None, "evaluation.samples": (1,), "optimizer.schedule": ("constant", "cosine"),
+    "model.source": None, "model.dtype": None, "model.autocast": None, "model.chat": (True,),
     "model.gradient_checkpointing": None,
     "engine.precision": ("float32", "bfloat16"), "engine.lag": (0,), "engine.exact_kl": (False,),
     "engine.top_logprobs": (0,),
@@ -37,7 +41,7 @@ HONOURED: Honoured = {
 _SUPPORT = "verl scores every token over the whole vocabulary, whatever the engine could sample"
 REASONS = {
     "threads": "Ray places its workers",
-    "model.autocast": "verl multiplies in model.dtype over float32 weights",
+    "model.attention": "verl's is a key of [verl]: actor_rollout_ref.model.override_config.attn_implementation",
     "model.unpadded": "verl's switch is a key of [verl]: actor_rollout_ref.model.use_remove_padding",
     "model.compile": "verl's switch is a key of [verl]: actor_rollout_ref.actor.use_torch_compile",
     "model.*": "verl loads a Hugging Face model: give model.source",
@@ -54,6 +58,10 @@ REASONS = {
     "warm_start.*": "no supervised phase: warm-start with --backend local and give its model folder as model.source",
     "async.*": "Holdfast's trainer mode is synchronous",
     "log.rollouts_every": "every update is written, or none",
+    "evaluation.samples": "verl's is a key of [verl]: actor_rollout_ref.rollout.val_kwargs.n",
+    "optimizer.schedule": "verl's FSDP workers have no other",
+    "checkpoint.best": "verl keeps the newest checkpoints",
+    "checkpoint.*": "verl's checkpoints are sharded: merge one with verl.model_merger, then hf upload",
 }
 
 _ACTOR = "actor_rollout_ref.actor"
@@ -99,7 +107,7 @@ def overrides(run: RunFile, folder: Path) -> list[str]:
 
 def show(run: RunFile, folder: Path) -> str:
     """What `--dry-run` prints: a command to copy and, where verl is installed, what its own config makes of it."""
-    lines = overrides(run, folder)
+    lines = overrides(replace(run, config=counted(run.config)), folder)
     command = " \\\n    ".join(["python3 -m verl.trainer.main_ppo", *map(shlex.quote, lines)])
     return "\n\n".join([command, *composed_report(lines)])
 
@@ -127,6 +135,7 @@ def run(run: RunFile, folder: Path) -> int:
     """Write the tables, then start verl as a process of its own; its exit code is ours."""
     if find_spec("verl") is None:
         raise ConfigError("backend 'verl' needs verl, which is not installed here: see docs/verl.md, or use --dry-run")
+    run = replace(run, config=counted(run.config))
     lines = overrides(run, folder)
     print("\n\n".join(composed_report(lines)), flush=True)
     write_tables(run.config, folder)
@@ -140,10 +149,12 @@ def write_tables(config: RunConfig, folder: Path) -> None:
 
     task = single_turn_task(config, "verl")
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    chosen = [
-        pick(config, lambda seed, count, split: tuple(task.problems(seed, count, split)))
-        for pick in (training_problems, held_out_problems)
-    ]
+
+    def draw(seed: int, count: int, split: str) -> tuple[Problem, ...]:
+        return tuple(task.problems(seed, count, split))
+
+    table = (lambda: task.pool("train")) if isinstance(task, Records) else tuple
+    chosen = [training_problems(config, draw, table), held_out_problems(config, draw)]
     say_doubts(task, *chosen)
     for name, problems in zip(("train", "held_out"), chosen, strict=True):
         pq.write_table(pa.Table.from_pylist([verl_row(p) for p in problems]), folder / "data" / f"{name}.parquet")
@@ -201,7 +212,7 @@ def _data(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 def _policy(config: RunConfig) -> dict[str, Any]:
     settings, batch = config.optimizer, config.batch
-    short = {"float32": "fp32", "bfloat16": "bf16"}[config.model.dtype]
+    short = "bf16" if config.model.autocast or config.model.dtype == "bfloat16" else "fp32"
     return {
         "actor_rollout_ref.model.path": config.model.source,
         "actor_rollout_ref.model.enable_gradient_checkpointing": config.model.gradient_checkpointing,
@@ -215,6 +226,7 @@ def _policy(config: RunConfig) -> dict[str, Any]:
         f"{_ACTOR}.fsdp_config.seed": config.seed,
         f"{_ACTOR}.optim.lr": settings.learning_rate,
         f"{_ACTOR}.optim.lr_warmup_steps": settings.warmup_steps,
+        **_schedule(config),
         f"{_ACTOR}.optim.betas": [settings.beta1, settings.beta2],
         f"{_ACTOR}.optim.weight_decay": settings.weight_decay,
         f"{_ACTOR}.optim.override_optimizer_config": {"eps": settings.epsilon},
@@ -225,6 +237,16 @@ def _policy(config: RunConfig) -> dict[str, Any]:
         f"{_ACTOR}.use_dynamic_bsz": True,
         f"{_ACTOR}.ppo_max_token_len_per_gpu": batch.micro_batch_tokens,
     }
+
+
+def _schedule(config: RunConfig) -> dict[str, Any]:
+    """Only where it is not verl's own default: constant, torch's AdamW."""
+    settings, found = config.optimizer, {}
+    if settings.schedule == "cosine":
+        found |= {"lr_scheduler_type": "cosine", "min_lr_ratio": settings.min_ratio}
+    if settings.kind == "adamw8bit":
+        found |= {"optimizer": "AdamW8bit", "optimizer_impl": "torchao.optim"}
+    return {f"{_ACTOR}.optim.{name}": value for name, value in found.items()}
 
 
 def _engine(config: RunConfig) -> dict[str, Any]:

@@ -15,10 +15,13 @@ import torch
 
 from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
+from holdfast.rollout.embedded.quantize import multiplies_bfloat16
 from holdfast.rollout.models import cache_bytes, character_tokenizer, tiny_config
+from holdfast.rollout.pretrained import model_folder
 from holdfast.train.sampling.engines import sleeps
 from holdfast.train.sampling.sampler import wants_distributions
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.defaults import EXACT_KL_BYTES, distribution_bytes
 
 GIB = 1 << 30
 OUTSIDE = 3 * GIB
@@ -114,7 +117,7 @@ def shape_of_run(config: RunConfig, alphabet: str) -> Shape:
 
     settings = config.model
     if settings.source is not None:
-        return shape_of(AutoConfig.from_pretrained(settings.source))
+        return shape_of(AutoConfig.from_pretrained(model_folder(settings.source)))
     sizes = {"hidden": settings.hidden, "layers": settings.layers, "heads": settings.heads}
     return shape_of(tiny_config(character_tokenizer(alphabet), **sizes))
 
@@ -212,10 +215,10 @@ def estimate(config: RunConfig, shape: Shape, objective: Objective, *, prompt_to
     Every response is taken to be `sampling.max_tokens` long and every prompt `prompt_tokens`, so a run whose
     responses are shorter takes less.
     """
-    distributions = 4 * shape.vocabulary * config.sampling.max_tokens * config.batch.sequences
-    small = config.engine.exact_kl is None and distributions <= 2_000_000_000
+    distributions = distribution_bytes(config, shape.vocabulary)
+    small = config.engine.exact_kl is None and distributions <= EXACT_KL_BYTES
     sizes = _Sizes(config, shape, prompt_tokens, small or wants_distributions(config, objective), device == "cpu")
-    eight_bit = getattr(config.optimizer, "kind", "adamw") == "adamw8bit"
+    eight_bit = config.optimizer.kind == "adamw8bit"
     trained = sizes.trained
     adapters = trained * (4 - sizes.kept) if config.lora.rank else 0  # PEFT keeps them in float32
     reference = "ref_logprobs" in objective.needs and not config.lora.rank
@@ -292,7 +295,7 @@ def lm_head(sizes: _Sizes) -> int:
 def _engine(sizes: _Sizes) -> dict[str, int]:
     config, shape = sizes.config, sizes.shape
     engine, batch = config.engine, config.batch
-    own = dict.fromkeys(("engine weights", "engine cache", "drawing tokens"), 0)
+    own: dict[str, int] = {"engine weights": 0, "engine cache": 0, "drawing tokens": 0}
     if engine.kind == "server":
         return own
     size = 2 if engine.precision in ("bfloat16", "float16") else 4
@@ -303,6 +306,7 @@ def _engine(sizes: _Sizes) -> dict[str, int]:
             "engine weights": int(shape.parameters * size * copies) + (0 if sizes.cpu else OUTSIDE),
             "engine cache": room,
         }
+    held = size if multiplies_bfloat16(torch.device("cpu" if sizes.cpu else "cuda")) else 4
     queued = shape.parameters * min(size, sizes.kept)
     process = shape.parameters * 4 if config.asynchronous.staleness else 0  # the model that takes the weights over
     rows = _rows(engine.cache_gib, shape.cached * size, sizes.length, batch.sequences)
@@ -314,7 +318,7 @@ def _engine(sizes: _Sizes) -> dict[str, int]:
     if sizes.whole:  # position by position, before they are put into one table
         draws += rows * config.sampling.max_tokens * shape.vocabulary * 4
     return own | {
-        "engine weights": (engine.lag + 1) * queued + (shape.linear + shape.head) * size + process,
+        "engine weights": (engine.lag + 1) * queued + (shape.linear + shape.head) * held + process,
         "engine cache": cache + growth,
         "drawing tokens": max(draws, reading),
     }
@@ -325,7 +329,7 @@ def _evaluation(sizes: _Sizes) -> int:
     config, shape = sizes.config, sizes.shape
     if config.engine.kind != "embedded" and not config.asynchronous.staleness:
         return 0  # on the run's own engine
-    samples = getattr(config.evaluation, "samples", 1)
+    samples = config.evaluation.samples
     token = shape.cached * sizes.kept
     rows = _rows(config.evaluation.cache_gib, token, sizes.length, config.evaluation.problems * samples)
     cache = rows * sizes.length * token

@@ -10,6 +10,7 @@ from typing import Any
 
 from holdfast.rollout.engine import Sampling
 from holdfast.tasks.held_out import held_out_warnings
+from holdfast.tasks.pass_at_k import mean_pass_at_k, powers_of_two
 from holdfast.tasks.verify import Score
 from holdfast.train.sampling.data import Prompts
 from holdfast.train.sampling.sampler import new_episodes, sampling_of
@@ -18,24 +19,30 @@ from holdfast.train.setup import Run
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Rewards of one sampled (and one greedy) response to each held-out problem, under the names of metrics.jsonl.
+    """Rewards of sampled responses (and a greedy one) to each held-out problem, under the names of metrics.jsonl.
 
     The problems are the same at every step and `eval_rewards` is in their order, so that two steps can be compared
-    problem by problem. Accuracies are there only where every reward is 0 or 1: they are then the mean rewards.
+    problem by problem; with several samples a problem's is their mean. Accuracies are there only where every reward is
+    0 or 1: they are then the mean rewards, and pass@k follows from several samples.
     """
     if run.judge.policy_version != run.step:
         run.judge.sync(run.engine_view, run.step)
     sampling = sampling_of(run.config)
-    scores = {"eval": _scores(run, sampling)}
+    scores = {"eval": _scores(run, sampling, run.config.evaluation.samples)}
     if run.config.evaluation.greedy:
         scores["eval_greedy"] = _scores(run, replace(sampling, temperature=0.0))
-    rewards = [score.value for score in scores["eval"]]
+    samples = run.config.evaluation.samples
+    values = [score.value for score in scores["eval"]]
+    groups = [values[first : first + samples] for first in range(0, len(values), samples)]
+    rewards = [statistics.fmean(group) for group in groups]
     record: dict[str, Any] = {f"{name}_reward": _mean(of) for name, of in scores.items()}
     record["eval_rewards"] = rewards
     if len(rewards) > 1:
         record["eval_reward_se"] = statistics.stdev(rewards) / math.sqrt(len(rewards))
     if all(score.value in (0.0, 1.0) for of in scores.values() for score in of):
         record |= {f"{name}_accuracy": _mean(of) for name, of in scores.items()}
+        right = [sum(value == 1.0 for value in group) for group in groups]
+        record |= {f"eval_pass_at_{k}": mean_pass_at_k(right, samples, k) for k in powers_of_two(samples)}
     if failed := sum(score.error is not None for of in scores.values() for score in of):
         record["eval_reward_errors"] = failed
     return record
@@ -60,8 +67,9 @@ def _held_out(run: Run) -> Prompts:
     return run.source.draw(derive_seed(run.config.seed, "evaluate"), run.config.evaluation.problems, "eval")
 
 
-def _scores(run: Run, sampling: Sampling) -> list[Score]:
-    prompts, seed = _held_out(run), derive_seed(run.config.seed, "evaluate")
+def _scores(run: Run, sampling: Sampling, samples: int = 1) -> list[Score]:
+    """Of `samples` responses to each problem, those to the same one after the other."""
+    prompts, seed = _held_out(run).repeat(samples), derive_seed(run.config.seed, "evaluate")
     writing = replace(run.writing, sampling=sampling, distributions=False, top=0)
     drawn = derive_seed(seed, run.step)
     episodes = writing.advance(

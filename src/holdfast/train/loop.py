@@ -13,12 +13,15 @@ from typing import Any
 
 from holdfast.tasks.verify import rewards_of
 from holdfast.train.evaluate import evaluate, held_out_doubts
-from holdfast.train.keep.checkpoint import save_checkpoint
+from holdfast.train.keep.checkpoint import best_checkpoint, mark_best, model_folder, save_checkpoint
 from holdfast.train.keep.folder import RunFolder
+from holdfast.train.keep.hub import login_note, push_model
 from holdfast.train.keep.stopwatch import Stopwatch
 from holdfast.train.sampling.data import Rollouts, assemble
 from holdfast.train.sampling.episodes import Episode
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.device import refuse_several_processes
+from holdfast.train.settings.schedule import learning_rate_at, set_learning_rate
 from holdfast.train.setup import Run, set_up
 from holdfast.train.show.advice import ratio_warnings, step_warnings
 from holdfast.train.show.banner import introduce
@@ -47,6 +50,7 @@ def train(
         HoldfastError: the configuration cannot be built or does not fit into memory, or a step produced something that
             cannot be trained on.
     """
+    refuse_several_processes()
     display.begin(introduce(config))
     with (
         closing(Trackers(config, folder)) as trackers,
@@ -54,11 +58,16 @@ def train(
             set_up(config, folder, resume=resume, warm_starts=warm_starts, progress=stoppable(display.warm, stop))
         ) as run,
     ):
+        for note in start_notes(run):
+            display.note(note)
         take_steps(run, trackers, display, stop)
-        if run.step < config.steps:
+        if run.step < run.config.steps:
             keep(run)
         summary = summarize(run)
         folder.write_summary(summary)
+        if summary["finished"] and config.checkpoint.push_to_hub:
+            summary["hub"] = push(run)
+            folder.write_summary(summary)
     return summary
 
 
@@ -70,7 +79,7 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
         report(run, {"step": 0} | evaluate(run) | ({"warnings": doubts} if doubts else {}), display, trackers)
     while run.step < config.steps and not stop():
         step, clock, spent = run.step + 1, Stopwatch(), run.sampler.cpu_seconds()
-        set_learning_rate(run, step)
+        set_learning_rate(run.optimizer, learning_rate_at(config.optimizer, step, config.steps))
         with clock.measure("generate"):
             episodes = run.sampler.episodes(step)
         run.check_engine(episodes)
@@ -81,7 +90,7 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
         with clock.measure("update"):
             run.publish(step)
         run.step = step
-        record = {"step": step, "learning_rate": run.optimizer.param_groups[0]["lr"]}
+        record = {"step": step, "learning_rate": float(run.optimizer.param_groups[0]["lr"])}
         record |= step_metrics(rollouts, updated) | lag_metrics(rollouts, step) | judged | routed | run.sampler.facts()
         record["warnings"] = step_warnings(record, run.objective, updated)
         if step == 1:
@@ -93,7 +102,7 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
             folder.write_rollouts(step, rollout_records(config, run.source.tokenizer, rollouts, updated, step))
         clock.elsewhere = run.sampler.cpu_seconds() - spent
         report(run, record | clock.record(rollouts.tokens), display, trackers)
-        if due(step, config.checkpoint.every, config.steps):
+        if due(step, config.checkpoint.every, config.steps) or ("eval_reward" in record and is_best(run)):
             keep(run)
 
 
@@ -120,13 +129,6 @@ def score(run: Run, episodes: Sequence[Episode]) -> tuple[Rollouts, dict[str, An
     return assemble(run.source, episodes, rewards, run.config.batch.group_size), reward_metrics(scores)
 
 
-def set_learning_rate(run: Run, step: int) -> None:
-    """Linear warm-up to a constant."""
-    settings = run.config.optimizer
-    for group in run.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * min(1.0, step / (settings.warmup_steps + 1))
-
-
 def report(run: Run, record: dict[str, Any], display: Display, trackers: Trackers) -> None:
     """The step's line, on disk first."""
     run.folder.append_metrics(record)
@@ -135,7 +137,11 @@ def report(run: Run, record: dict[str, Any], display: Display, trackers: Tracker
 
 
 def keep(run: Run) -> None:
-    """A checkpoint of the finished steps."""
+    """A checkpoint of the finished steps, and which of those that are kept is the best."""
+    root, best, records = run.folder.checkpoints, None, []
+    if run.config.checkpoint.best:
+        records = run.folder.read_metrics()
+        best = best_checkpoint(root, records, saving=run.step)
     save_checkpoint(
         run.folder.checkpoints,
         run.step,
@@ -143,6 +149,37 @@ def keep(run: Run) -> None:
         model=run.saved,
         tokenizer=run.source.tokenizer,
         state=run.state(),
+        best=best,
+    )
+    if best is not None:
+        mark_best(root, records, best)
+
+
+def is_best(run: Run) -> bool:
+    """Whether the step just evaluated has the highest held-out reward so far, and that is wanted."""
+    if not run.config.checkpoint.best:
+        return False
+    return run.step == best_checkpoint(run.folder.checkpoints, run.folder.read_metrics(), run.step)
+
+
+def start_notes(run: Run) -> list[str]:
+    """What a person should know before the first step."""
+    repository = run.config.checkpoint.push_to_hub
+    login = login_note(repository) if repository else None
+    return [*run.start_notes, *([login] if login else [])]
+
+
+def push(run: Run) -> str:
+    """Upload the best model, else the last; says what came of it."""
+    settings, root = run.config.checkpoint, run.folder.checkpoints
+    best = best_checkpoint(root, run.folder.read_metrics()) if settings.best else None
+    step = run.step if best is None else best
+    assert settings.push_to_hub is not None
+    return push_model(
+        model_folder(root, step),
+        settings.push_to_hub,
+        private=settings.hub_private,
+        message=f"{run.objective.name}, {step} steps (Holdfast)",
     )
 
 

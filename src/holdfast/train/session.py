@@ -91,6 +91,13 @@ def ending(summary: dict[str, Any], folder: RunFolder, report: Path) -> str:
             f"mean reward on held-out problems: {summary['start_reward']:.3g} at the start, "
             f"{summary['final_reward']:.3g} after {summary['steps']} steps{told}"
         )
+    if "best_step" in summary:
+        lines.append(
+            f"best held-out reward: {summary['best_reward']:.3g} after {summary['best_step']} steps, kept in "
+            f"{folder.path / summary['best_model']}"
+        )
+    if "hub" in summary:
+        lines.append(summary["hub"])
     if not summary["finished"]:
         kept = f"{summary['steps']} steps are kept" if summary["steps"] else "no step is kept yet"
         lines.append(f"interrupted; {kept}; continue with: holdfast train --run-dir {folder.path} --resume")

@@ -23,15 +23,18 @@ from holdfast.train.keep.ledger import Ledger
 from holdfast.train.policy.forward import Looks, Policy
 from holdfast.train.policy.head import find_head
 from holdfast.train.policy.lora import Merged, WithoutAdapter, add_lora, load_adapter
-from holdfast.train.policy.model import build_model, compile_layers, device_of, keep_only_inputs
+from holdfast.train.policy.model import build_model, compile_layers, keep_only_inputs, use_attention
+from holdfast.train.policy.optimizer import make_optimizer
 from holdfast.train.policy.unpadded import make_unpadded
 from holdfast.train.sampling.data import PromptSource, Rollouts
 from holdfast.train.sampling.engines import build_engine, check_first_batch, judge_of
 from holdfast.train.sampling.episodes import Episode, Writing
 from holdfast.train.sampling.pipeline import Pipelined
 from holdfast.train.sampling.routing import router_drift
-from holdfast.train.sampling.sampler import Sampler, Synchronous, writing_of
+from holdfast.train.sampling.sampler import Sampler, Synchronous, wants_distributions, writing_of
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.defaults import with_exact_kl, with_steps
+from holdfast.train.settings.device import check_attention, check_device, device_notes, device_of
 from holdfast.train.settings.memory import keep_freed_memory
 from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.seeds import derive_seed
@@ -44,7 +47,7 @@ class Run:
     """The parts of one run; `step` counts finished steps.
 
     `engine_view` is the policy's model as engines take it over, `saved` as it is saved: with LoRA both are not the
-    model itself. `notes` are said once, with the first step.
+    model itself. `notes` are said once, with the first step, `start_notes` before it.
     """
 
     config: RunConfig
@@ -62,6 +65,7 @@ class Run:
     saved: Any
     engine_checked: bool
     notes: tuple[str, ...] = ()
+    start_notes: tuple[str, ...] = ()
     step: int = 0
 
     def publish(self, version: int) -> None:
@@ -109,6 +113,8 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
     Raises:
         ConfigError: parts that cannot be built or do not fit together.
     """
+    check_device(config)
+    check_attention(config.model)
     torch.set_num_threads(config.threads)
     if device_of(config.model).type == "cpu":
         keep_freed_memory()
@@ -118,11 +124,24 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
     model, tokenizer = build_model(config, task.alphabet)
     longest = _longest_prompt(config, model, task)
     source = PromptSource(task, tokenizer, max_tokens=longest, chat=config.model.chat)
+    config, said = _decided(config, source, objective, model)
     base = _warm(config, model, source, warm_starts or folder.warm_starts, progress)
     run = _assemble(config, folder, source, objective, model, base)
+    run.start_notes = (*device_notes(config), *said)
     if resume:
         _restore(run)
     return run
+
+
+def _decided(
+    config: RunConfig, source: PromptSource, objective: Objective, model: Any
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """What of the configuration hangs on the table and the vocabulary, and what to say of it."""
+    if config.data_epochs is not None:
+        config = with_steps(config, len(source.table))
+    quiet = config.model_copy(update={"engine": config.engine.model_copy(update={"exact_kl": False})})
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return with_exact_kl(config, vocabulary, wants_distributions(quiet, objective))
 
 
 def _longest_prompt(config: RunConfig, model: Any, task: Task) -> int:
@@ -171,7 +190,7 @@ def _assemble(
         keep_only_inputs(model)
     if config.model.compile:
         compile_layers(model, recomputed=config.model.gradient_checkpointing)
-    optimizer = _optimizer(config, model)
+    optimizer = make_optimizer(config.optimizer, [p for p in model.parameters() if p.requires_grad])
     return Run(
         config=config,
         folder=folder,
@@ -193,8 +212,9 @@ def _assemble(
 
 def _policy(config: RunConfig, objective: Objective, model: Any) -> tuple[Policy, tuple[str, ...]]:
     """The model as the objective sees it, and what there is to say about its head."""
+    use_attention(model, config.model)
     head, obstacle = find_head(model)
-    unpadded = config.model.unpadded and head is not None and not make_unpadded(model)
+    unpadded = config.model.unpadded and head is not None and not make_unpadded(model, autocast=config.model.autocast)
     processed = config.sampling.trainer_support == "processed"
     policy = Policy(
         model,
@@ -217,18 +237,6 @@ def _reference(policy: Policy, objective: Objective, adapted: Any) -> Looks | No
     if adapted is not None:
         return WithoutAdapter(policy, adapted)
     return replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False))
-
-
-def _optimizer(config: RunConfig, model: Any) -> torch.optim.Optimizer:
-    settings = config.optimizer
-    return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
 
 
 def _sampler(config: RunConfig, folder: RunFolder, source: PromptSource, objective: Objective, model: Any) -> Sampler:

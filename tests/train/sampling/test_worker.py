@@ -107,3 +107,17 @@ def test_the_engine_is_built_from_the_configuration_and_the_saved_model(small_co
     assert seen["objective_of"] == ((config,), {})
     assert seen["PromptSource"][1]["chat"] == config.model.chat
     assert seen["build_engine"][0][0] is config and seen["build_engine"][0][3] == tmp_path
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("embedded", "meta"), ("vllm", "cpu")])
+def test_an_engine_of_ours_gets_the_model_on_its_device(small_config, tmp_path, monkeypatch, kind, expected):
+    """ "meta" stands for a GPU; an engine outside moves the weights itself."""
+    tokenizer = character_tokenizer("0123456789+-=;:?# \n")
+    tiny_model(tokenizer, hidden=16, layers=1, heads=2).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    given = []
+    monkeypatch.setattr(worker, "engine_device", lambda config: torch.device("meta"))
+    monkeypatch.setattr(worker, "build_engine", lambda config, model, *rest: given.append(model) or SimpleNamespace())
+    config = small_config("--engine", f"{{kind = '{kind}'}}", "--threads", "1")
+    scribe = Scribe(config, tmp_path / "model", [])
+    assert {p.device.type for p in given[0].parameters()} == {expected} and scribe.model is given[0]

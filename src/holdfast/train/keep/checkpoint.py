@@ -6,8 +6,10 @@ uninterrupted one bit for bit.
 
 from __future__ import annotations
 
+import json
+import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,42 @@ import torch
 
 from holdfast.errors import DataError
 from holdfast.rollout.models import whole_model
-from holdfast.train.keep.folder import replace_folder
+from holdfast.train.keep.folder import replace_folder, write_text
 
 
-def save_checkpoint(root: Path, step: int, keep: int, *, model: Any, tokenizer: Any, state: dict[str, Any]) -> Path:
-    """Write `root/step_XXXX` in one move and delete all but the newest `keep`."""
-    target = root / f"step_{step:04d}"
+def save_checkpoint(
+    root: Path, step: int, keep: int, *, model: Any, tokenizer: Any, state: dict[str, Any], best: int | None = None
+) -> Path:
+    """Write `root/step_XXXX` in one move and delete all but the newest `keep` and that of step `best`."""
+    target = root / _name(step)
     temporary = root / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     save_model(temporary / "model", model, tokenizer)
     torch.save(state | {"step": step, "torch_rng": torch.get_rng_state()}, temporary / "state.pt")
     replace_folder(temporary, target)
     for old in _all(root)[:-keep]:
-        shutil.rmtree(old)
+        if _step(old) != best:
+            shutil.rmtree(old)
     return target
+
+
+def best_checkpoint(root: Path, records: Sequence[Mapping[str, Any]], saving: int | None = None) -> int | None:
+    """The step with the highest held-out reward (the first of equals) whose checkpoint is there or is `saving` now."""
+    there = {_step(path) for path in _all(root)} | {saving}
+    judged = [r for r in records if "eval_reward" in r and r["step"] > 0 and r["step"] in there]
+    return max(judged, key=lambda record: record["eval_reward"])["step"] if judged else None
+
+
+def mark_best(root: Path, records: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Say in `root/best.json` which checkpoint it is."""
+    reward = next(record["eval_reward"] for record in records if record["step"] == step)
+    marked = {"step": step, "eval_reward": reward, "model": f"{_name(step)}/model"}
+    write_text(root / "best.json", json.dumps(marked, indent=2) + "\n")
+
+
+def model_folder(root: Path, step: int) -> Path:
+    """The Hugging Face folder of a checkpoint."""
+    return root / _name(step) / "model"
 
 
 def latest_checkpoint(root: Path) -> Path | None:
@@ -39,17 +63,26 @@ def latest_checkpoint(root: Path) -> Path | None:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The state beside the model folder; tensors and plain values only, no code is run.
+    """The state beside the model folder, on the CPU wherever it was written; no code is run.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: the file is missing, cannot be read, or is damaged.
     """
     try:
-        state = torch.load(checkpoint / "state.pt", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise DataError(
-            f"checkpoint {checkpoint} is damaged ({error}); delete it to resume from the one before"
-        ) from None
+        state = torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise DataError(f"checkpoint {checkpoint} has no state.pt; {_way_out(checkpoint)}") from None
+    except PermissionError as error:
+        raise DataError(f"{checkpoint / 'state.pt'} cannot be read: {error}; mend that, then resume") from None
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:  # torch calls it all of these
+        told = str(error).partition("\n")[0]
+        raise DataError(f"{checkpoint / 'state.pt'} is damaged ({told}); {_way_out(checkpoint)}") from None
     torch.set_rng_state(state["torch_rng"])
     return state
 
@@ -89,5 +122,26 @@ def no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _way_out(checkpoint: Path) -> str:
+    """What is left where a checkpoint's state is lost."""
+    before = [path for path in _all(checkpoint.parent) if _step(path) < _step(checkpoint)]
+    if before:
+        return f"move {checkpoint} elsewhere to resume from {before[-1].name}"
+    if (checkpoint / "model").is_dir():
+        return (
+            f"there is no earlier checkpoint, but its weights are in {checkpoint / 'model'}: keep them, and start a "
+            "new run from them with model.source"
+        )
+    return "there is no earlier checkpoint: start a new run"
+
+
 def _all(root: Path) -> list[Path]:
-    return sorted(root.glob("step_*"), key=lambda path: int(path.name.split("_")[1])) if root.is_dir() else []
+    return sorted(root.glob("step_*"), key=_step) if root.is_dir() else []
+
+
+def _step(path: Path) -> int:
+    return int(path.name.split("_")[1])
+
+
+def _name(step: int) -> str:
+    return f"step_{step:04d}"

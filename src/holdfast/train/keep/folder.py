@@ -55,7 +55,7 @@ class RunFolder:
         folder = RunFolder(path)
         if not folder.config.is_file():
             raise ConfigError(f"nothing to resume: {path} has no config.toml; leave --resume out to start there")
-        kept = build_config(read_toml(folder.config), origin=str(folder.config))
+        kept = build_config(read_toml(folder.config), origin=str(folder.config), spelt_out=True)
         if config is not None:
             changed = _changed(kept.to_dict(), config.to_dict()) - {"steps"}
             if changed:

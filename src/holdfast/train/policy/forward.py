@@ -18,7 +18,7 @@ from holdfast.core.divergences import exact_from_logits, top_k
 from holdfast.errors import DataError
 from holdfast.kernels import lm_head_stats
 from holdfast.train.policy.head import HeadForm, hidden_states
-from holdfast.train.policy.unpadded import Layout, lay_out
+from holdfast.train.policy.unpadded import VARLEN, Layout, Packed, lay_out, pack_rows
 from holdfast.train.policy.unpadded import hidden_states as unpadded_states
 from holdfast.types import TokenStats
 
@@ -28,7 +28,7 @@ ENGINE_FIELDS = ("distributions", "top_ids", "top_logprobs")
 """Of `Sequences`: what an engine may report of each draw beside its log-probability."""
 ROUNDED = 64
 """Tokens of which an unpadded micro-batch has a multiple, in bfloat16 on a CPU."""
-Places = tuple[Tensor | Layout, Tensor, Tensor]
+Places = tuple[Tensor | Layout | Packed, Tensor, Tensor]
 """Token ids [b, L], padded or laid out, with the row [N] and position [N] of each token that is predicted."""
 
 
@@ -67,11 +67,13 @@ class Sequences:
         )
 
     def same_prompts(self) -> Int[Tensor, " B"]:
-        """A number for each row; rows whose prompts are the same token by token have the same number."""
-        prompts = zip(self.input_ids.tolist(), self.prompt_lengths.tolist(), strict=True)
-        numbers: dict[tuple[int, ...], int] = {}
-        found = [numbers.setdefault(tuple(ids[:length]), len(numbers)) for ids, length in prompts]
-        return torch.tensor(found, dtype=torch.long)
+        """A number for each row, by first occurrence; rows whose prompts are the same tokens have the same number."""
+        beyond = torch.arange(max(1, int(self.prompt_lengths.max()))) >= self.prompt_lengths[:, None]
+        prompts = self.input_ids[:, : beyond.shape[1]].masked_fill(beyond, -1)
+        distinct, number = prompts.unique(dim=0, return_inverse=True)
+        rows = torch.arange(len(number))
+        first = torch.full((len(distinct),), len(number)).scatter_reduce(0, number, rows, "amin")
+        return first.argsort().argsort()[number]
 
     def reported(self, device: torch.device) -> Reported:
         """What the engine said of all sampled tokens, in one piece."""
@@ -201,11 +203,12 @@ class Policy:
             **reported.bounds(None if top_ids is None else log_policy.gather(1, top_ids)),
         }
 
-    def _layout(self, sequences: Sequences) -> Layout:
-        width = self.model.get_input_embeddings().weight.shape[1]
-        layout = lay_out(
-            sequences.input_ids, sequences.prompt_lengths, sequences.lengths, sequences.same_prompts(), width
-        )
+    def _layout(self, sequences: Sequences) -> Layout | Packed:
+        """On the model's device: masks are larger than what they are made from."""
+        ids, width = sequences.input_ids.to(self.model.device), self.model.get_input_embeddings().weight.shape[1]
+        if self.model.config._attn_implementation in VARLEN:
+            return pack_rows(ids, sequences.lengths)
+        layout = lay_out(ids, sequences.prompt_lengths, sequences.lengths, sequences.same_prompts(), width)
         # oneDNN writes its bfloat16 products anew for every number of tokens, which takes longer than to run them.
         narrow = self.autocast or self.model.dtype is torch.bfloat16
         return layout.rounded(ROUNDED) if narrow and self.model.device.type == "cpu" else layout
@@ -225,7 +228,7 @@ class Policy:
 
 def _hidden_states(model: Any, places: Places) -> Float[Tensor, "N d"]:
     where, row, position = places
-    if isinstance(where, Layout):
+    if isinstance(where, Layout | Packed):
         return unpadded_states(model, where, row, position)
     return hidden_states(model, where, row, position)
 

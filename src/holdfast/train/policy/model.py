@@ -11,6 +11,7 @@ from holdfast.errors import ConfigError
 from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
 from holdfast.train.keep.checkpoint import no_progress_bar
 from holdfast.train.settings.config import ModelConfig, RunConfig
+from holdfast.train.settings.device import check_attention, device_of
 from holdfast.train.settings.seeds import derive_seed
 
 
@@ -32,17 +33,24 @@ def build_model(config: RunConfig, alphabet: str) -> tuple[Any, Any]:
     return model.to(device).eval(), tokenizer
 
 
-def device_of(settings: ModelConfig) -> torch.device:
-    """Where the trainer computes; "auto" takes a GPU if there is one.
+def use_attention(model: Any, settings: ModelConfig) -> None:
+    """Have the model compute attention as `model.attention` says; copies made before stay as they are.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: the model's class, or this machine, does not have it.
     """
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError('model.device = "cuda": torch sees no GPU here; nearest valid value: "auto"')
-    return torch.device(settings.device)
+    if settings.attention == "auto":
+        return
+    check_attention(settings)
+    try:
+        model.set_attn_implementation(settings.attention)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f'model.attention = "{settings.attention}": {error}; nearest valid value: "auto"') from error
+    if model.config._attn_implementation != settings.attention:  # transformers only warns
+        raise ConfigError(
+            f'model.attention = "{settings.attention}": {type(model).__name__} cannot change its attention; '
+            'nearest valid value: "auto"'
+        )
 
 
 def keep_only_inputs(model: Any) -> None:

@@ -23,6 +23,11 @@ from torch.nn import functional
 
 NAME = "holdfast_unpadded"
 REFUSED = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
+VARLEN = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Attention of transformers that takes several sequences in one row as they are (`Packed`)."""
+MASKED_PAIR = {"cpu": 1.0, "gpu": 2.0}
+"""Time of a pair of tokens under a mask in that of one under causal attention: flash kernels of GPUs take no mask, and
+the memory-efficient ones need about twice the time."""
 
 
 class Unsupported(Exception):
@@ -69,6 +74,25 @@ class Layout:
         return Layout(ids, positions, self.tokens, self.parts, answers)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Tokens in one row, for attention that knows by itself where sequences begin; every prompt as often as it occurs.
+
+    Sequence i has the tokens `begins[i]` to `begins[i + 1] - 1`, and none has more than `longest`.
+    """
+
+    input_ids: Int[Tensor, " N"]
+    positions: Int[Tensor, " N"]
+    tokens: Int[Tensor, "B L"]
+    begins: Int[Tensor, " B+1"]
+    longest: int
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on this device."""
+        ids, positions, tokens = self.input_ids.to(device), self.positions.to(device), self.tokens.to(device)
+        return Packed(ids, positions, tokens, self.begins.to(device), self.longest)
+
+
 def lay_out(
     input_ids: Int[Tensor, "B L"],
     prompt_lengths: Int[Tensor, " B"],
@@ -79,54 +103,71 @@ def lay_out(
     """The row of tokens for right-padded sequences, of which those with the same number in `prompts` share a prompt.
 
     Prompts are shared where that saves more in the layers (24·width² operations a token) than attention with a mask
-    costs beyond causal attention (4·width a pair).
+    costs beyond causal attention (4·width a pair; `MASKED_PAIR` as much with a mask). Everything that is as large as
+    the ids is made on their device; the other arguments are on the CPU, so that a GPU is never waited for.
     """
     device, longest = input_ids.device, int(lengths.max())
-    column = torch.arange(longest, device=device)
     _, owner = prompts.unique(return_inverse=True)
     heads = prompt_lengths.new_zeros(int(owner.max()) + 1).scatter_(0, owner, prompt_lengths)
     tails = lengths - prompt_lengths
     most, tail = int(heads.max()), int(tails.max())
     saved = int(prompt_lengths.sum() - heads.sum())
-    extra = len(heads) * most**2 / 2 + len(owner) * tail * (most + tail) - len(owner) * longest**2 / 2
+    masked = MASKED_PAIR["cpu" if device.type == "cpu" else "gpu"] * len(owner) * tail * (most + tail)
+    extra = len(heads) * most**2 / 2 + masked - len(owner) * longest**2 / 2
     if 6 * width * saved <= extra:
-        starts = lengths.cumsum(0) - lengths
-        tokens = _span(starts, lengths, longest)
-        return _layout(input_ids, column < lengths[:, None], tokens, [Part(tokens, tokens)])
+        tokens = _span(lengths.cumsum(0) - lengths, lengths, longest, device)
+        return _layout(input_ids, lengths, tokens, int(lengths.sum()), [Part(tokens, tokens)])
     shared = heads.cumsum(0) - heads
     begin = int(heads.sum()) + tails.cumsum(0) - tails
-    prefix, suffix = _span(shared, heads, most), _span(begin, tails, tail)
-    own = torch.arange(tail, device=device)
-    seen = torch.arange(most, device=device) < heads[owner][:, None]
-    causal = (own <= own[:, None]).expand(len(owner), -1, -1)
-    mask = torch.cat([seen[:, None].expand(-1, tail, -1), causal], dim=2)[:, None]
-    head = prompt_lengths[:, None]
-    tokens = torch.where(column < head, shared[owner][:, None] + column, begin[:, None] + column - head)
-    tokens = torch.where(column < lengths[:, None], tokens, 0)
-    parts = [Part(prefix, prefix), Part(suffix, torch.cat([prefix[owner], suffix], dim=1), mask)]
-    return _layout(input_ids, column < lengths[:, None], tokens, parts)
+    prefix, suffix = _span(shared, heads, most, device), _span(begin, tails, tail, device)
+    owned, head, ends, starts, first = (
+        x.to(device) for x in (owner, prompt_lengths[:, None], lengths[:, None], begin[:, None], shared[owner][:, None])
+    )
+    own, column = torch.arange(tail, device=device), torch.arange(longest, device=device)
+    mask = torch.empty(len(owner), 1, tail, most + tail, dtype=torch.bool, device=device)
+    mask[..., :most] = (torch.arange(most, device=device) < heads[owner][:, None].to(device))[:, None, None]
+    mask[..., most:] = own <= own[:, None]
+    tokens = torch.where(column < head, first + column, starts + column - head)
+    tokens = torch.where(column < ends, tokens, 0)
+    parts = [Part(prefix, prefix), Part(suffix, torch.cat([prefix[owned], suffix], dim=1), mask)]
+    return _layout(input_ids, lengths, tokens, int(heads.sum() + tails.sum()), parts)
+
+
+def pack_rows(input_ids: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Packed:
+    """The row of tokens for right-padded sequences, none of which shares anything; `lengths` are on the CPU."""
+    device, longest = input_ids.device, int(lengths.max())
+    begins = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    tokens = _span(begins[:-1], lengths, longest, device)
+    row, column = _places(lengths, device)
+    return Packed(input_ids[row, column], column, tokens, begins.to(device, torch.int32), longest)
 
 
 def hidden_states(
-    model: Any, layout: Layout, row: Int[Tensor, " N"], position: Int[Tensor, " N"]
+    model: Any, layout: Layout | Packed, row: Int[Tensor, " N"], position: Int[Tensor, " N"]
 ) -> Float[Tensor, "N d"]:
     """What the head would see at these positions of these sequences."""
-    found = model.base_model(
-        input_ids=layout.input_ids[None],
-        position_ids=layout.positions[None],
+    if isinstance(layout, Packed):
+        named = {"cu_seq_lens_q": layout.begins, "cu_seq_lens_k": layout.begins}
+        named |= {"max_length_q": layout.longest, "max_length_k": layout.longest}
+        # Flex attention finds the sequences in the positions, which begin anew with each.
+        flash = model.config._attn_implementation.startswith("flash")
+        others: dict[str, Any] = named if flash else {}
+    else:
         # Of four dimensions: transformers hands such a mask on as it is and makes none of its own.
-        attention_mask=layout.positions.new_zeros((1, 1, 1, 1), dtype=torch.bool),
-        use_cache=False,
-        unpadded_layout=layout,
+        others = {"attention_mask": layout.positions.new_zeros((1, 1, 1, 1), dtype=torch.bool)}
+        others["unpadded_layout"] = layout
+    found = model.base_model(
+        input_ids=layout.input_ids[None], position_ids=layout.positions[None], use_cache=False, **others
     )
     return found.last_hidden_state[0].index_select(0, layout.tokens[row, position])
 
 
 @torch.no_grad()
-def make_unpadded(model: Any) -> str:
+def make_unpadded(model: Any, *, autocast: bool = False) -> str:
     """Let the model's attention read layouts, and all else as before; "" or what stands in the way.
 
-    Three short sequences, two of them with the same prompt, are compared with the model's own passes over each alone.
+    Three short sequences, two of them with the same prompt, are compared with the model's own passes over each alone;
+    with `autocast` in bfloat16, without which flash attention cannot run over float32 weights.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -134,32 +175,41 @@ def make_unpadded(model: Any) -> str:
     before = model.config._attn_implementation
     if before == NAME:
         return ""
-    if before != "sdpa":
+    if before != "sdpa" and before not in VARLEN:
         return f"its attention is {before!r}, not 'sdpa'"
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    device, size = model.device, model.get_input_embeddings().weight.shape[0]
-    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 6, 5, 0], [3, 2, 1, 1, 0, 0]], device=device) % size
-    heads, lengths, prompts = (torch.tensor(x, device=device) for x in ([3, 3, 2], [6, 5, 4], [0, 0, 1]))
-    row, position = (torch.arange(6, device=device) < lengths[:, None]).nonzero(as_tuple=True)
-    expected = [
-        model.base_model(input_ids=x[None, :n], use_cache=False).last_hidden_state[0]
-        for x, n in zip(ids, lengths.tolist(), strict=True)
-    ]
     obstacle = ""
     try:
-        model.config._attn_implementation = NAME
-        for width in (size * 100, 0):
-            layout = lay_out(ids, heads, lengths, prompts, width)
-            found, wanted = hidden_states(model, layout, row, position).float(), torch.cat(expected).float()
-            rtol = 1e-4 if wanted.dtype is expected[0].dtype else 5e-2
-            if not torch.allclose(found, wanted, rtol=rtol, atol=rtol * float(wanted.abs().max())):
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast and before != "sdpa"):
+            if not _same_states(model, NAME if before == "sdpa" else before):
                 obstacle = "its states depend on more than the tokens before, so sequences cannot share one row"
     except (Unsupported, TypeError, ValueError, RuntimeError) as error:
         obstacle = f"its forward pass does not take it ({error})"
     if obstacle:
         model.config._attn_implementation = before
     return obstacle
+
+
+def _same_states(model: Any, attention: str) -> bool:
+    """Whether a row of sequences has the states of each alone; leaves the model with this attention."""
+    device, size = model.device, model.get_input_embeddings().weight.shape[0]
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 6, 5, 0], [3, 2, 1, 1, 0, 0]], device=device) % size
+    heads, lengths, prompts = (torch.tensor(x) for x in ([3, 3, 2], [6, 5, 4], [0, 0, 1]))
+    row, position = (x.to(device) for x in (torch.arange(6) < lengths[:, None]).nonzero(as_tuple=True))
+    expected = [
+        model.base_model(input_ids=x[None, :n], use_cache=False).last_hidden_state[0]
+        for x, n in zip(ids, lengths.tolist(), strict=True)
+    ]
+    wanted = torch.cat(expected).float()
+    narrow = expected[0].dtype is not torch.float32 or torch.is_autocast_enabled(device.type)
+    rtol = 5e-2 if narrow else 1e-4
+    model.config._attn_implementation = attention
+    tried: list[Layout | Packed] = [pack_rows(ids, lengths)]
+    if attention == NAME:
+        tried = [lay_out(ids, heads, lengths, prompts, width) for width in (size * 100, 0)]
+    found = [hidden_states(model, layout, row, position).float() for layout in tried]
+    return all(torch.allclose(x, wanted, rtol=rtol, atol=rtol * float(wanted.abs().max())) for x in found)
 
 
 def _attend(
@@ -216,17 +266,30 @@ def _rows(states: Float[Tensor, "N H D"], places: Int[Tensor, "b K"]) -> Float[T
     return states.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
-def _span(starts: Int[Tensor, " b"], lengths: Int[Tensor, " b"], longest: int) -> Int[Tensor, "b longest"]:
+def _span(
+    starts: Int[Tensor, " b"], lengths: Int[Tensor, " b"], longest: int, device: torch.device
+) -> Int[Tensor, "b longest"]:
     """start, start + 1, ... of each row; where a row ends earlier, any token stands in, whose answer nobody reads."""
-    column = torch.arange(longest, device=starts.device)
-    return torch.where(column < lengths[:, None], starts[:, None] + column, 0)
+    column = torch.arange(longest, device=device)
+    return torch.where(column < lengths[:, None].to(device), starts[:, None].to(device) + column, 0)
+
+
+def _places(lengths: Int[Tensor, " B"], device: torch.device) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Row and column of every real token; how many there are is known on the CPU."""
+    total, begins = int(lengths.sum()), (lengths.cumsum(0) - lengths).to(device)
+    row = torch.arange(len(lengths), device=device).repeat_interleave(lengths.to(device), output_size=total)
+    return row, torch.arange(total, device=device) - begins[row]
 
 
 def _layout(
-    input_ids: Int[Tensor, "B L"], real: Bool[Tensor, "B l"], tokens: Int[Tensor, "B l"], parts: Sequence[Part]
+    input_ids: Int[Tensor, "B L"],
+    lengths: Int[Tensor, " B"],
+    tokens: Int[Tensor, "B l"],
+    count: int,
+    parts: Sequence[Part],
 ) -> Layout:
-    row, column = real.nonzero(as_tuple=True)
-    place, count = tokens[row, column], int(tokens.max()) + 1
+    row, column = _places(lengths, input_ids.device)
+    place = tokens[row, column]
     ids, positions = input_ids.new_zeros(count), input_ids.new_zeros(count)
     ids[place], positions[place] = input_ids[row, column], column
     queries = torch.cat([part.queries.flatten() for part in parts])

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from holdfast.errors import ConfigError, DataError
 from holdfast.tasks.base import Environment, Problem, Task
+from holdfast.tasks.records import Records
 from holdfast.train.policy.forward import ENGINE_FIELDS, Sequences
 from holdfast.train.sampling.episodes import Episode
+from holdfast.train.sampling.epochs import rows_in_epochs
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,44 @@ class PromptSource:
             if len(kept) >= count:
                 break
         if not kept:
-            raise DataError(
-                f"no prompt of task {self.task.name!r} fits: the shortest has {shortest} tokens, at most "
-                f"{self.max_tokens} are allowed; raise batch.max_prompt_tokens, lower sampling.max_tokens or take a "
-                "model with a longer context"
-            )
+            raise self._none_fits(shortest)
         chosen = [kept[i % len(kept)] for i in range(count)]
         return Prompts(tuple(problem for problem, _ in chosen), tuple(ids for _, ids in chosen))
+
+    def visit(self, seed: int, first: int, count: int) -> Prompts:
+        """Problems number `first` to `first + count - 1` of the table, gone through again and again, shuffled anew.
+
+        Raises:
+            DataError: no prompt fits.
+        """
+        chosen = [self.table[row] for row in rows_in_epochs(seed, len(self.table), first, count)]
+        return Prompts(tuple(problem for problem, _ in chosen), tuple(ids for _, ids in chosen))
+
+    @cached_property
+    def table(self) -> list[tuple[Problem, tuple[int, ...]]]:
+        """The training problems of a table whose prompts fit, with their token ids.
+
+        Raises:
+            ConfigError: the task has no table.
+            DataError: no prompt fits.
+        """
+        if not isinstance(self.task, Records):
+            raise ConfigError(
+                f"batch.without_replacement: task {self.task.name!r} makes up its problems and has no table to go "
+                "through; leave it out"
+            )
+        encoded = [(problem, self.encode(problem.prompt)) for problem in self.task.pool("train")]
+        kept = [(problem, ids) for problem, ids in encoded if len(ids) <= self.max_tokens]
+        if not kept:
+            raise self._none_fits(min((len(ids) for _, ids in encoded), default=None))
+        return kept
+
+    def _none_fits(self, shortest: int | None) -> DataError:
+        return DataError(
+            f"no prompt of task {self.task.name!r} fits: the shortest has {shortest} tokens, at most "
+            f"{self.max_tokens} are allowed; raise batch.max_prompt_tokens, lower sampling.max_tokens or take a "
+            "model with a longer context"
+        )
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt, with what the tokenizer puts in front."""

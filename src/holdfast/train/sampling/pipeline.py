@@ -93,7 +93,9 @@ class Pipelined:
             for step, batch in self.batches.items()
         }
         versions = range(self._version_of(self.received + 1), self.version + 1)
-        weights = {version: torch.load(self._weights(version), weights_only=True) for version in versions}
+        weights = {
+            version: torch.load(self._weights(version), weights_only=True, map_location="cpu") for version in versions
+        }
         return {"received": self.received, "written": written, "weights": weights, "restarts": self.restarts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -99,8 +99,16 @@ class Synchronous:
 
 def step_episodes(config: RunConfig, source: PromptSource, step: int) -> list[Episode]:
     """The groups of a step, not a token of which is written: a function of seed and step alone."""
-    prompts = source.draw(derive_seed(config.seed, "train", step), config.batch.prompts, "train")
+    prompts = step_prompts(config, source, step)
     return new_episodes(prompts.repeat(config.batch.group_size), (step - 1) * config.batch.sequences)
+
+
+def step_prompts(config: RunConfig, source: PromptSource, step: int) -> Prompts:
+    """The problems of a step: drawn, or the next ones of the table."""
+    count = config.batch.prompts
+    if config.batch.without_replacement:
+        return source.visit(derive_seed(config.seed, "epoch"), (step - 1) * count, count)
+    return source.draw(derive_seed(config.seed, "train", step), count, "train")
 
 
 def new_episodes(prompts: Prompts, first_id: int) -> list[Episode]:
@@ -137,12 +145,13 @@ def sampling_of(config: RunConfig) -> Sampling:
 def wants_distributions(config: RunConfig, objective: Objective) -> bool:
     """Whether the engine must return whole distributions: for exact divergences, and to know its support.
 
-    A support that top-K reports in full is known without them, and so are the divergences on it.
+    A support that top-K reports in full is known without them, and so are the divergences on it. Whether exact KL that
+    nobody asked for is too large is decided before (`holdfast.train.settings.defaults.with_exact_kl`).
     """
     renormalize = config.sampling.truncates and config.sampling.trainer_support == "processed"
     reported = renormalize and 0 < config.sampling.top_k < config.engine.top_logprobs
     exact = not objective.needs.isdisjoint(DIVERGENCES)
-    return config.engine.exact_kl or ((renormalize or exact) and not reported)
+    return config.engine.exact_kl is not False or ((renormalize or exact) and not reported)
 
 
 def wanted_top(config: RunConfig, objective: Objective) -> int:

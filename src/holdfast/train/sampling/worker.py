@@ -33,6 +33,7 @@ from holdfast.train.sampling.episodes import Episode
 from holdfast.train.sampling.routing import with_experts
 from holdfast.train.sampling.sampler import writing_of
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.device import engine_device
 from holdfast.train.settings.memory import keep_freed_memory
 from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.seeds import derive_seed
@@ -62,12 +63,18 @@ class Scribe:
     """The engine with its running responses."""
 
     def __init__(self, config: RunConfig, folder: Path, running: Sequence[Episode]) -> None:
-        """Load the model that the trainer saved for it."""
+        """Load the model that the trainer saved for it, onto the device of an engine of ours.
+
+        An engine outside takes weights from the CPU to where it computes.
+        """
         torch.set_num_threads(config.threads)
-        keep_freed_memory()
+        self.device = engine_device(config) if config.engine.kind == "embedded" else torch.device("cpu")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.config = config
         with no_progress_bar():
             self.model, tokenizer = load_model(str(folder), torch.float32)
+        self.model = self.model.to(self.device)
         task = get_task(config.task.name, **config.task.options)
         source = PromptSource(task, tokenizer, max_tokens=1 << 30, chat=config.model.chat)
         objective = objective_of(config)
@@ -80,7 +87,7 @@ class Scribe:
         """Write the responses on."""
         started = time.process_time()
         if task.version != self.version:
-            self.model.load_state_dict(torch.load(task.weights, weights_only=True))
+            self.model.load_state_dict(torch.load(task.weights, weights_only=True, map_location=self.device))
             self.engine.sync(self.model, task.version)
             self.version = task.version
         begun = [*self.running, *task.started]

@@ -36,6 +36,10 @@ class OpenSection(Section):
         return dict(self.model_extra or {})
 
 
+TABLES = ("jsonl", "parquet", "huggingface")
+"""Tasks whose problems are the rows of a table, which a run can go through one by one."""
+
+
 class TaskConfig(OpenSection):
     """Where problems and rewards come from; further keys are the task's own options (`entries = 12`)."""
 
@@ -59,7 +63,13 @@ class ModelConfig(Section):
     layers: int = Field(default=3, ge=1, le=128, description="depth of the tiny model")
     heads: int = Field(default=4, ge=1, le=128, description="attention heads of the tiny model")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="what the weights are kept in")
-    autocast: bool = Field(default=False, description="multiply in bfloat16 over float32 master weights")
+    autocast: bool = Field(
+        default=False,
+        description="multiply in bfloat16 over float32 master weights; with `source` on a GPU that has it: true",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
+        default="auto", description="the trainer's attention; auto: what transformers chooses, sdpa where it can"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass instead of keeping them"
@@ -123,13 +133,19 @@ class EngineConfig(Section):
     kind: Literal["embedded", "vllm", "server"] = Field(
         default="embedded", description="ours, vLLM in process, or a server with the OpenAI completions protocol"
     )
-    precision: str = Field(default="int8", description="numerics of the engine's copy of the weights [embedded, vllm]")
+    precision: str = Field(
+        default="int8",
+        description="numerics of the engine's copy of the weights [embedded, vllm]; with `model.source`: bfloat16, or "
+        "float32 on a GPU without it",
+    )
     lag: int = Field(default=0, ge=0, le=1024, description="updates that the engine's weights are behind [embedded]")
     compile: bool = Field(
         default=False, description="compile its steps with torch.compile: ten seconds per batch size once [embedded]"
     )
-    exact_kl: bool = Field(
-        default=True, description="measure exact KL from full distributions even if no mask needs it"
+    exact_kl: bool | None = Field(
+        default=None,
+        description="measure exact KL from full distributions even if no mask needs it; absent: where those of a step "
+        "take at most 2 GB (4 bytes x vocabulary x `max_tokens` x responses)",
     )
     top_logprobs: int = Field(
         default=0, ge=0, description="likeliest tokens reported per position, for bounds of KL and TV; 0: none"
@@ -162,6 +178,11 @@ class AsyncConfig(Section):
     )
     segments: int = Field(
         default=1, ge=1, le=64, description="pieces in which a response is written, each under newer weights"
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where the engine's process computes: auto (the trainer's device), cpu, cuda or cuda:1 [embedded]",
     )
     timeout: float = Field(default=600.0, gt=0.0, description="seconds without an answer after which an engine is dead")
     restarts: int = Field(default=3, ge=0, description="restarts of a dead engine without an answer in between")
@@ -201,10 +222,21 @@ class ObjectiveConfig(OpenSection):
 
 
 class OptimizerConfig(Section):
-    """AdamW with a linear warm-up to a constant learning rate."""
+    """AdamW with a linear warm-up, then a constant or falling learning rate."""
 
-    learning_rate: float = Field(default=2e-4, gt=0.0, le=1.0)
+    kind: Literal["adamw", "adamw8bit"] = Field(
+        default="adamw", description="adamw8bit: torchao's, 2 bytes of state a weight instead of 8"
+    )
+    learning_rate: float = Field(
+        default=2e-4, gt=0.0, le=1.0, description="the highest; with `model.source`: 1e-06, with LoRA 1e-05"
+    )
     warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="what the learning rate does between warm-up and the last step"
+    )
+    min_ratio: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="share of the learning rate that linear and cosine fall to"
+    )
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     epsilon: float = Field(default=1e-8, gt=0.0)
@@ -222,6 +254,11 @@ class BatchConfig(Section):
     micro_batch_tokens: int = Field(default=4096, ge=1, description="padded tokens per forward pass; changes no number")
     max_prompt_tokens: int | None = Field(
         default=None, ge=1, description="longer prompts are skipped; absent: what fits"
+    )
+    without_replacement: bool = Field(
+        default=False,
+        description="every problem of a table once before any comes again, shuffled anew each time; with "
+        "`model.source` and a table: true",
     )
 
     @model_validator(mode="after")
@@ -252,6 +289,7 @@ class EvaluationConfig(Section):
 
     every: int = Field(default=10, ge=0, description="steps between evaluations; 0: only at the start and the end")
     problems: int = Field(default=128, ge=1)
+    samples: int = Field(default=1, ge=1, description="responses to each problem; several give pass@k")
     greedy: bool = Field(default=True, description="also decode greedily")
     cache_gib: float = Field(
         default=2.0, gt=0.0, description="room for keys and values where the trainer's own model is evaluated"
@@ -262,7 +300,17 @@ class CheckpointConfig(Section):
     """When the state is written, and how many of them are kept."""
 
     every: int = Field(default=20, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, description="newest checkpoints that stay")
+    best: bool = Field(
+        default=False,
+        description="also keep the one with the highest held-out reward; with `model.source`: true",
+    )
+    push_to_hub: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="owner/name on the Hugging Face hub that gets the best model, else the last, when the run is done",
+    )
+    hub_private: bool = Field(default=True, description="create that repository as a private one")
 
 
 class LogConfig(Section):
@@ -277,8 +325,15 @@ class RunConfig(Section):
     """One training run."""
 
     steps: int = Field(default=60, ge=0, description="rollout batches")
+    data_epochs: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="passes over the task's table after which the run ends, if `steps` has not ended it before",
+    )
     seed: int = Field(default=0, ge=0, lt=2**31)
-    threads: int = Field(default=1, ge=1, le=1024, description="CPU threads of torch; same number, same results")
+    threads: int = Field(
+        default=1, ge=1, le=1024, description="CPU threads of torch; same number, same results; on a GPU: up to 8"
+    )
     task: TaskConfig = Field(default_factory=TaskConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     lora: LoraConfig = Field(default_factory=LoraConfig)
@@ -311,18 +366,44 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tables_only(self) -> RunConfig:
+        asked = {
+            "data_epochs": self.data_epochs is not None,
+            "batch.without_replacement": self.batch.without_replacement,
+        }
+        for key, wanted in asked.items():
+            if wanted and self.task.name not in TABLES:
+                raise ValueError(
+                    f"{key}: task {self.task.name!r} makes up its problems and has no table to go through; leave it "
+                    f"out, or take one of {', '.join(TABLES)}"
+                )
+        replaced = "without_replacement" in self.batch.model_fields_set and not self.batch.without_replacement
+        if self.data_epochs and replaced:
+            raise ValueError(
+                f"data_epochs = {self.data_epochs:g} counts passes over the table, which "
+                "batch.without_replacement = false does not make; nearest valid value: true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _device_of_an_engine_of_ours(self) -> RunConfig:
+        if self.asynchronous.device != "auto" and self.engine.kind != "embedded":
+            raise ValueError(
+                f'async.device = "{self.asynchronous.device}" with engine.kind = "{self.engine.kind}": only the '
+                'embedded engine is put on a device by its process; nearest valid value: "auto"'
+            )
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values as they are written to config.toml: TOML has no null, so absent keys stay absent."""
-        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
+        derived = {"steps"} if self.data_epochs is not None and "steps" not in self.model_fields_set else None
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True, exclude=derived)
 
     def warm_start_key(self) -> str:
         """Names the model that the warm start produces: equal for two runs exactly when they may share it."""
         parts = self.model_dump(mode="json", include={"seed", "threads", "task", "model", "warm_start"})
-        for key in (
-            "unpadded",
-            "compile",
-            "gradient_checkpointing",
-            "memory_check",
-        ):  # only what comes after it knows of these
+        # Only what comes after it knows of these.
+        for key in ("unpadded", "compile", "gradient_checkpointing", "attention", "memory_check"):
             del parts["model"][key]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

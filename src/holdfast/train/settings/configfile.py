@@ -5,12 +5,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from holdfast.errors import ConfigError, nearest
 from holdfast.train.settings.config import OpenSection, RunConfig, keys_of
+from holdfast.train.settings.defaults import check_dtype, with_defaults
+from holdfast.train.settings.device import Machine
 from holdfast.train.settings.objective import objective_of
 
 _COMPARISONS = {
@@ -21,13 +23,13 @@ _COMPARISONS = {
 }
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's TOML file and apply `--section.key value` overrides.
+def load_config(path: Path, overrides: Sequence[str] = (), *, spelt_out: bool = False) -> RunConfig:
+    """Read a run's TOML file and apply `--section.key value` overrides; `spelt_out` as in `build_config`.
 
     Raises:
         ConfigError: the file is missing or is not TOML, a key is unknown, a value has the wrong type or range.
     """
-    return build_config(with_overrides(read_toml(path), overrides), origin=str(path))
+    return build_config(with_overrides(read_toml(path), overrides), origin=str(path), spelt_out=spelt_out)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -46,8 +48,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
-def build_config(values: Mapping[str, Any], origin: str = "configuration") -> RunConfig:
+def build_config(
+    values: Mapping[str, Any],
+    origin: str = "configuration",
+    *,
+    trainer: Literal["local", "trl", "verl"] = "local",
+    spelt_out: bool = False,
+) -> RunConfig:
     """Check plain values against the schema, and that the objective can be built and learn from such groups.
+
+    Defaults that depend on other keys are resolved for this machine; verl's workers are taken to have GPUs with
+    bfloat16. TRL and verl keep weights in float32 whatever `model.dtype` is, so only our own trainer refuses bfloat16
+    weights that could not move. `spelt_out` is for a run's own config.toml, which holds every default: a key that is
+    absent there is newer than the run, and the run goes on without it.
 
     Raises:
         ConfigError: with one line per problem.
@@ -58,7 +71,11 @@ def build_config(values: Mapping[str, Any], origin: str = "configuration") -> Ru
         lines = [_explain(detail) for detail in error.errors()]
         raise ConfigError(f"{origin}: " + "\n".join(lines)) from None
     try:
+        machine = Machine(True, True) if trainer == "verl" else Machine.here(config.model)
+        config = config if spelt_out else with_defaults(config, machine)
         objective_of(config)
+        if trainer == "local":
+            check_dtype(config)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
     return config
@@ -135,6 +152,8 @@ def _explain(detail: Any) -> str:
     if kind == "literal_error":
         allowed = [part.strip(" '") for part in context["expected"].replace(" or ", ",").split(",")]
         return f"{key} = {value!r} is not allowed; {nearest(str(value), allowed)} (allowed: {', '.join(allowed)})"
+    if kind == "string_pattern_mismatch":
+        return f"{key} = {value!r} does not have the form {context['pattern']}"
     if kind == "value_error":
         return f"{key + '.' if key else ''}{context['error']}"
     return f"{key} = {value!r} has the wrong type ({type(value).__name__}): {detail['msg'].lower()}"

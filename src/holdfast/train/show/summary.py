@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from holdfast.train.keep.checkpoint import best_checkpoint
 from holdfast.train.keep.ledger import Ledger, audit
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.setup import Run
@@ -36,6 +37,10 @@ def summarize(run: Run) -> dict[str, Any]:
             if all(f"eval_{measured}" in record for record in judged):
                 summary[f"start_{measured}"] = judged[0][f"eval_{measured}"]
                 summary[f"final_{measured}"] = judged[-1][f"eval_{measured}"]
+    if config.checkpoint.best and (best := best_checkpoint(run.folder.checkpoints, records)) is not None:
+        summary["best_step"] = best
+        summary["best_reward"] = next(record["eval_reward"] for record in judged if record["step"] == best)
+        summary["best_model"] = f"checkpoints/step_{best:04d}/model"
     if steps:
         summary["final_entropy"] = steps[-1].get("entropy")
         summary["tokens_per_cpu_second"] = summary["tokens"] / max(summary["cpu_seconds"], 1e-9)
