@@ -39,6 +39,8 @@ test-vllm: .venv-vllm/.installed
 
 .venv-%/.installed: requirements/test-%.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
+	@test "$*" != verl || $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || \
+		{ echo "verl needs Python 3.11 or 3.12 (its releases say Requires-Python <3.13): make test-verl PYTHON=python3.12"; exit 2; }
 	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	@echo "Installing into .venv-$* (once; about three minutes, 2 GB)"
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< "$$(grep '^torch==' $<)" setuptools

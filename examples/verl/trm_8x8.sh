@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # Level 2: trust region masking, soft sequence policy optimisation and KL-Cov on 8 nodes of 8 GPUs, 32 k tokens.
 # Rejected sequences leave their group's baseline; every trained token is recorded for `holdfast audit`.
-# Start Ray on all nodes, then on the head:
-#   TRAIN=train.parquet VALID=valid.parquet RECORDS=/shared/run/rollouts bash examples/verl/trm_8x8.sh
+# Start Ray on all nodes, then on the head, with a folder that every node sees:
+#   SHARED=/shared TRAIN=/shared/train.parquet VALID=/shared/valid.parquet bash examples/verl/trm_8x8.sh
 # Check it without starting anything:  RUN="python3 -m holdfast.integrations.verl" bash examples/verl/trm_8x8.sh
+# Checkpoints every 20 steps, the last three kept; started again, it goes on from the last one.
+# The log goes to the console and to TensorBoard in $RUN_DIR; LOGGER='[console,wandb]' after `wandb login`.
 # The thresholds are the paper's for max and mean together; fit them to the run with `holdfast.advise` on its records.
 set -euo pipefail
 
+NAME="${NAME:-trm_8x8}"
+RUN_DIR="${SHARED:-$PWD}/runs/$NAME"
+export TENSORBOARD_DIR="$RUN_DIR/tensorboard"
 LOSS=actor_rollout_ref.actor.policy_loss
 
 ${RUN:-python3 -m verl.trainer.main_ppo} \
@@ -17,9 +22,9 @@ ${RUN:-python3 -m verl.trainer.main_ppo} \
   +$LOSS.settings.delta=0.1 \
   +$LOSS.settings.delta_avg=0.002 \
   +$LOSS.baseline=accepted \
-  +$LOSS.records="${RECORDS:-rollouts}" \
-  data.train_files="${TRAIN:-train.parquet}" \
-  data.val_files="${VALID:-valid.parquet}" \
+  +$LOSS.records="${RECORDS:-$RUN_DIR/rollouts}" \
+  data.train_files="${TRAIN:-$PWD/train.parquet}" \
+  data.val_files="${VALID:-$PWD/valid.parquet}" \
   data.train_batch_size=256 \
   data.max_prompt_length=2048 \
   data.max_response_length=30720 \
@@ -40,4 +45,11 @@ ${RUN:-python3 -m verl.trainer.main_ppo} \
   trainer.nnodes=8 \
   trainer.n_gpus_per_node=8 \
   trainer.total_epochs=1 \
+  trainer.save_freq=20 \
+  trainer.max_actor_ckpt_to_keep=3 \
+  trainer.test_freq=20 \
+  trainer.default_local_dir="$RUN_DIR/checkpoints" \
+  trainer.logger="${LOGGER:-[console,tensorboard]}" \
+  trainer.project_name=holdfast \
+  trainer.experiment_name="$NAME" \
   "$@"

@@ -25,7 +25,33 @@ def test_shared_example(backend, folder, capsys):
     assert code == 0, said.err
     word = {"local": 'precision = "bfloat16"', "trl": "num_generations=8", "verl": "actor_rollout_ref.rollout.n=8"}
     assert word[backend] in said.out
-    assert list(folder.iterdir()) == [folder / "problems.jsonl"]
+    assert list(folder.iterdir()) == [folder / "examples"]
+
+
+@pytest.mark.parametrize("backend", ["local", "trl", "verl"])
+@pytest.mark.parametrize("example", sorted(path.stem for path in EXAMPLES.glob("*.toml")))
+def test_a_fresh_clone_dry_runs_every_example_with_every_backend(example, backend, capsys, monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parents[1])
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    code, said = launch(capsys, f"examples/launch/{example}.toml", "--backend", backend, "--dry-run")
+    assert code == 0, said.err
+    assert "trm+sspo+kl_cov" in said.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--task.name", "ledgr"], "did you mean ledger"),
+        (["--task.path", "missing.jsonl"], "missing.jsonl"),
+        (["--objective.preset", "trm+ssspo"], "ssspo"),
+        (["--objective.delta", "-1"], "delta = -1"),
+    ],
+)
+def test_a_local_dry_run_checks_what_the_others_check(overrides, words, folder, capsys):
+    for backend in ("local", "trl", "verl"):
+        code, said = launch(capsys, EXAMPLES / "shared.toml", "--backend", backend, "--dry-run", *overrides)
+        assert code == 2 and words in said.err, (backend, said)
 
 
 def test_single_gpu_example(folder, capsys):

@@ -13,7 +13,7 @@ from launch.conftest import EXAMPLES  # noqa: E402
 
 
 def composed(file, *overrides):
-    from holdfast.integrations.verl.composed import composed
+    from holdfast.integrations.verl.check.composed import composed
 
     return composed(verl.overrides(load_run_file(file, "verl", overrides), verl.Path("runs/x")))
 

@@ -69,9 +69,9 @@ def _show(chosen: RunFile, backend: str, folder: Path) -> str:
         from holdfast.launch import verl
 
         return verl.show(chosen, folder)
-    import tomli_w
+    from holdfast.launch import local
 
-    return tomli_w.dumps(chosen.config.to_dict()).rstrip()
+    return local.show(chosen)
 
 
 def _start(chosen: RunFile, backend: str, folder: Path, *, named: bool) -> int:

@@ -17,6 +17,7 @@ from holdfast.integrations.verl.names import TRAINER_MODE, advantage_overrides, 
 from holdfast.launch.data import counted, held_out_problems, say_doubts, single_turn_task, training_problems
 from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
 from holdfast.launch.verl_reward import reward_settings, verl_row
+from holdfast.rollout.pretrained import model_folder
 from holdfast.tasks.base import Problem
 from holdfast.tasks.records import Records
 from holdfast.train.settings.config import RunConfig
@@ -123,7 +124,7 @@ def composed_report(lines: list[str]) -> list[str]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from holdfast.integrations.verl.composed import composed, report
+    from holdfast.integrations.verl.check.composed import composed, report
 
     try:
         return list(report(composed(lines)))
@@ -214,7 +215,7 @@ def _policy(config: RunConfig) -> dict[str, Any]:
     settings, batch = config.optimizer, config.batch
     short = "bf16" if config.model.autocast or config.model.dtype == "bfloat16" else "fp32"
     return {
-        "actor_rollout_ref.model.path": config.model.source,
+        "actor_rollout_ref.model.path": model_folder(config.model.source or ""),
         "actor_rollout_ref.model.enable_gradient_checkpointing": config.model.gradient_checkpointing,
         f"{_ACTOR}.strategy": "fsdp2",
         # verl's fsdp_config.dtype is not read by its FSDP engine; this is.

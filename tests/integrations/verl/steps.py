@@ -4,7 +4,8 @@ import torch
 import torch.distributed as dist
 
 from holdfast import Batch, TokenStats, preset
-from holdfast.integrations.verl.step import ROW, StepLoss, batch_of, plan_of, sequence_ids, stats_of
+from holdfast.integrations.verl.gather import plan_of
+from holdfast.integrations.verl.step import ROW, StepLoss, batch_of, sequence_ids, stats_of
 from holdfast.objectives.parts.penalties import EntropyBonus, Kl
 from holdfast.objectives.parts.reduce import Normalize
 from holdfast.objectives.whole_step import whole_step_parts

@@ -1,13 +1,17 @@
 """Level 1: what `register_policy_loss` gives verl, next to verl's own loss."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from verl.trainer.ppo import core_algos
-from verl.workers.config import PolicyLossConfig
+from verl.workers.config import DistillationLossConfig, PolicyLossConfig
 
-from holdfast import ConfigError, DataError, list_presets
+from holdfast import ConfigError, DataError, list_presets, preset
+from holdfast.integrations.verl.config import loss_config
 from holdfast.integrations.verl.loss import policy_loss
 from integrations.verl.batches import actor, sequences
+from integrations.verl.steps import in_micro_batches
 
 
 def padded(rows, name):
@@ -50,6 +54,36 @@ def test_ppo_is_verls_vanilla_loss():
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-6, atol=1e-8)
     assert ours[2]["actor/ppo_kl"] == pytest.approx(theirs[2]["actor/ppo_kl"], rel=1e-5)
     assert 0.1 < theirs[2]["actor/pg_clipfrac"] < 0.9
+
+
+def test_verls_clip_fractions_are_verls():
+    """Tokens with A = 0 and a ratio outside the clip, and the dual clip, which verl counts apart."""
+    rows = sequences(count=12, drift=0.9)
+    for row in rows[::3]:
+        row.advantage = torch.tensor(0.0)
+    info = {"global_batch_info": whole(rows)}
+    ours = call(policy_loss, actor("holdfast_ppo", **info), rows)[2]
+    dual = {"loss_mode": "holdfast_ppo", "settings": {"dual": 1.5}}
+    with_dual = call(policy_loss, actor(dual, **info), rows)[2]
+    theirs = call(core_algos.compute_policy_loss_vanilla, actor("vanilla", clip_ratio_c=1.5, **info), rows)[2]
+    assert theirs["actor/pg_clipfrac_lower"] > 0.02
+    for name in ("actor/pg_clipfrac", "actor/pg_clipfrac_lower"):
+        assert with_dual[name] == pytest.approx(theirs[name], abs=1e-6), name
+    assert ours["actor/pg_clipfrac"] == pytest.approx(theirs["actor/pg_clipfrac"], abs=1e-6)
+    assert ours["actor/holdfast/clip_share"] > ours["actor/pg_clipfrac"] + 0.05
+    step = in_micro_batches(preset("ppo", dual=1.5), rows, [[0, 1, 2, 3], list(range(4, 12))])[2]
+    for name in ("actor/pg_clipfrac", "actor/pg_clipfrac_lower"):
+        assert step[name] == pytest.approx(theirs[name], abs=1e-6), name
+    soft = call(policy_loss, actor("holdfast_sspo", **info), rows)[2]
+    assert "actor/pg_clipfrac" not in soft and "actor/holdfast/clip_share" in soft
+
+
+def test_a_distillation_that_calls_our_loss_is_refused_by_name():
+    fields = DistillationLossConfig.__dataclass_fields__
+    assert "policy_loss_mode" in fields and "policy_loss" not in fields
+    config = SimpleNamespace(policy_loss_mode="holdfast_ppo")  # as verl's DistillationLossConfig has it
+    with pytest.raises(ConfigError, match="policy_loss_mode = holdfast_ppo: verl's distillation calls this loss"):
+        loss_config(config)
 
 
 @pytest.mark.parametrize("row", ["ppo", "grpo", "dr_grpo", "sspo", "cispo"])
@@ -139,7 +173,7 @@ def test_counts_of_several_ranks_cannot_be_guessed():
     )
 
 
-@pytest.mark.parametrize("option", [{"records": "folder"}, {"baseline": "accepted"}, {"top_k": True}])
+@pytest.mark.parametrize("option", [{"records": "/folder"}, {"baseline": "accepted"}, {"top_k": True}])
 def test_options_of_a_higher_level_are_refused(option):
     rows = sequences()
     config = actor({"loss_mode": "holdfast_ppo", **option}, global_batch_info=whole(rows))
@@ -159,3 +193,8 @@ def test_verls_own_class_means_the_defaults_of_the_row():
     assert isinstance(actor("holdfast_ppo").policy_loss, PolicyLossConfig)
     with pytest.raises(ConfigError, match=r"policy_loss.objective, which is empty"):
         call(policy_loss, actor("holdfast", global_batch_info={}), sequences())
+
+
+def test_records_are_an_absolute_folder():
+    with pytest.raises(ConfigError, match="records = 'rollouts' must be an absolute folder that every node sees"):
+        actor({"loss_mode": "holdfast_ppo", "records": "rollouts"})

@@ -76,6 +76,21 @@ def test_trust_region_training_learns_under_mismatch_and_records_it(base):
         assert k3(rollouts) == pytest.approx(run.column("actor/holdfast/rollout_k3_mean")[step - 1], rel=1e-3)
 
 
+def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(base):
+    """verl's synchronous checkpoint: no batch that is already trained is written, restored or trained again."""
+    whole = start(base, "uninterrupted", 3, *EPOCHS, *loss_overrides("ppo"), LEVEL_2)
+    keep = f"trainer.default_local_dir={base}/kept"
+    first = start(base, "first", 2, *EPOCHS, *loss_overrides("ppo"), LEVEL_2, keep, "trainer.save_freq=2")
+    resume = (keep, "trainer.resume_mode=auto", "trainer.save_freq=3")
+    second = start(base, "second", 3, *EPOCHS, *loss_overrides("ppo"), LEVEL_2, *resume)
+    assert first.column("training/global_step") == [1, 2] and second.column("training/global_step") == [3]
+    for name in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "critic/score/mean", "prompt_length/mean"):
+        assert first.column(name) == pytest.approx(whole.column(name)[:2], rel=2e-5, abs=1e-6), name
+        assert second.column(name) == pytest.approx(whole.column(name)[2:], rel=2e-5, abs=1e-6), name
+    for step in ("global_step_2", "global_step_3"):
+        assert {path.name for path in (base / "kept" / step).iterdir()} == {"actor", "data.pt"}
+
+
 def k3(rollouts):
     logs = [
         trainer - engine

@@ -8,8 +8,9 @@ import torch
 import torch.multiprocessing as processes
 
 from holdfast import DataError, TokenStats, preset
+from holdfast.integrations.verl.gather import bytes_per_token, looking_at_the_step, plan_of, whole_step
 from holdfast.integrations.verl.settings import step_objective
-from holdfast.integrations.verl.step import batch_of, plan_of, sequence_ids, stats_of, validate
+from holdfast.integrations.verl.step import batch_of, sequence_ids, stats_of, validate
 from holdfast.objectives.parts.penalties import EntropyBonus, Kl
 from integrations.verl import batches
 from integrations.verl.steps import OBJECTIVES, in_micro_batches, one_rank, reference
@@ -120,6 +121,21 @@ def test_a_rejected_step_has_zero_gradient():
     total, gradients, metrics, _ = in_micro_batches(objective, batches.sequences(), SPLITS[1])
     assert total == 0 and not any(gradient.any() for gradient in gradients.values())
     assert metrics["actor/holdfast/masked_tokens"] == pytest.approx(1)
+
+
+def test_only_what_a_statistic_reads_is_gathered():
+    objective = OBJECTIVES["trm+sspo+kl_cov"]
+    looking, places = looking_at_the_step(objective)
+    assert [part.kind() for part in looking.parts] == ["kl_cov"] and places == [len(objective.parts) - 1]
+    assert looking_at_the_step(OBJECTIVES["accepted"])[0] == OBJECTIVES["accepted"]
+    rows = batches.sequences()
+    data = batches.batch(rows)
+    batch, stats = whole_step(looking, batch_of(data), stats_of(batches.outputs(rows), data), None)
+    assert batch.ref_logprobs is None and batch.turn_ids is None and stats.entropy is None
+    assert (batch.rollout_logprobs is None) == (looking.denominator == "old")
+    assert torch.equal(batch.response_mask, batch_of(data).response_mask)
+    # advantages 4, mask 1, old and current 4 each, the rollout's 4 where the ratio is to it
+    assert bytes_per_token(objective) == 52 + 13 + 4 * (objective.denominator == "rollout")
 
 
 def test_the_stand_in_of_the_first_update_is_the_old_policy():

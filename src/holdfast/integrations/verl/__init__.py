@@ -1,6 +1,6 @@
-"""The plug-in for verl: losses by name, a trainer mode, token records, and warnings of verl's silent traps.
+"""The plug-in for verl: losses by name, a trainer mode, token records, and checks of a command line.
 
-`names`, `levels` and `traps` work without verl.
+`names`, `levels` and `check.traps` work without verl.
 """
 
 from importlib import import_module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from verl.workers.config import ActorConfig, PolicyLossConfig
@@ -20,7 +21,7 @@ class HoldfastLossConfig(PolicyLossConfig):
     settings: what `Objective.with_` takes, `settings.delta=0.05` or `settings.clip_cov.high=3`.
     bypass_mode: set it beside `algorithm.rollout_correction.bypass_mode`; the loss plug-in cannot see that one.
     baseline: "all", or "accepted" to take rejected sequences out of the group baseline (level 2).
-    records: folder for the token records of every step, a parquet file per rank and update (level 2).
+    records: absolute folder for the token records of every step, a parquet file per rank and update (level 2).
     top_k: measure divergences on the rollout's top-K tokens against the full student logits (level 3).
     """
 
@@ -34,12 +35,25 @@ class HoldfastLossConfig(PolicyLossConfig):
     def __post_init__(self) -> None:
         if self.baseline not in ("all", "accepted"):
             raise ConfigError(f"policy_loss.baseline = {self.baseline!r}: allowed: all, accepted")
+        if self.records is not None and not Path(self.records).is_absolute():
+            raise ConfigError(
+                f"policy_loss.records = {self.records!r} must be an absolute folder that every node sees: Ray's "
+                "workers have other working folders"
+            )
         if is_ours(self.loss_mode):
             with_settings(objective_name(self.loss_mode, self.objective), self.settings)
 
 
 def loss_config(config: ActorConfig) -> HoldfastLossConfig:
-    """Our settings of an actor; a row's defaults where `policy_loss._target_` is verl's own class."""
+    """Our settings of an actor; a row's defaults where `policy_loss._target_` is verl's own class.
+
+    Raises ConfigError where verl's distillation calls the loss with its own settings instead of an actor's.
+    """
+    if not hasattr(config, "policy_loss"):
+        raise ConfigError(
+            f"distillation_loss.policy_loss_mode = {getattr(config, 'policy_loss_mode', None)}: verl's distillation "
+            "calls this loss without an actor's settings; choose one of verl's own (vanilla)"
+        )
     policy_loss = config.policy_loss
     if isinstance(policy_loss, HoldfastLossConfig):
         return policy_loss

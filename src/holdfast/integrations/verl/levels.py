@@ -13,6 +13,9 @@ from holdfast.objectives.whole_step import whole_step_parts
 TOP_K_FIELDS = frozenset({"kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper"})
 """What the engine's top-K bounds against the student's full logits."""
 
+BASELINE_ESTIMATORS = ("grpo", "rloo", "opo")
+"""verl's advantage estimators that compare the rewards of one prompt's responses and use nothing else of them."""
+
 _EXACT_FIELDS = frozenset({"kl_rollout", "tv_rollout", "chi2_rollout"})
 _HIGHER = f"use trainer.v1.trainer_mode={TRAINER_MODE}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,11 +20,14 @@ from holdfast.integrations.verl.config import HoldfastLossConfig, configured_obj
 from holdfast.integrations.verl.levels import Given, check, check_whole_step
 from holdfast.integrations.verl.names import TRAINER_MODE
 from holdfast.objectives.objective import Objective
+from holdfast.objectives.parts.gates import Clip
+from holdfast.objectives.parts.terms import Terms
+from holdfast.objectives.policy_term import gated
 from holdfast.objectives.whole_step import whole_step_parts
 from holdfast.types import Batch, Counts, TokenStats
 
-VERL_NAMES = {"pg_clipfrac": "clip_share", "ppo_kl": "old_k1_mean"}
-"""verl's names of metrics that ours equal, so that its dashboards keep working."""
+VERL_NAMES = {"ppo_kl": "old_k1_mean"}
+"""verl's names of metrics that ours equal, so that its dashboards keep working; and see `clip_fractions`."""
 
 _LOG = logging.getLogger(__name__)
 _WHOLE_STEP = ("covariance_share", "masked_sequences_q", "ess", "effective_tokens")
@@ -60,7 +64,11 @@ def policy_loss(
     plan = objective.prepare(batch, stats.detach(), counts=counts)
     out = objective(batch, stats, plan=plan)
     _warn_if_nothing_is_left(objective, mask, out.trust_mask)
-    return out.loss * ranks, _local_means(out.metrics, mask, counts)
+    own = _local_means(out.metrics, mask, counts)
+    here = mask.sum().clamp(min=1)
+    return out.loss * ranks, own | {
+        f"actor/{n}": float(v) for n, v in clip_fractions(objective, batch, stats, here).items()
+    }
 
 
 def level_1_objective(settings: HoldfastLossConfig) -> Objective:
@@ -73,6 +81,26 @@ def level_1_objective(settings: HoldfastLossConfig) -> Objective:
     objective = configured_objective(settings)
     check(objective, Given(level=1, rollout=settings.bypass_mode))
     return objective
+
+
+def clip_fractions(
+    objective: Objective, batch: Batch, stats: TokenStats, tokens: Tensor
+) -> dict[str, Float[Tensor, ""]]:
+    """verl's `pg_clipfrac` and `pg_clipfrac_lower`, shares of `tokens`; empty for a gate that is not PPO's clip.
+
+    pg_clipfrac counts tokens whose clipped term is the larger loss, so none with A = 0 and none of the dual clip, which
+    has pg_clipfrac_lower to itself. The objective's own `clip_share` is everything that the gate limits.
+    """
+    gate = objective.gate
+    if not isinstance(gate, Clip):
+        return {}
+    with torch.no_grad():
+        terms = Terms.of(batch, stats.detach(), objective.denominator)
+        how = (objective.pool, objective.carrier, objective.denominator)
+        counted = terms.mask & (terms.advantages != 0)
+        clipped = gated(terms, replace(gate, dual=None), *how).clipped & counted
+        both = gated(terms, gate, *how).clipped & counted if gate.dual is not None else clipped
+        return {"pg_clipfrac": clipped.sum() / tokens, "pg_clipfrac_lower": (both & ~clipped).sum() / tokens}
 
 
 def _batch(

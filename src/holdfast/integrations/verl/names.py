@@ -11,8 +11,8 @@ from holdfast.objectives.objective import Objective
 from holdfast.objectives.parts.advantages import Gae, Group, Whiten
 from holdfast.objectives.presets import list_presets, preset
 
-SUPPORTED = "0.9.1"
-"""The release of verl whose signatures the tests pin."""
+TESTED = ("0.9.0", "0.9.1")
+"""The releases of verl that the tests have run with; others are judged by `contract.differences`."""
 
 PREFIX = "holdfast"
 """`policy_loss.loss_mode=holdfast_<row>` is one row of the table; `holdfast` alone reads `policy_loss.objective`."""

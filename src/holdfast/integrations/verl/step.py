@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 from verl.utils.metric import AggregationType, Metric
@@ -18,13 +17,12 @@ from verl.workers.utils.padding import no_padding_2_padding
 from holdfast.errors import DataError
 from holdfast.integrations.turns import turn_ids
 from holdfast.integrations.verl.levels import TOP_K_FIELDS
-from holdfast.integrations.verl.loss import VERL_NAMES
+from holdfast.integrations.verl.loss import VERL_NAMES, clip_fractions
 from holdfast.integrations.verl.top_k import top_k_bounds
 from holdfast.objectives import checks
-from holdfast.objectives.metrics import LengthQuartiles
 from holdfast.objectives.objective import Objective, Plan
 from holdfast.objectives.whole_step import stand_in, whole_step_parts
-from holdfast.types import Batch, Counts, LossOutput, TokenStats
+from holdfast.types import Batch, LossOutput, TokenStats
 
 ROW = "holdfast_row"
 """Where a sequence of a micro-batch stands in this rank's share of the step."""
@@ -68,7 +66,8 @@ class StepLoss:
         metrics = dict(out.metrics) | top_k_metrics(batch, stats, self.plan)
         if not whole_step_parts(self.objective):
             del metrics["covariance_share"]  # made without looking at the policy
-        return out.loss * self.ranks, verl_metrics(metrics, out.loss, self.ranks)
+        fractions = clip_fractions(self.objective, batch, stats, self.plan.counts.tokens.clamp(min=1))
+        return out.loss * self.ranks, verl_metrics(metrics, fractions, out.loss, self.ranks)
 
 
 def batch_of(data: Any) -> Batch:
@@ -102,53 +101,6 @@ def sequence_ids(data: Any) -> Int[Tensor, " B"]:
     return torch.tensor([zlib.crc32(row.cpu().numpy().tobytes()) for row in data["input_ids"].unbind()])
 
 
-def plan_of(objective: Objective, batch: Batch, stats: TokenStats | None, step: int, group: Any) -> Plan:
-    """The plan of the whole step over the ranks of `group`, cut to this rank's rows.
-
-    `stats` is the current policy on this rank's rows; None where no statistic looks at it.
-    """
-    if stats is None:
-        plan = _plan_of_lengths(objective, everywhere(batch.response_mask.sum(dim=-1), group), step)
-    else:
-        known = _gather(stats, group)
-        # Bounds exist only once the loss is called: masks on them are decided there, statistics do not read them.
-        bounds = dict.fromkeys(TOP_K_FIELDS & objective.needs, torch.zeros_like(known.logprobs))
-        everything = _gather(batch, group), dataclasses.replace(known, **bounds)
-        plan = objective.prepare(*everything, step=step, validate=False)
-    rows, length = batch.response_mask.shape
-    first = rows * (dist.get_rank(group) if _several(group) else 0)
-    return plan.select(slice(first, first + rows), length)
-
-
-def _plan_of_lengths(objective: Objective, lengths: Int[Tensor, " B"], step: int) -> Plan:
-    """The plan of an objective that looks at no policy: counts and quartiles, from the lengths of all sequences."""
-    counts = Counts(sequences=(lengths > 0).sum(), tokens=lengths.sum())
-    longest = torch.arange(int(lengths.max()), device=lengths.device)
-    return Plan(
-        counts=counts,
-        accepted=counts,
-        quartiles=LengthQuartiles.of(longest < lengths[:, None]),
-        covariance_share=torch.zeros((), device=lengths.device),
-        prepared=(None,) * len(objective.parts),
-        step=step,
-    )
-
-
-def everywhere(values: Tensor, group: Any) -> Tensor:
-    """The rows of all ranks in the order of the ranks, padded to the longest; every rank has equally many."""
-    if not _several(group):
-        return values
-    if values.ndim > 1:
-        longest = torch.tensor(values.shape[1], device=values.device)
-        dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
-        values = torch.nn.functional.pad(values, (0, int(longest) - values.shape[1]))
-    kind = values.dtype
-    values = values.contiguous() if kind != torch.bool else values.byte()
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, values, group=group)
-    return torch.cat(parts).to(kind)
-
-
 def on_device(batch: Batch, device: Any) -> Batch:
     """The batch where the engine's forward passes and collectives run; verl's data wait on the CPU."""
     values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
@@ -174,13 +126,20 @@ def top_k_metrics(batch: Batch, stats: TokenStats, plan: Plan) -> dict[str, Tens
     return metrics
 
 
-def verl_metrics(metrics: Mapping[str, Tensor], loss: Tensor, ranks: int) -> dict[str, Metric]:
-    """Shares as verl adds them up (it averages over ranks, then sums over micro-batches), and maxima as maxima."""
+def verl_metrics(
+    metrics: Mapping[str, Tensor], fractions: Mapping[str, Tensor], loss: Tensor, ranks: int
+) -> dict[str, Metric]:
+    """Shares as verl adds them up (it averages over ranks, then sums over micro-batches), and maxima as maxima.
+
+    `fractions` are shares under verl's own names.
+    """
     named = {name: value for name, value in metrics.items() if name not in _FROM_THE_WHOLE_STEP}
     # One copy from the device for all of them.
-    values = torch.stack([value.detach().float() for value in (loss, *named.values())]).tolist()
-    numbers = dict(zip(named, values[1:], strict=True))
-    shares = {"actor/pg_loss": values[0]} | {f"actor/{theirs}": numbers[ours] for theirs, ours in VERL_NAMES.items()}
+    tensors = (loss, *fractions.values(), *named.values())
+    values = torch.stack([value.detach().float() for value in tensors]).tolist()
+    numbers = dict(zip(named, values[1 + len(fractions) :], strict=True))
+    shares = dict(zip(("actor/pg_loss", *(f"actor/{name}" for name in fractions)), values, strict=False))
+    shares |= {f"actor/{theirs}": numbers[ours] for theirs, ours in VERL_NAMES.items()}
     shares |= {f"actor/holdfast/{name}": value for name, value in numbers.items() if not name.endswith("_max")}
     maxima = {f"actor/holdfast/{name}": value for name, value in numbers.items() if name.endswith("_max")}
     scaled = {name: ranks * value for name, value in shares.items()}
@@ -193,13 +152,3 @@ def _padded(values: Tensor) -> Tensor:
 
 def _optional(data: Any, name: str) -> Float[Tensor, "B T"] | None:
     return _padded(data[name]) if name in data.keys() else None  # noqa: SIM118 (a TensorDict)
-
-
-def _several(group: Any) -> bool:
-    return group is not None and dist.get_world_size(group) > 1
-
-
-def _gather(record: Any, group: Any) -> Any:
-    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    present = {name: everywhere(value, group) for name, value in values.items() if value is not None}
-    return dataclasses.replace(record, **present)

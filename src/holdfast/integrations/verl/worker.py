@@ -13,6 +13,7 @@ from verl.utils.device import get_device_id
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from holdfast.integrations.verl.config import HoldfastLossConfig, loss_config
+from holdfast.integrations.verl.gather import plan_of
 from holdfast.integrations.verl.records import rollouts_of
 from holdfast.integrations.verl.settings import step_objective
 from holdfast.integrations.verl.step import (
@@ -21,7 +22,6 @@ from holdfast.integrations.verl.step import (
     StepLoss,
     batch_of,
     on_device,
-    plan_of,
     sequence_ids,
     stats_of,
     validate,
