@@ -89,7 +89,7 @@ def test_every_part_by_hand(shape):
 
 
 def test_stages_add_up_what_is_there_at_the_same_time(shape):
-    found = estimated(shape, config())
+    found = replace(estimated(shape, config()), freed=0.0)
     base = 4 * 1380 * 4
     engine = 2740 * 4
     assert found.at("updating") == base + engine + 44 * 116 * 4 + 1200 * 4 + 4 * 36 * 4 * 4
@@ -97,6 +97,12 @@ def test_stages_add_up_what_is_there_at_the_same_time(shape):
     assert found.at("evaluating") == base + engine + 2 * 50 * 8 * 4 + 30_000
     assert found.peak == "writing responses" and found.total == found.at("writing responses")
     assert found.largest == "drawing tokens"
+
+
+def test_a_cpu_keeps_a_tenth_that_was_freed_and_a_gpu_does_not(shape):
+    plain = 4 * 1380 * 4 + 2740 * 4 + 2 * 50 * 8 * 4 + 30_000
+    found = [estimated(shape, config(), device=device).at("evaluating") for device in ("cpu", "cuda")]
+    assert found == [round(1.1 * plain), plain]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,8 @@ def test_vllm_has_its_room_and_sleeps_during_updates(shape, device, extra):
     assert found.parts["engine weights"] == pytest.approx((1380 + 1200) * 2 + extra, abs=1)
     assert found.parts["engine cache"] == 2 * GIB
     awake = estimated(shape, config(engine=engine | {"sleep": False}), device=device)
-    assert awake.at("updating") - found.at("updating") == found.parts["engine weights"] + 2 * GIB
+    asleep, up = (replace(one, freed=0.0).at("updating") for one in (found, awake))
+    assert up - asleep == found.parts["engine weights"] + 2 * GIB
 
 
 def test_what_does_not_fit_is_refused_with_parts_and_settings():

@@ -7,7 +7,8 @@ from tensordict import TensorDict
 from holdfast import DataError, preset
 from holdfast.core.divergences import exact_from_logits
 from holdfast.integrations.verl import top_k as module
-from holdfast.integrations.verl.step import StepLoss, batch_of, plan_of, stats_of
+from holdfast.integrations.verl.gather import plan_of
+from holdfast.integrations.verl.step import StepLoss, batch_of, stats_of
 from holdfast.integrations.verl.top_k import top_k_bounds
 from integrations.verl import batches
 
