@@ -1,12 +1,15 @@
 """Every example can be read, and those for a CPU run; here with fewer steps."""
 
 import importlib.util
+import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from holdfast.objectives.presets import preset
+from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.rollout.store import read_rollouts
 from holdfast.tasks import get_task
 from holdfast.train.keep.folder import RunFolder
@@ -17,6 +20,7 @@ from holdfast.train.show.display import Quiet
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(p for p in ROOT.glob("examples/**/*.toml") if p.parent.name not in ("launch", "verl"))
 SMALL = sorted((ROOT / "examples" / "small").glob("*.toml"))
+PRETRAINED = [path for path in SMALL if path.stem.startswith("smollm2")]
 QUICK = ["--steps", "2", "--warm_start.clean_steps", "6", "--batch.prompts", "2", "--evaluation.problems", "4"]
 
 
@@ -29,10 +33,10 @@ def test_every_example_can_be_read_and_names_an_objective(path):
 
 def test_every_large_example_has_a_small_one():
     large = {"gsm8k", "lora", "async", "tool_use"}
-    assert large == {p.stem for p in SMALL} and large <= {p.stem for p in (ROOT / "examples").glob("*.toml")}
+    assert large == {p.stem for p in SMALL if p not in PRETRAINED} and large <= {p.stem for p in (ROOT / "examples").glob("*.toml")}
 
 
-@pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [path for path in SMALL if path not in PRETRAINED], ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning:transformers")
 def test_small_examples_train(path, tmp_path, monkeypatch):
     if path.stem == "lora" and importlib.util.find_spec("peft") is None:
@@ -51,6 +55,33 @@ def test_small_examples_train(path, tmp_path, monkeypatch):
         assert summary["sequences"]["trained"] == 32
     if path.stem == "tool_use":
         assert {record.environment for record in records} == {"calculator"}
+
+
+@pytest.mark.parametrize("path", PRETRAINED, ids=lambda p: p.stem)
+def test_examples_of_a_pretrained_model_train_with_a_stand_in(path, tmp_path, monkeypatch):
+    """Another model in another engine's place, since the real ones are not part of a test environment."""
+    monkeypatch.chdir(ROOT)
+    tokenizer = character_tokenizer("".join(map(chr, range(32, 127))))
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tiny_model(tokenizer, hidden=32, layers=1).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    overrides = ["--model.source", str(tmp_path / "model"), "--steps", "2", "--engine.kind", "embedded"]
+    config = load_config(path, [*overrides, "--threads", "1", "--evaluation.problems", "4"])
+    folder = RunFolder.create(tmp_path / "run", config)
+    assert train(config, folder, display=Quiet())["finished"]
+    records = list(read_rollouts(folder.path / "rollouts" / "step_0002.parquet"))
+    assert len(records) == 64 and all(record.trust_mask for record in records)
+
+
+def test_held_out_digits_are_in_no_training_prompt():
+    """In neither order, whatever the words."""
+    pairs = []
+    for name in ("digits", "digits_held_out"):
+        rows = map(json.loads, (ROOT / "examples" / "small" / f"{name}.jsonl").read_text().splitlines())
+        found = [(tuple(sorted(map(int, re.findall(r"\d", row["prompt"])))), row["answer"]) for row in rows]
+        assert all(sum(pair) == answer for pair, answer in found)
+        pairs.append({pair for pair, _ in found})
+    assert not pairs[0] & pairs[1] and len(pairs[0] | pairs[1]) == 45
 
 
 def test_the_tool_s_words_are_recorded_and_kept_out_of_the_gradient(tmp_path):
