@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo smollm2 test test-trl test-verl test-vllm lint format typecheck docs clean
+.PHONY: demo smollm2 test test-trl test-trl-matrix test-trl-suite test-verl test-vllm lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -32,6 +32,14 @@ test-verl: .venv-verl/.installed
 
 test-trl: .venv-trl/.installed
 	.venv-trl/bin/python -m pytest tests/oracles/test_trl.py tests/integrations/trl tests/tasks/test_records.py
+
+# The same over every release of TRL that the plug-in is for; downloads their wheels.
+test-trl-matrix: .venv-trl/.installed
+	.venv-trl/bin/python tests/integrations/trl/matrix.py
+
+# TRL's own tests with TRL's trainer and with ours: make test-trl-suite TRL=path/to/a/checkout
+test-trl-suite: .venv-trl/.installed
+	.venv-trl/bin/python tests/integrations/trl/suite.py $(TRL)
 
 # A real engine on the CPU, in process and as a server.
 test-vllm: .venv-vllm/.installed

@@ -33,7 +33,9 @@ def test_every_example_can_be_read_and_names_an_objective(path):
 
 def test_every_large_example_has_a_small_one():
     large = {"gsm8k", "lora", "async", "tool_use"}
-    assert large == {p.stem for p in SMALL if p not in PRETRAINED} and large <= {p.stem for p in (ROOT / "examples").glob("*.toml")}
+    assert large == {p.stem for p in SMALL if p not in PRETRAINED} and large <= {
+        p.stem for p in (ROOT / "examples").glob("*.toml")
+    }
 
 
 @pytest.mark.parametrize("path", [path for path in SMALL if path not in PRETRAINED], ids=lambda p: p.stem)

@@ -78,7 +78,6 @@ def test_refusal_names_key_value_what_is_possible_and_why():
 REFUSED_BY_BOTH = [
     ({"warm_start": {"clean_steps": 5}}, "warm_start.clean_steps = 5"),
     ({"engine": {"exact_kl": True}}, "engine.exact_kl = True"),
-    ({"engine": {"top_logprobs": 20}}, "engine.top_logprobs = 20"),
     ({"model": {"source": "owner/model", "chat": True, "unpadded": True}}, "model.unpadded = True"),
     ({"async": {"staleness": 2}}, "async.staleness = 2"),
     ({"sampling": {"top_p": 0.9}}, "sampling.top_p = 0.9"),
@@ -108,6 +107,7 @@ VERL = {
     [
         ({"threads": 2}, "threads = 2: Ray places its workers"),
         ({"engine": {"lag": 1}}, r"engine.lag = 1 \(only 0\)"),
+        ({"engine": {"top_logprobs": 20}}, "engine.top_logprobs = 20"),
         ({"engine": {"precision": "int8"}}, r"engine.precision = 'int8' \(only 'float32', 'bfloat16'\)"),
         ({"model": {"hidden": 64}}, "model.hidden = 64: .*give model.source"),
         ({"optimizer": {"schedule": "linear"}}, r"optimizer.schedule = 'linear' \(only 'constant', 'cosine'\)"),

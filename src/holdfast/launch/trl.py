@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.errors import ConfigError, nearest
 from holdfast.launch.data import counted, held_out_problems, say_doubts, single_turn_task, training_problems
 from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
-from holdfast.rollout.engine import Engine
+from holdfast.rollout.engine import Completion, Engine
 from holdfast.tasks.base import Problem
 from holdfast.tasks.verify import make_scorer, rewards_of
 from holdfast.train.keep.hub import push_model
@@ -30,7 +30,7 @@ HONOURED: Honoured = {
     "steps": None, "data_epochs": None, "seed": None, "threads": None,
     "task.*": None, "model.*": None, "engine.*": None, "objective.*": None,
     "optimizer.*": None, "batch.*": None, "checkpoint.*": None, "log.*": None,
-    "engine.exact_kl": (False,), "engine.top_logprobs": (0,),
+    "engine.exact_kl": (False,),
     "async.staleness": (0,),
     "sampling.temperature": None, "sampling.max_tokens": None,
     "sampling.top_p": (1.0,), "sampling.top_k": (0,), "sampling.min_p": (0.0,),
@@ -43,9 +43,8 @@ HONOURED: Honoured = {
 _SUPPORT = "TRL scores every token over the whole vocabulary, whatever the engine could sample"
 REASONS = {
     "model.unpadded": "TRL computes padding",
-    "engine.exact_kl": "a rollout for TRL carries one log-probability per token",
-    "engine.top_logprobs": "a rollout for TRL carries one log-probability per token",
-    "engine.*": "vLLM is the engine here; its settings are the vllm_* keys of [trl]",
+    "engine.exact_kl": "a rollout for TRL carries the likeliest tokens at most: engine.top_logprobs",
+    "engine.*": "vLLM is the engine here; its settings are the vllm_* keys of [trl], and top_logprobs there",
     "sampling.top_p": _SUPPORT,
     "sampling.top_k": _SUPPORT,
     "sampling.min_p": _SUPPORT,
@@ -94,7 +93,7 @@ def show(run: RunFile, folder: Path) -> str:
 
 
 def run(run: RunFile, folder: Path) -> int:
-    """Train with TRL; rollouts are in FOLDER/rollouts, the model in FOLDER/model."""
+    """Train with TRL; rollouts are in FOLDER/_rollouts, the model in FOLDER/model."""
     import torch
 
     claim_local_gpu()
@@ -155,6 +154,7 @@ def build_trainer(run: RunFile, folder: Path) -> Any:
         processing_class=tokenizer,
         objective=objective_of(config),
         rollouts_every=config.log.rollouts_every * config.batch.updates,
+        top_logprobs=None if run.own.get("use_vllm") else config.engine.top_logprobs,
         rollout_func=rollouts,
     )
 
@@ -190,12 +190,30 @@ class EngineRollouts:
             sampling_of(self.config),
             seed=derive_seed(self.config.seed, purpose),
             sequence_ids=range(first, first + len(ids)),
+            return_top=self.config.engine.top_logprobs,
         )
-        return {
+        output = {
             "prompt_ids": [list(row) for row in ids],
             "completion_ids": [list(completion.token_ids) for completion in completions],
             "logprobs": [completion.logprobs.tolist() for completion in completions],
         }
+        return output | (_likeliest(completions) if self.config.engine.top_logprobs else {})
+
+
+def _likeliest(completions: Sequence[Completion]) -> dict[str, Any]:
+    """The engine's likeliest tokens as TRL's rollout functions report them: the sampled one is always among them."""
+    logprobs: list[list[list[float]]] = []
+    token_ids: list[list[list[int]]] = []
+    for completion in completions:
+        assert completion.top_ids is not None and completion.top_logprobs is not None
+        ids, values = completion.top_ids.tolist(), completion.top_logprobs.tolist()
+        for token, own, row, found in zip(completion.token_ids, completion.logprobs.tolist(), ids, values, strict=True):
+            if token not in row:
+                row.append(token)
+                found.append(own)
+        token_ids.append(ids)
+        logprobs.append(values)
+    return {"logprobs": logprobs, "logprob_token_ids": token_ids}
 
 
 def _shape(config: RunConfig, world: int) -> dict[str, Any]:
@@ -272,16 +290,18 @@ def _bookkeeping(config: RunConfig) -> dict[str, Any]:
 
 
 def _grpo_config(settings: Mapping[str, Any]) -> Any:
-    from trl import GRPOConfig
+    from holdfast.integrations.trl import HoldfastGRPOConfig
 
-    known = {field.name for field in dataclasses.fields(GRPOConfig)}
+    known = {field.name for field in dataclasses.fields(HoldfastGRPOConfig)}
     for name in settings:
         if name not in known:
             raise ConfigError(f"[trl] {name}: GRPOConfig has no such field; {nearest(name, known)}")
     if "wandb" in settings["report_to"]:
         os.environ.setdefault("WANDB_PROJECT", settings["project"])
     try:
-        return GRPOConfig(**settings)
+        return HoldfastGRPOConfig(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"[trl]: {error}") from None
     except ValueError as error:
         raise ConfigError(f"TRL refuses these settings: {error}") from None
 

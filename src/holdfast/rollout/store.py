@@ -20,6 +20,7 @@ from holdfast.types import Rollout
 
 SCHEMA_VERSION = 1
 _VERSION_KEY = b"holdfast_rollouts"
+_RUN_KEY = b"holdfast_run"
 _TYPES = {
     "tuple[int, ...]": pa.list_(pa.int32()),
     "tuple[float, ...]": pa.list_(pa.float32()),
@@ -37,10 +38,12 @@ SCHEMA = pa.schema(
 _FLOAT_LISTS = [f"{name}.list.element" for name, kind in _FIELDS if kind == "tuple[float, ...]"]
 
 
-def write_rollouts(path: Path | str, rollouts: Iterable[Rollout], rows_per_group: int = 1024) -> int:
+def write_rollouts(
+    path: Path | str, rollouts: Iterable[Rollout], rows_per_group: int = 1024, run: str | None = None
+) -> int:
     """Write rollouts to one parquet file, in bounded memory; returns how many there were.
 
-    The file appears under its name only when it is complete.
+    The file appears under its name only when it is complete. `run` names the run, for readers of many files.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -50,15 +53,16 @@ def write_rollouts(path: Path | str, rollouts: Iterable[Rollout], rows_per_group
         "use_dictionary": ["environment", "finish_reason", "mask_reason", "prompt_text"],
         "use_byte_stream_split": _FLOAT_LISTS,
     }
-    with pq.ParquetWriter(temporary, SCHEMA, **options) as writer:
+    schema = SCHEMA if run is None else SCHEMA.with_metadata((SCHEMA.metadata or {}) | {_RUN_KEY: run.encode()})
+    with pq.ParquetWriter(temporary, schema, **options) as writer:
         for rollout in rollouts:
             pending.append(_row(rollout))
             count += 1
             if len(pending) == rows_per_group:
-                writer.write_table(_table(pending))
+                writer.write_table(_table(pending, schema))
                 pending = []
         if pending:
-            writer.write_table(_table(pending))
+            writer.write_table(_table(pending, schema))
     temporary.replace(path)
     return count
 
@@ -88,6 +92,15 @@ def open_rollouts(path: Path | str) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{path} is not a complete parquet file: {error}") from error
 
 
+def run_id(path: Path | str) -> str | None:
+    """The run that a file of rollouts says it is of; None where it says nothing, or is no parquet file."""
+    try:
+        name = (pq.read_schema(path).metadata or {}).get(_RUN_KEY)
+    except (pa.ArrowException, OSError):
+        return None
+    return None if name is None else name.decode(errors="replace")
+
+
 def _check_version(path: Path | str, schema: pa.Schema) -> None:
     version = (schema.metadata or {}).get(_VERSION_KEY)
     if version is None or "response_ids" not in schema.names:
@@ -102,8 +115,8 @@ def _row(rollout: Rollout) -> dict[str, Any]:
     return row
 
 
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.table({name: [row[name] for row in rows] for name, _ in _FIELDS}, schema=SCHEMA)
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.table({name: [row[name] for row in rows] for name, _ in _FIELDS}, schema=schema)
 
 
 def rollout_of(row: dict[str, Any]) -> Rollout:

@@ -1,5 +1,6 @@
 """Small real TRL runs: a Qwen3 over characters, sums as prompts, and an engine that is not the trainer."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,9 +69,7 @@ class FromEngine:
     engine: EmbeddedEngine
     seen: int = 0
 
-    def _generate_single_turn(
-        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
-    ) -> Any:
+    def _generate_single_turn(self, prompt_ids: Any, *others: Any, **options: Any) -> Any:
         trainer: Any = self
         trainer.engine.sync(trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step)
         sampling = Sampling(max_tokens=trainer.max_completion_length)
@@ -106,6 +105,12 @@ def mismatched(
     )
     trainer.use_vllm = True
     return trainer
+
+
+def recorded(folder: Any) -> Path:
+    """The records of the only run in this output folder."""
+    (run,) = (Path(folder) / "_rollouts").iterdir()
+    return run
 
 
 def logged(trainer: Any, name: str) -> list[float]:

@@ -127,7 +127,7 @@ def test_tool_tokens_may_hold_anything(filler, tmp_path):
     run.train()
     assert torch.isfinite(seen.steps[0]).all()
     assert seen.steps[0].norm() > 0
-    for record in read_rollouts(tmp_path / "rollouts" / "step_0001.parquet"):
+    for record in read_rollouts(runs.recorded(tmp_path) / "step_0001.parquet"):
         assert record.response_mask[:3] == (True, False, True)
         assert not record.trust_mask[1]
         assert record.turn_ids[0] == 0 and record.turn_ids[2] == 1
@@ -141,7 +141,7 @@ def test_every_sequence_rejected_is_a_warning_and_the_run_goes_on(tmp_path):
         run.train()
     assert run.state.global_step == 4
     assert all(not gradient.any() for gradient in seen.steps)
-    assert runs.logged(run, "holdfast/masked_sequences") == [1.0] * 4
+    assert runs.logged(run, "trust_region/rejected_sequences") == [1.0] * 4
 
 
 def test_whole_group_masked_as_truncated(tmp_path):
@@ -150,13 +150,13 @@ def test_whole_group_masked_as_truncated(tmp_path):
     run = runs.mismatched(runs.Mismatched, tmp_path, settings=settings, objective="trm+sspo+kl_cov")
     run.train()
     assert math.isfinite(runs.logged(run, "loss")[0])
-    assert len(list(read_rollouts(tmp_path / "rollouts" / "step_0001.parquet"))) < 8
+    assert len(list(read_rollouts(runs.recorded(tmp_path) / "step_0001.parquet"))) < 8
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"loss_type": "grpo"}, "loss_type = 'grpo' .now: the preset names the loss"),
+        ({"loss_type": "grpo"}, "loss_type = 'grpo' .now: objective = 'grpo'"),
         ({"epsilon": 0.1, "scale_rewards": "none"}, "epsilon = 0.1 .*; scale_rewards = 'none'"),
         ({"vllm_importance_sampling_mode": "token_mask"}, "vllm_importance_sampling_mode = 'token_mask'"),
         ({"top_entropy_quantile": 0.2}, "top_entropy_quantile = 0.2"),

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import inspect
+import warnings
 
 import pytest
 from trl import GRPOTrainer
@@ -24,13 +25,14 @@ def test_installed_trl_has_everything_relied_on(tmp_path):
         processing_class=runs.TOKENIZER,
     )
     assert contract.differences(trainer) == []
-    assert trainer.loss_is_scaled_for_ga is True
 
 
-def test_overrides_have_the_signatures_that_trl_calls():
-    for name in ("_compute_loss", "_generate_and_score_completions", "_calculate_rewards"):
+def test_overrides_begin_as_trl_calls_them():
+    for name in ("_compute_loss", "_generate", "_generate_and_score_completions", "_calculate_rewards",
+                 "create_model_card"):  # fmt: skip
         assert name in vars(HoldfastGRPOTrainer), name
-        assert tuple(inspect.signature(vars(HoldfastGRPOTrainer)[name]).parameters) == contract.SIGNATURES[name]
+        own = tuple(inspect.signature(vars(HoldfastGRPOTrainer)[name]).parameters)
+        assert own in contract.SIGNATURES[name]
 
 
 def test_no_name_of_ours_is_one_of_trls(tmp_path):
@@ -38,21 +40,44 @@ def test_no_name_of_ours_is_one_of_trls(tmp_path):
     stock = GRPOTrainer(
         runs.model(), runs.small_digits, runs.config(tmp_path), runs.PROMPTS, processing_class=runs.TOKENIZER
     )
-    own |= {"objective", "rollouts_every", "_step_in_progress", "_rewards"}
+    own |= {"objective", "rollouts_every", "top_logprobs", "run", "_step_in_progress", "_rewards", "_reported"}
     assert {name for name in own if hasattr(stock, name)} <= {"_tag_names", "_name", "_paper"}
 
 
-def test_changed_upstream_method_is_named(monkeypatch):
-    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs, items: None)
+def test_what_changed_upstream_decides_and_not_the_number(monkeypatch):
+    for number in ("1.16.3", contract.TESTED[0] + ".0"):
+        monkeypatch.setattr(contract, "version", lambda name, number=number: number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            contract.require_supported()
+    monkeypatch.setattr(contract, "version", lambda name: "1.99.0")
+    with pytest.warns(UserWarning, match=r"trl 1.99.0 was never tried .* everything that it relies on is there"):
+        contract.require_supported()
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs: None)
+    with pytest.warns(UserWarning, match="1.99.0"):
+        contract.require_supported()
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, items: None)
     monkeypatch.delattr(GRPOTrainer, "_calculate_rewards")
-    monkeypatch.setattr(contract, "version", lambda name: "1.17.0")
     with pytest.raises(ConfigError) as error:
         contract.require_supported()
     message = str(error.value)
-    assert "trl 1.17.0 is installed" in message
-    assert "trl~=1.16.0" in message
-    assert "GRPOTrainer._compute_loss takes (self, model, inputs, items), expected (self, model, inputs)" in message
+    assert "trl 1.99.0 is installed" in message
+    assert f"trl~={contract.TESTED[-1]}.0" in message
+    assert "GRPOTrainer._compute_loss takes (self, model, items), expected (self, model, inputs, ...)" in message
     assert "GRPOTrainer._calculate_rewards is gone" in message
+
+
+def test_what_a_trainer_lacks_is_named(tmp_path, monkeypatch):
+    made = HoldfastGRPOTrainer(
+        runs.model(), runs.small_digits, runs.config(tmp_path), runs.PROMPTS, None, runs.TOKENIZER, objective="grpo"
+    )
+    del made._buffered_inputs
+    monkeypatch.setattr(type(made), "loss_is_scaled_for_ga", None)
+    made.compute_loss_func = None
+    with pytest.raises(ConfigError, match=r"no attribute _buffered_inputs; .* scaling for gradient accumulation"):
+        contract.require_trainer(made)
+    with pytest.raises(ConfigError, match="a generation has no completion_mask"):
+        contract.require_inputs({"prompt_ids": 1, "prompt_mask": 1, "completion_ids": 1, "advantages": 1})
 
 
 def test_missing_trl_is_said(monkeypatch):

@@ -11,6 +11,7 @@ from holdfast.cli import dispatch
 from holdfast.launch import trl
 from holdfast.launch.runfile import load_run_file
 from holdfast.rollout.store import read_rollouts
+from integrations.trl import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -67,7 +68,8 @@ def file(tmp_path, monkeypatch):
 
 
 def rollouts(folder, *names):
-    found = {r.sequence_id: r for name in names for r in read_rollouts(folder / "rollouts" / f"{name}.parquet")}
+    place = folder / "rollouts" if (folder / "rollouts").is_dir() else runs.recorded(folder)
+    found = {r.sequence_id: r for name in names for r in read_rollouts(place / f"{name}.parquet")}
     return [found[number] for number in sorted(found)]
 
 
@@ -107,7 +109,8 @@ def test_evaluation_and_reward_function(file, tmp_path, monkeypatch):
     assert trl.run(run, tmp_path / "out") == 0
     records = [r for s in (2, 4) for r in rollouts(tmp_path / "out", f"step_{s:04d}")]
     for record in records:
-        assert record.reward == pytest.approx(len(record.response_text) / 12)
+        text = "".join(piece for piece in record.token_texts if piece not in ("<pad>", "<bos>", "<eos>"))
+        assert record.reward == pytest.approx(len(text) / 12)
 
 
 def test_evaluates_before_during_and_after(file, tmp_path):
@@ -163,3 +166,12 @@ def first_step(alone, file, tmp_path):
     folder = RunFolder.create(tmp_path / "all", run.config.model_copy(update={"steps": 1}))
     run_session(run.config.model_copy(update={"steps": 1}), folder)
     return {r.response_ids for r in rollouts(tmp_path / "all", "step_0001")}
+
+
+def test_likeliest_tokens_prove_bounds(file, tmp_path):
+    """The run file's engine reports its K likeliest tokens; the records hold what they prove."""
+    keys = ["--engine.top_logprobs", "4", "--steps", "1", "--evaluation.every", "0"]
+    assert dispatch(["launch", str(file), "--backend", "trl", "--run-dir", "out", *keys]) == 0
+    for record in rollouts(tmp_path / "out", "step_0002"):
+        assert all(low <= high for low, high in zip(record.tv_lower, record.tv_upper, strict=True))
+        assert len(record.kl_lower) == len(record.response_ids)

@@ -22,8 +22,14 @@ CASES = [
     (
         "dr_grpo",
         {"loss_type": "dr_grpo", "scale_rewards": "none"},
-        holdfast.preset("dr_grpo", length=8),
+        "dr_grpo",
         TWO_STEPS,
+    ),
+    (
+        "truncated",
+        {"loss_type": "grpo"},
+        "grpo",
+        TWO_STEPS | {"mask_truncated_completions": True, "max_completion_length": 24},
     ),
     (
         "gspo",

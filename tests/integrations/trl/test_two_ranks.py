@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from holdfast.rollout.store import read_rollouts
-from integrations.trl import two_ranks
+from integrations.trl import runs, two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SCRIPT = Path(two_ranks.__file__)
@@ -44,8 +44,8 @@ def test_same_gradients(objective, tmp_path):
     for name, values in alone["logs"].items():
         assert together["logs"][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
     if objective == "everything":
-        assert all(0 < share < 1 for share in alone["logs"]["holdfast/masked_tokens"])
-    check_records(one / "rollouts", two / "rollouts")
+        assert all(0 < share < 1 for share in alone["logs"]["trust_region/rejected_tokens"])
+    check_records(runs.recorded(one), runs.recorded(two))
 
 
 def check_records(one, two):
@@ -64,7 +64,7 @@ def check_records(one, two):
 def test_the_comparison_has_something_to_get_wrong(tmp_path):
     """Eight different sequences of different lengths, so that rows or counts mixed up between ranks would show."""
     two_ranks.main(str(tmp_path), 4, "everything")
-    records = list(read_rollouts(tmp_path / "rollouts" / "step_0001.parquet"))
+    records = list(read_rollouts(runs.recorded(tmp_path) / "step_0001.parquet"))
     assert len({r.response_ids for r in records}) == len(records) == 8
     assert len({len(r.response_ids) for r in records}) > 2
     assert len({r.reward for r in records}) > 2

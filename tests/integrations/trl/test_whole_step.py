@@ -45,7 +45,7 @@ def test_micro_batches_change_no_gradient(objective, tmp_path):
             runs.Mismatched, tmp_path / str(size), settings=settings, objective=objective, callbacks=[seen]
         )
         trainer.train()
-        masked = runs.logged(trainer, "holdfast/masked_tokens")
+        masked = runs.logged(trainer, "trust_region/rejected_tokens")
         assert all(0.1 < share < 1 for share in masked), masked
         gradients.append(seen.steps)
     for other in gradients[1:]:
@@ -70,7 +70,7 @@ def test_gradient_is_the_objectives_own(step, tmp_path):
     runs.mismatched(
         runs.Mismatched, tmp_path, base=base, settings=settings, objective=objective, callbacks=[seen]
     ).train()
-    records = list(read_rollouts(tmp_path / "rollouts" / f"step_{step:04d}.parquet"))
+    records = list(read_rollouts(runs.recorded(tmp_path) / f"step_{step:04d}.parquet"))
     assert len(records) == 8
 
     base.zero_grad()
@@ -129,7 +129,7 @@ def test_objectives_advantages_replace_trls(tmp_path):
         runs.Mismatched, tmp_path, settings={"max_steps": 1}, objective=replace(holdfast.preset("rloo"))
     )
     trainer.train()
-    records = sorted(read_rollouts(tmp_path / "rollouts" / "step_0001.parquet"), key=lambda r: r.sequence_id)
+    records = sorted(read_rollouts(runs.recorded(tmp_path) / "step_0001.parquet"), key=lambda r: r.sequence_id)
     rewards = torch.tensor([r.reward for r in records]).view(2, 4)
     # Leave one out: R_i - (sum - R_i) / 3.
     expected = rewards - (rewards.sum(1, keepdim=True) - rewards) / 3

@@ -23,11 +23,11 @@ from integrations.trl.test_whole_step import EVERYTHING  # noqa: E402
 class Played(HoldfastGRPOTrainer):
     """Completions of 2 to 7 tokens with log-probabilities off by up to .3 from the uniform ones, from a seed each."""
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+    def _generate_single_turn(self, prompt_ids, *others, **options):
         first = self.accelerator.process_index * len(prompt_ids)
         completions, logprobs = [], []
         for number, prompt in enumerate(prompt_ids, start=first):
-            draw = torch.Generator().manual_seed(sum(prompt) * 10 + number % num_generations)
+            draw = torch.Generator().manual_seed(sum(prompt) * 10 + number % self.num_generations)
             length = int(torch.randint(2, 7, (), generator=draw))
             completions.append([*torch.randint(4, 14, (length,), generator=draw).tolist(), 2])
             off = 0.6 * torch.rand(length + 1, generator=draw) - 0.3
@@ -57,7 +57,13 @@ def main(folder: str, size: int, objective: str) -> None:
     trainer.use_vllm = True
     trainer.train()
     if trainer.accelerator.is_main_process:
-        names = ("loss", "entropy", "holdfast/masked_tokens", "holdfast/rollout_k2_max", "holdfast/masked_sequences_q4")
+        names = (
+            "loss",
+            "entropy",
+            "trust_region/rejected_tokens",
+            "trust_region/rollout_k2_max",
+            "trust_region/rejected_sequences_length_q4",
+        )
         logs = {name: runs.logged(trainer, name) for name in names}
         torch.save({"gradients": seen.steps, "logs": logs}, Path(folder) / "gradients.pt")
 

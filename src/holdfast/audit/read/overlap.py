@@ -8,6 +8,7 @@ from pathlib import Path
 
 from holdfast.audit.read.loaders import miles
 from holdfast.audit.read.loaders.loader import SourceFile
+from holdfast.rollout.store import run_id
 
 _LAYOUT = {"token_exports", "rollouts", "train_data", "rollout_data", "dashboard_columns", "dumped_data"}
 _STEP = re.compile(r"step_\d+$")
@@ -30,6 +31,14 @@ def note_mixture(files: Sequence[SourceFile], note: Callable[[str], None]) -> No
     titles = sorted({file.loader.title for file in files})
     if len(titles) > 1:
         note(f"files of several sources are taken together ({', '.join(titles)}): audit one of them to tell them apart")
+    named = sorted({name for file in files if file.path.suffix == ".parquet" and (name := run_id(file.path))})
+    if len(named) > 1:
+        shown = ", ".join(named[:5]) + (", …" if len(named) > 5 else "")
+        note(
+            f"these files are of {len(named)} runs ({shown}), and everything below mixes them; steps and sequences "
+            "of the same number are different ones: audit the folder of one run"
+        )
+        return
     runs = sorted({run_of(file.path) for file in files})
     if len(runs) > 1:
         shown = ", ".join(run.name or str(run) for run in runs[:5]) + (", …" if len(runs) > 5 else "")

@@ -1,54 +1,75 @@
-"""What the plug-in relies on inside TRL, in one place: the versions it was written for, and the names it uses.
+"""What the plug-in relies on inside TRL, in one place: the names it uses, and the releases they were tried with.
 
-TRL's losses are private methods, so an upgrade may break the plug-in. It is then refused by version before a run
-starts, with the names that changed, instead of failing in the middle of one.
+TRL's losses are private methods, so a release may break the plug-in. What decides is whether a name that it relies on
+has changed, not the number of the release: where nothing changed a release that was never tried is warned of and
+used; where something did, it is refused before a run starts, with the names, instead of failing in the middle of one.
 """
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from holdfast.errors import ConfigError
 
-SUPPORTED = "1.16"
+TESTED = ("1.16",)
+"""Releases that the plug-in's tests pass with: add one when `make test-trl-matrix` does."""
 
-SIGNATURES = {
-    "_compute_loss": ("self", "model", "inputs"),
-    "_generate_and_score_completions": ("self", "inputs"),
-    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
-    "_generate_single_turn": (
-        "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
-    ),
-    "_get_per_token_logps_and_entropies": (
-        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
-        "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
-        "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
-    ),
-}  # fmt: skip
-"""Methods of GRPOTrainer that are overridden or called, with their parameters."""
+_SCORED = (
+    "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+    "compute_aux_loss",
+)  # fmt: skip
+SIGNATURES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "__init__": (("self", "model", "reward_funcs", "args", "train_dataset"),),
+    "_compute_loss": (("self", "model", "inputs"),),
+    "_generate": (("self", "prompts"),),
+    "_generate_and_score_completions": (("self", "inputs"),),
+    "_generate_single_turn": (("self", "prompt_ids"),),
+    "_calculate_rewards": (("self", "inputs", "prompts", "completions", "completion_ids_list"),),
+    # 1.14 hands everything on to one of two functions.
+    "_get_per_token_logps_and_entropies": (_SCORED, ("self", "model", "args", "kwargs")),
+    "create_model_card": (("self", "model_name", "dataset_name", "tags"),),
+}
+"""Methods of GRPOTrainer that are overridden or called, with the parameters that they begin with."""
 
 ATTRIBUTES = (
-    "_buffered_inputs", "_metrics", "_step", "_tokenizer", "aux_loss_enabled", "eos_token_ids",
-    "loss_is_scaled_for_ga", "num_generations", "num_generations_eval", "num_iterations", "reward_weights",
-    "router_aux_loss_coef",
+    "_buffered_inputs", "_logs", "_metrics", "_step", "_tokenizer", "aux_loss_enabled", "num_generations",
+    "num_generations_eval", "num_iterations", "reward_weights", "router_aux_loss_coef", "temperature",
 )  # fmt: skip
 """Attributes of a GRPOTrainer that are read."""
 
+INPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
+"""What a generation holds, whatever the settings."""
+
 
 def require_supported() -> None:
-    """Raise ConfigError unless TRL is there, of a version that the plug-in was written for."""
+    """Raise ConfigError unless TRL is there with all that the plug-in relies on; warn of releases never tried."""
     try:
         installed = version("trl")
     except PackageNotFoundError:
         raise ConfigError("the TRL plug-in needs TRL, which is not installed: pip install 'holdfast[trl]'") from None
-    if installed.rpartition(".")[0] != SUPPORTED:
-        changed = differences()
-        raise ConfigError(
-            f"trl {installed} is installed; the plug-in is written for {SUPPORTED}.x: pip install 'trl~={SUPPORTED}.0'"
-            + (f" (what it relies on and {installed} changed: {'; '.join(changed)})" if changed else "")
+    if changed := differences():
+        raise ConfigError(_refusal(installed, changed))
+    if ".".join(installed.split(".")[:2]) not in TESTED:
+        warnings.warn(
+            f"trl {installed} was never tried with this plug-in (tried: {', '.join(TESTED)}); everything that "
+            f"it relies on is there. If a run looks odd: pip install 'trl~={TESTED[-1]}.0'",
+            stacklevel=2,
         )
+
+
+def require_trainer(trainer: Any) -> None:
+    """Raise ConfigError where a trainer lacks an attribute, or scales its loss once more than ours is scaled."""
+    if changed := differences(trainer):
+        raise ConfigError(_refusal(version("trl"), changed))
+
+
+def require_inputs(inputs: Any) -> None:
+    """Raise ConfigError where a generation lacks what the loss is made of."""
+    if missing := [f"a generation has no {name}" for name in INPUTS if name not in inputs]:
+        raise ConfigError(_refusal(version("trl"), missing))
 
 
 def differences(trainer: Any = None) -> list[str]:
@@ -58,11 +79,29 @@ def differences(trainer: Any = None) -> list[str]:
     except ImportError as error:
         return [f"trl.GRPOTrainer cannot be imported ({error})"]
     found = []
-    for name, expected in SIGNATURES.items():
+    for name, forms in SIGNATURES.items():
         method = getattr(GRPOTrainer, name, None)
         actual = None if method is None else tuple(inspect.signature(method).parameters)
-        if actual != expected:
-            now = "is gone" if actual is None else f"takes ({', '.join(actual)})"
-            found.append(f"GRPOTrainer.{name} {now}, expected ({', '.join(expected)})")
-    missing = [name for name in ATTRIBUTES if trainer is not None and not hasattr(trainer, name)]
-    return found + [f"GRPOTrainer has no attribute {name}" for name in missing]
+        if actual is None:
+            found.append(f"GRPOTrainer.{name} is gone")
+        elif not any(actual[: len(form)] == form for form in forms):
+            found.append(f"GRPOTrainer.{name} takes ({', '.join(actual)}), expected ({', '.join(forms[0])}, ...)")
+    if trainer is None:
+        return found
+    found += [f"GRPOTrainer has no attribute {name}" for name in ATTRIBUTES if not hasattr(trainer, name)]
+    if not getattr(trainer, "loss_is_scaled_for_ga", None) and getattr(trainer, "compute_loss_func", None) is None:
+        found.append("GRPOTrainer leaves the scaling for gradient accumulation to transformers")
+    return found
+
+
+def eos_ids(trainer: Any) -> list[int]:
+    """Token ids that end a completion; before 1.15 TRL knew one."""
+    own = getattr(trainer, "eos_token_ids", None)
+    return [trainer._tokenizer.eos_token_id] if own is None else list(own)
+
+
+def _refusal(installed: str, changed: list[str]) -> str:
+    return (
+        f"trl {installed} is installed, and changed what the plug-in relies on: {'; '.join(changed)}; "
+        f"pip install 'trl~={TESTED[-1]}.0'"
+    )

@@ -1,11 +1,20 @@
-"""What TRL does not keep: every trained sequence with the log-probabilities of both policies, for the audit."""
+"""What TRL does not keep: every trained sequence with the log-probabilities of both policies, for the audit.
+
+Pruned to less than 13 bytes a token: entropies and bounds to the 8 significant bits of bfloat16 (bounds rounded so that
+they stay bounds), and no response text beside the text of every token.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.integrations.turns import turn_ids
@@ -22,6 +31,21 @@ class Trained:
     output: LossOutput
 
 
+FOLDER = "_rollouts"
+"""In OUTPUT_DIR. `push_to_hub` leaves out what begins with "_": prompts and responses stay here."""
+
+
+def new_run() -> str:
+    """A name for a run that no other has, and that sorts by time."""
+    return f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}_{uuid4().hex[:6]}"
+
+
+def records_file(output_dir: str | None, run: str, step: int, rank: int | None) -> Path:
+    """Where a step's sequences go: a folder per run, so that a new run beside an old one is not read as one with it."""
+    name = f"step_{step:04d}" + ("" if rank is None else f"_rank_{rank}")
+    return Path(output_dir or ".") / FOLDER / run / f"{name}.parquet"
+
+
 def rollouts_of(trained: Trained, args: Any, tokenizer: Any, eos_token_ids: list[int], step: int) -> Iterator[Rollout]:
     """One `Rollout` per sequence; those whose completion TRL masked as truncated were not scored and are left out."""
     inputs, stats, output = trained.inputs, trained.stats, trained.output
@@ -30,7 +54,9 @@ def rollouts_of(trained: Trained, args: Any, tokenizer: Any, eos_token_ids: list
     reasons = {name: rejected.cpu() for name, rejected in output.reasons.items()}
     tokens = table["completion_mask"].bool() & table.get("tool_mask", table["completion_mask"]).bool()
     logprobs, entropy = stats.logprobs.detach().cpu(), stats.entropy
-    entropy = None if entropy is None else entropy.detach().cpu()
+    entropy = None if entropy is None else entropy.detach().cpu().bfloat16().float()
+    kl_lower, tv_lower = (_down(stats.kl_rollout_lower), _down(stats.tv_rollout_lower))
+    tv_upper = _up(stats.tv_rollout_upper)
     trust, turns = output.trust_mask.cpu(), turn_ids(tokens)
     for row, length in enumerate(lengths):
         if not length:
@@ -49,6 +75,9 @@ def rollouts_of(trained: Trained, args: Any, tokenizer: Any, eos_token_ids: list
             rollout_logprobs=cut(table.get("sampling_per_token_logps")),
             trainer_logprobs=cut(logprobs),
             response_mask=cut(tokens),
+            kl_lower=cut(kl_lower),
+            tv_lower=cut(tv_lower),
+            tv_upper=cut(tv_upper),
             entropy=cut(entropy),
             advantages=cut(advantages if advantages.ndim == 2 else advantages[:, None].expand(tokens.shape)),
             trust_mask=cut(trust),
@@ -65,10 +94,23 @@ def rollouts_of(trained: Trained, args: Any, tokenizer: Any, eos_token_ids: list
             top_k=args.top_k,
             min_p=args.min_p,
             prompt_text=tokenizer.decode(prompt),
-            response_text=tokenizer.decode(ids, skip_special_tokens=True),
             token_texts=token_texts(tokenizer, ids),
             extra={"source": "trl"},
         )
+
+
+def _down(bound: Float[Tensor, "B T"] | None) -> Float[Tensor, "B T"] | None:
+    """Lower bounds, at least 0, cut to 8 significant bits: never larger than they were."""
+    return None if bound is None else (_bits(bound) & -(1 << 16)).view(torch.float32)
+
+
+def _up(bound: Float[Tensor, "B T"] | None) -> Float[Tensor, "B T"] | None:
+    """Upper bounds from 0 to 1 with 8 significant bits: never smaller than they were, and never above 1."""
+    return None if bound is None else ((_bits(bound) + 0xFFFF) & -(1 << 16)).view(torch.float32)
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.detach().cpu().float().contiguous().view(torch.int32)
 
 
 def _finite(reward: float) -> float | None:

@@ -4,56 +4,53 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import fields
 from typing import Any
 
 from holdfast.errors import ConfigError
+from holdfast.integrations.trl.config import DEFAULTS, refuse_replaced
+from holdfast.integrations.trl.top_k import BOUND_FIELDS
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.parts.advantages import Gae
 from holdfast.objectives.parts.penalties import EntropyBonus, Kl
 from holdfast.objectives.presets import preset
 
-_IN_OBJECTIVE = {
-    "loss_type": "the preset names the loss",
-    "epsilon": "the gate's `low` and `high`",
-    "epsilon_high": "the gate's `high`",
-    "delta": "the gate's `dual`",
-    "importance_sampling_level": "the objective's `pool`",
-    "sapo_temperature_neg": "preset sapo, `tau_neg`",
-    "sapo_temperature_pos": "preset sapo, `tau_pos`",
-    "vespo_k_pos": "preset vespo, `k_pos`",
-    "vespo_lambda_pos": "preset vespo, `lambda_pos`",
-    "vespo_k_neg": "preset vespo, `k_neg`",
-    "vespo_lambda_neg": "preset vespo, `lambda_neg`",
-    "scale_rewards": "advantage=Group(scale='none' or 'batch_std')",
-    "multi_objective_aggregation": "advantages come from the weighted sum of the rewards",
-    "top_entropy_quantile": "a mask of the objective",
-    "off_policy_mask_threshold": "preset opsm",
-    "use_adaptive_entropy": "preset adaptive_entropy",
-    "vllm_importance_sampling_mode": "presets tis, mis, icepop, trm, …",
-    "vllm_importance_sampling_clip_max": "the `high` of preset tis or mis",
-    "vllm_importance_sampling_clip_min": "the `low` of preset tis or mis",
-}
-"""GRPOConfig's settings that the objective replaces, and where they are now."""
-
 _AVAILABLE = {"rollout_logprobs", "ref_logprobs", "entropy", "sequence_ids", "turn_ids"}
 """What TRL can give an objective beside log-probabilities, advantages and the mask."""
 
 
-def resolve(objective: str | Objective, args: Any) -> tuple[Objective, Any]:
+_DISTORTING = {
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "min_tokens": 0, "min_new_tokens": 0, "min_length": 0, "num_beams": 1, "do_sample": True,
+    "encoder_repetition_penalty": 1.0,
+    **dict.fromkeys(
+        ("logit_bias", "sequence_bias", "allowed_token_ids", "bad_words", "bad_words_ids", "suppress_tokens",
+         "begin_suppress_tokens", "forced_eos_token_id", "logits_processors", "structured_outputs",
+         "guided_decoding", "guidance_scale", "prefix_allowed_tokens_fn", "exponential_decay_length_penalty")
+    ),
+}  # fmt: skip
+"""Settings of vLLM's and transformers' sampling that change the distribution, with the values that do not."""
+
+
+def resolve(objective: str | Objective, args: Any, top_logprobs: int = 0) -> tuple[Objective, Any]:
     """The complete objective, and a copy of the GRPOConfig with what TRL must do for it.
 
     `beta` becomes a k3 penalty to the reference policy and `entropy_coef` an entropy bonus, both with the objective's
-    normaliser. An objective that brings its own penalty to the reference gets TRL to load one.
+    normaliser. An objective that brings its own penalty to the reference gets TRL to load one. Where the objective is
+    given by name, a division by a fixed length is one by `max_completion_length`, as in TRL.
 
     Raises:
         ConfigError: a setting that the objective replaces is set in GRPOConfig too, TRL cannot provide what the
             objective needs, or generation batches do not consist of whole optimiser steps.
     """
+    named = isinstance(objective, str)
     objective = preset(objective) if isinstance(objective, str) else objective
-    _refuse_replaced(args)
+    given = {name: getattr(args, name) for name in DEFAULTS}
+    refuse_replaced({n: value for n, value in given.items() if value is not None and value != DEFAULTS[n]})
     _refuse_partial_steps(args)
     args = copy.copy(args)
+    vars(args).update(DEFAULTS)
+    objective = _with_length(objective, args.max_completion_length, named)
     references = [part for part in objective.penalties if isinstance(part, Kl) and part.policy == "ref"]
     if references and args.beta:
         raise ConfigError(
@@ -69,21 +66,41 @@ def resolve(objective: str | Objective, args: Any) -> tuple[Objective, Any]:
             objective, EntropyBonus(alpha=args.entropy_coef, alpha_max=max(1.0, args.entropy_coef))
         )
         args.entropy_coef = 0.0
-    _refuse_unavailable(objective)
+    _refuse_unavailable(objective, top_logprobs)
     return objective, args
 
 
-def warn_of_truncated_support(objective: Objective, args: Any) -> None:
-    """TRL's trainer log-probabilities are over the whole vocabulary: a truncated engine is another distribution."""
-    cut = {"top_p": args.top_p != 1.0, "top_k": args.top_k > 0, "min_p": bool(args.min_p)}
-    names = [name for name, truncates in cut.items() if truncates]
-    if args.repetition_penalty != 1.0:
-        names.append("repetition_penalty")
-    if names and "rollout_logprobs" in objective.needs:
-        settings = ", ".join(f"{name} = {getattr(args, name)}" for name in names)
+def warn_of_other_distribution(objective: Objective, args: Any) -> None:
+    """TRL's trainer log-probabilities are over the whole vocabulary, at GRPOConfig.temperature and nothing else."""
+    if "rollout_logprobs" not in objective.needs:
+        return
+    own = args.generation_kwargs or {}
+    sampled = {name: own.get(name, getattr(args, name, neutral)) for name, neutral in _DISTORTING.items()}
+    found = {n: v for n, v in sampled.items() if v is not None and v != _DISTORTING[n] and not (n == "top_k" and v < 1)}
+    if own.get("temperature", args.temperature) != args.temperature:
+        found["temperature"] = own["temperature"]
+    if getattr(args, "vllm_structured_outputs_regex", None):
+        found["vllm_structured_outputs_regex"] = args.vllm_structured_outputs_regex
+    if found:
+        settings = ", ".join(
+            f"{'generation_kwargs.' if name in own else ''}{name} = {value}" for name, value in found.items()
+        )
         warnings.warn(
             f"{settings}: the engine samples from another distribution than the one TRL's trainer scores, so every "
-            f"ratio to it is off; sample with temperature alone, or raise the thresholds of {objective.name!r}",
+            f"ratio to it is off; sample with GRPOConfig.temperature alone, or raise the thresholds of "
+            f"{objective.name!r}",
+            stacklevel=3,
+        )
+
+
+def warn_of_length_weights(objective: Objective) -> None:
+    """A ratio pooled over a sequence stands on each of its tokens: a sum over tokens counts it as often."""
+    pool, normalize = objective.pool, objective.normalize
+    if pool.over == "sequence_mean" and normalize.reduction in ("token_mean", "fixed_length"):
+        warnings.warn(
+            f"objective {objective.name!r}: pool = {pool.over!r} gives every token of a sequence the same ratio, and "
+            f"normalize = {normalize.reduction!r} adds them up: sequences weigh by their length, which no "
+            "published row means; with_(normalize=Normalize('sequence_mean_token_mean')) divides by it, as GSPO does",
             stacklevel=3,
         )
 
@@ -102,12 +119,19 @@ def warn_of_idle_parts(objective: Objective, args: Any) -> None:
             warnings.warn(f"objective {objective.name!r}: {note}", stacklevel=3)
 
 
-def _refuse_replaced(args: Any) -> None:
-    defaults = {f.name: f.default for f in fields(args)}
-    changed = {name: getattr(args, name) for name in _IN_OBJECTIVE if getattr(args, name) != defaults[name]}
-    if changed:
-        lines = [f"{name} = {value!r} (now: {_IN_OBJECTIVE[name]})" for name, value in changed.items()]
-        raise ConfigError(f"the objective replaces these settings of GRPOConfig, leave them out: {'; '.join(lines)}")
+def _with_length(objective: Objective, longest: int | None, named: bool) -> Objective:
+    own = objective.normalize
+    if own.reduction != "fixed_length" or own.length == longest or not longest or own.length is None:
+        return objective
+    if named:
+        return objective.with_(**{"normalize.length": longest})
+    warnings.warn(
+        f"objective {objective.name!r} divides by length = {own.length}, GRPOConfig.max_completion_length is {longest}:"
+        f" every gradient is {longest / own.length:.3g} of TRL's; give the objective by name, or "
+        f".with_(length={longest})",
+        stacklevel=4,
+    )
+    return objective
 
 
 def _refuse_partial_steps(args: Any) -> None:
@@ -121,12 +145,19 @@ def _refuse_partial_steps(args: Any) -> None:
         )
 
 
-def _refuse_unavailable(objective: Objective) -> None:
-    missing = sorted(objective.needs - _AVAILABLE)
+def _refuse_unavailable(objective: Objective, top_logprobs: int) -> None:
+    bounds = objective.needs & BOUND_FIELDS
+    if bounds and not top_logprobs:
+        raise ConfigError(
+            f"objective {objective.name!r} needs {', '.join(sorted(bounds))}, which the engine's likeliest tokens "
+            "prove: HoldfastGRPOTrainer(top_logprobs=20) with vLLM, or a rollout_func that returns logprob_token_ids"
+        )
+    missing = sorted(objective.needs - _AVAILABLE - BOUND_FIELDS)
     if missing:
         raise ConfigError(
-            f"objective {objective.name!r} needs {', '.join(missing)}, which TRL does not give: it records one "
-            "log-probability per token; choose a sampled detector such as 'k2' or 'k3'"
+            f"objective {objective.name!r} needs {', '.join(missing)}, which TRL does not give: an engine reports its "
+            "likeliest tokens at most; choose a bound such as 'kl_lower' or 'tv_upper' (top_logprobs), or a sampled "
+            "detector such as 'k2' or 'k3'"
         )
     if isinstance(objective.advantage, Gae):
         raise ConfigError("advantage 'gae' needs a value head, which TRL's GRPOTrainer does not have: use 'group'")

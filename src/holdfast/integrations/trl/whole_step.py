@@ -19,7 +19,7 @@ from holdfast.integrations.turns import turn_ids
 from holdfast.objectives import checks
 from holdfast.objectives.objective import Objective, Plan
 from holdfast.objectives.whole_step import stand_in
-from holdfast.types import Batch, TokenStats
+from holdfast.types import Batch, Counts, TokenStats
 
 
 def batch_of(inputs: Mapping[str, Any]) -> Batch:
@@ -83,10 +83,16 @@ def plan_of(objective: Objective, batch: Batch, stats: TokenStats | None, accele
         everything = stand_in(everywhere(batch.response_mask, accelerator))
     else:
         everything = _everywhere(batch, accelerator), _everywhere(stats, accelerator)
-    plan = objective.prepare(*everything, step=step, validate=False)
+    counts = counts_of(everything[0].response_mask)
+    plan = objective.prepare(*everything, step=step, counts=counts, validate=False)
     rows, length = batch.response_mask.shape
     first = rows * accelerator.process_index
     return plan.select(slice(first, first + rows), length)
+
+
+def counts_of(mask: Bool[Tensor, "N T"]) -> Counts:
+    """Every completion counts, as in TRL, even one that `mask_truncated_completions` has emptied."""
+    return Counts(sequences=mask.new_tensor(len(mask), dtype=torch.long), tokens=mask.sum())
 
 
 def everywhere(values: Tensor, accelerator: Any) -> Tensor:

@@ -10,13 +10,17 @@ from holdfast.train.settings.config import RunConfig
 
 
 def objective_of(config: RunConfig) -> Objective:
-    """The configured objective.
+    """The configured objective; a division by a fixed length is one by `sampling.max_tokens`, unless written otherwise.
 
     Raises:
         ConfigError: an unknown preset or setting, or a baseline over groups of one response, in which every advantage
             is zero whatever the reward.
     """
-    objective = preset(config.objective.preset, **config.objective.options)
+    options = config.objective.options
+    objective = preset(config.objective.preset, **options)
+    written = any(name == "normalize" or name.rpartition(".")[2] == "length" for name in options)
+    if objective.normalize.reduction == "fixed_length" and not written:
+        objective = objective.with_(**{"normalize.length": config.sampling.max_tokens})
     if config.batch.group_size == 1 and isinstance(objective.advantage, Group):
         raise ConfigError(
             f"batch.group_size = 1: objective {objective.name!r} compares each response with the others to its prompt "
