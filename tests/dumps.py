@@ -351,4 +351,73 @@ def chat(folder: Path, rollouts) -> Path:
     return path
 
 
-WRITERS = (nemo_rl, prime_rl_tokens, traces, open_instruct, slime_rollout, slime_train, miles_train, chat)
+def sglang(folder: Path, rollouts) -> Path:
+    """SGLang's `/generate`, the prompt's ids and the reward beside each answer."""
+    lines = []
+    for r in rollouts:
+        entries = [[p, t, None] for t, p in zip(r.response_ids, r.rollout_logprobs, strict=True)]
+        meta = {"output_token_logprobs": entries, "weight_version": "3", "finish_reason": {"type": "stop"}}
+        answer = {"text": "text", "output_ids": list(r.response_ids), "meta_info": meta}
+        lines.append({"input_ids": list(r.prompt_ids), "answer": answer, "reward": r.reward, "step": r.step})
+    return _lines(folder / "generate.jsonl", lines)
+
+
+def nemo_gym(folder: Path, rollouts) -> Path:
+    """NeMo-Gym's rollouts, an item of the output for each stretch that the policy sampled."""
+    lines = []
+    for r in rollouts:
+        tokens, own, output = [*r.prompt_ids, *r.response_ids], whole(r, "response_mask", False), []
+        start = len(r.prompt_ids)
+        for at in range(start, len(tokens) + 1):
+            ends = at == len(tokens) or not own[at]
+            if ends and own[at - 1] and at > start:
+                first = next(i for i in range(at - 1, -1, -1) if i == start or not own[i - 1])
+                values = list(r.rollout_logprobs[first - start : at - start])
+                ids = {"prompt_token_ids": tokens[:first], "generation_token_ids": tokens[first:at]}
+                output.append({"type": "message", **ids, "generation_log_probs": values})
+        response = {"object": "response", "output": output}
+        lines.append({"response": response, "reward": r.reward, "agent_ref": {"name": r.environment}})
+    return _lines(folder / "example_rollouts.jsonl", lines)
+
+
+def responses_api(folder: Path, rollouts) -> Path:
+    """The Responses API, texts alone."""
+    lines = []
+    for r in rollouts:
+        pairs = zip(r.response_ids, r.rollout_logprobs, strict=True)
+        content = [{"token": f"token_id:{t}", "logprob": p, "top_logprobs": []} for t, p in pairs]
+        parts = [{"type": "output_text", "text": "text", "logprobs": content}]
+        lines.append({"object": "response", "output": [{"type": "message", "content": parts}], "status": "completed"})
+    return _lines(folder / "answers.jsonl", lines)
+
+
+def generic(folder: Path, rollouts) -> Path:
+    """JSON Lines under TRL's names."""
+    names = {"prompt_ids": "prompt_ids", "completion_ids": "response_ids", "completion_mask": "response_mask"}
+    names |= {"sampling_per_token_logps": "rollout_logprobs", "old_per_token_logps": "trainer_logprobs"}
+    names |= {"advantages": "advantages", "entropies": "entropy"}
+    lines = [
+        {**{theirs: list(getattr(r, ours)) for theirs, ours in names.items()}, "reward": r.reward, "step": r.step}
+        for r in rollouts
+    ]
+    return _lines(folder / "mine.jsonl", lines)
+
+
+def _lines(path: Path, lines) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+ANSWERS = (sglang, nemo_gym, responses_api)
+WRITERS = (
+    nemo_rl,
+    prime_rl_tokens,
+    traces,
+    open_instruct,
+    slime_rollout,
+    slime_train,
+    miles_train,
+    chat,
+    *ANSWERS,
+    generic,
+)

@@ -16,7 +16,8 @@ def test_converted_rollouts_are_those_of_the_log(tmp_path, write, capsys):
     assert dispatch(["convert", str(tmp_path / "log"), str(target)]) == 0
     got = list(read_rollouts(target))
     assert [r.response_ids for r in got] == [r.response_ids for r in written]
-    assert [r.prompt_ids for r in got] == [r.prompt_ids for r in written]
+    if write is not dumps.responses_api:  # whose answers do not repeat what was asked
+        assert [r.prompt_ids for r in got] == [r.prompt_ids for r in written]
     for mine, theirs in zip(got, written, strict=True):
         own = theirs.response_mask
         pairs = zip(mine.rollout_logprobs, theirs.rollout_logprobs, own, strict=True)

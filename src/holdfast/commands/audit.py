@@ -15,6 +15,7 @@ from holdfast.audit.judge.advice import advise_on
 from holdfast.audit.judge.auditor import Audit, Auditor
 from holdfast.audit.judge.finding import SEVERITIES, Severity, at_least
 from holdfast.audit.read.loaders import formats_table
+from holdfast.audit.read.raw.names import own_columns
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.read.source import find_files, read_files
 from holdfast.audit.show.jsonout import audit_dict
@@ -39,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
         return run_demo(options.out or Path("audit-demo"), console)
     if options.path is None:
         raise ConfigError("audit what? give a file or folder of logged rollouts, or --demo to see what the audit finds")
-    reading = Reading(allow_pickle=options.allow_pickle)
+    reading = Reading(allow_pickle=options.allow_pickle, columns=own_columns(options.map))
     audit = audit_path(options.path, reading, scorer=_scorer(options.model), console=Console(stderr=True))
     advice = advise_on(audit)
     written = None
@@ -65,7 +66,7 @@ def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, co
     """
     auditor = Auditor(reading)
     reading.likeliest = scorer is not None
-    files = find_files(path, note=reading.note)
+    files = find_files(path, note=reading.note, columns=reading.columns)
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"))
     hidden = console is None or not console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as progress:
@@ -122,6 +123,13 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--model", type=Path, help="Hugging Face folder that scores tokens the log has no trainer for")
     made.add_argument("--tokenizer", type=Path, help="Hugging Face folder that gives the token viewer its texts")
+    made.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="a column of your own, e.g. rollout_logprobs=lp or reward=meta.score; may be given again",
+    )
     made.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
     made.add_argument("--formats", action="store_true", help="list what can be read, and what each format tells")
     made.add_argument("--demo", action="store_true", help="make small runs with one fault each, and audit them")

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from holdfast.audit.read.columns import Chunk, as_rollouts
 from holdfast.audit.read.loaders.loader import SourceFile
+from holdfast.audit.read.raw.names import own_columns
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.read.source import find_files, read_files
 from holdfast.errors import ConfigError, DataError
@@ -26,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     """Convert a file or folder."""
     options = _parser().parse_args(argv)
     console = Console(stderr=True)
-    reading = Reading(allow_pickle=options.allow_pickle)
+    reading = Reading(allow_pickle=options.allow_pickle, columns=own_columns(options.map))
     rollouts, tokens = convert(options.source, options.target, reading, force=options.force, console=console)
     megabytes = options.target.stat().st_size / 1e6
     print(f"{options.target}: {rollouts:,} rollouts, {tokens:,} response tokens, {megabytes:,.1f} MB")
@@ -49,7 +50,8 @@ def convert(
         raise ConfigError(f"{target} exists already: choose another name, or replace it with --force")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent} is no folder: create it first")
-    files = [file for file in find_files(source, note=reading.note) if file.path.resolve() != target.resolve()]
+    found = find_files(source, note=reading.note, columns=reading.columns)
+    files = [file for file in found if file.path.resolve() != target.resolve()]
     counts = {"rollouts": 0, "tokens": 0}
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as folder:
         written = Path(folder) / target.name
@@ -105,5 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, help="a file or folder of logged rollouts (holdfast audit --formats)")
     parser.add_argument("target", type=Path, help="the parquet file to write")
     parser.add_argument("--force", action="store_true", help="replace the target if it exists")
+    parser.add_argument("--map", action="append", default=[], metavar="OURS=THEIRS", help="a column of your own")
     parser.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
     return parser

@@ -6,6 +6,7 @@ zstd with byte-stream split for floats: about 13 bytes a token with both log-pro
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from holdfast.errors import DataError
 from holdfast.types import Rollout
 
 SCHEMA_VERSION = 1
-_VERSION_KEY = b"holdfast_rollouts"
+VERSION_KEY = b"holdfast_rollouts"
+"""Of the metadata of every file."""
 _RUN_KEY = b"holdfast_run"
 _TYPES = {
     "tuple[int, ...]": pa.list_(pa.int32()),
@@ -33,7 +35,7 @@ _TYPES = {
 }
 _FIELDS = [(f.name, str(f.type).removesuffix(" | None")) for f in dataclasses.fields(Rollout)]
 SCHEMA = pa.schema(
-    [pa.field(name, _TYPES[kind]) for name, kind in _FIELDS], metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()}
+    [pa.field(name, _TYPES[kind]) for name, kind in _FIELDS], metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()}
 )
 _FLOAT_LISTS = [f"{name}.list.element" for name, kind in _FIELDS if kind == "tuple[float, ...]"]
 
@@ -82,7 +84,7 @@ def read_rollouts(path: Path | str, rows_per_batch: int = 1024) -> Iterator[Roll
 
 
 @contextmanager
-def open_rollouts(path: Path | str) -> Iterator[pq.ParquetFile]:
+def open_rollouts(path: Path | str | io.BytesIO) -> Iterator[pq.ParquetFile]:
     """A parquet file of rollouts; whatever Arrow finds wrong with it, now or while it is read, is a DataError."""
     try:
         with pq.ParquetFile(path) as file:
@@ -101,10 +103,10 @@ def run_id(path: Path | str) -> str | None:
     return None if name is None else name.decode(errors="replace")
 
 
-def _check_version(path: Path | str, schema: pa.Schema) -> None:
-    version = (schema.metadata or {}).get(_VERSION_KEY)
+def _check_version(path: Path | str | io.BytesIO, schema: pa.Schema) -> None:
+    version = (schema.metadata or {}).get(VERSION_KEY)
     if version is None or "response_ids" not in schema.names:
-        raise DataError(f"{path} is parquet, but not of Holdfast rollouts (no {_VERSION_KEY.decode()} version)")
+        raise DataError(f"{path} is parquet, but not of Holdfast rollouts (no {VERSION_KEY.decode()} version)")
     if int(version) > SCHEMA_VERSION:
         raise DataError(f"{path} has rollout schema {int(version)}, this version reads up to {SCHEMA_VERSION}: upgrade")
 

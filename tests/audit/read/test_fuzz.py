@@ -22,24 +22,45 @@ if __name__ == "__main__":
 
 import dumps
 from holdfast.audit.measure.view import View
-from holdfast.audit.read.loaders import LOADERS, Loader, nemo_rl, open_instruct, prime_rl_tokens, responses, slime
+from holdfast.audit.read.loaders import LOADERS, Loader, nemo_rl, open_instruct, prime_rl_tokens, slime
 from holdfast.audit.read.loaders import miles as miles_loader
 from holdfast.audit.read.loaders import traces as traces_loader
+from holdfast.audit.read.loaders.answers import servers
+from holdfast.audit.read.loaders.generic.sources import generic_loader
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
 
 RECORDS = 2000
+
+
+def padded(folder: Path, rollouts: Any) -> Path:
+    """A batch of padded tensors under verl's names."""
+    columns = {"prompts": "prompt_ids", "responses": "response_ids", "response_mask": "response_mask"}
+    columns |= {"rollout_log_probs": "rollout_logprobs", "old_log_probs": "trainer_logprobs"}
+    batch: dict[str, Any] = {}
+    for theirs, ours in columns.items():
+        rows = [torch.tensor(getattr(r, ours)) for r in rollouts]
+        batch[theirs] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    torch.save(batch | {"uid": ["a"] * len(rollouts), "reward": torch.ones(len(rollouts))}, folder / "batch.pt")
+    return folder / "batch.pt"
+
+
 LINES = (
     (nemo_rl.LOADER, dumps.nemo_rl),
     (prime_rl_tokens.LOADER, dumps.prime_rl_tokens),
     (traces_loader.LOADER, dumps.traces),
     (open_instruct.LOADER, dumps.open_instruct),
-    (responses.LOADER, dumps.chat),
+    (servers.LOADER, dumps.chat),
+    (servers.SGLANG, dumps.sglang),
+    (servers.GYM, dumps.nemo_gym),
+    (servers.LOADER, dumps.responses_api),
+    (generic_loader({}), dumps.generic),
 )
 TENSORS = (
     (slime.LOADER, dumps.slime_rollout),
     (slime.LOADER, dumps.slime_train),
     (miles_loader.LOADER, dumps.miles_train),
+    (generic_loader({}), padded),
 )
 NAN, INFINITY = float("nan"), float("inf")
 STRANGE: tuple[Any, ...] = (
@@ -174,7 +195,9 @@ def _mutated_inside(payload: dict[str, Any], rng: random.Random) -> dict[str, An
     """Eight changes: each in one sample of a list of samples, or in one column of a rank's data."""
     payload = dict(payload)
     for _ in range(8):
-        if "samples" in payload:
+        if "samples" not in payload and "rollout_data" not in payload:
+            payload = mutated_value(payload, rng)
+        elif "samples" in payload:
             samples = list(payload["samples"])
             at = rng.randrange(len(samples))
             samples[at] = mutated_value(samples[at], rng)

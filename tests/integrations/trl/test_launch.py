@@ -109,7 +109,7 @@ def test_evaluation_and_reward_function(file, tmp_path, monkeypatch):
     assert trl.run(run, tmp_path / "out") == 0
     records = [r for s in (2, 4) for r in rollouts(tmp_path / "out", f"step_{s:04d}")]
     for record in records:
-        text = "".join(piece for piece in record.token_texts if piece not in ("<pad>", "<bos>", "<eos>"))
+        text = "".join(piece for piece in record.token_texts if piece not in ("<pad>", "<bos>", "<eos>", "<unk>"))
         assert record.reward == pytest.approx(len(text) / 12)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from holdfast.audit.read.loaders import miles
 from holdfast.audit.read.loaders.loader import SourceFile
+from holdfast.audit.read.raw.compressed import plain_name
 from holdfast.rollout.store import run_id
 
-_LAYOUT = {"token_exports", "rollouts", "train_data", "rollout_data", "dashboard_columns", "dumped_data"}
+_LAYOUT = {"token_exports", "rollouts", "train_data", "rollout_data", "dashboard_columns", "dumped_data", "monitors"}
 _STEP = re.compile(r"step_\d+$")
 
 
@@ -73,7 +74,7 @@ def _columns_with_rollouts(files: Iterable[SourceFile]) -> set[Path]:
 
 def _dump(path: Path) -> Hashable:
     """The run and the step of a dump of slime or miles."""
-    stem = path.stem
+    stem = Path(plain_name(path)).stem
     if path.parent.name == "dashboard_columns":
         stem = stem.removeprefix("rollout_")
     elif path.parent.name == "train_data":
@@ -99,7 +100,13 @@ def _evaluations(files: Iterable[SourceFile]) -> set[Path]:
     return evaluated if len(evaluated) < len(files) else set()
 
 
+def _packed_beside_plain(files: Iterable[SourceFile]) -> set[Path]:
+    paths = {f.path for f in files}
+    return {p for p in paths if p.name != plain_name(p) and p.with_name(plain_name(p)) in paths}
+
+
 _RULES: tuple[tuple[Callable[[Iterable[SourceFile]], set[Path]], str], ...] = (
+    (_packed_beside_plain, "they lie unpacked beside them"),
     (_other_ranks, ""),
     (_evaluations, "rollouts of evaluations, which are sampled by other rules and train nothing"),
     (_rollouts_with_train_data, "their rollouts are in train_data/, with the trainer's log-probabilities beside them"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,12 @@ class Reading:
 
     `likeliest`: read the engine's likeliest tokens too, where a log has them with ids; a model can make bounds of them.
     `rejected` counts by kind of reason (a short phrase without numbers); `examples` holds the first ones in full.
+    `columns` are the user's own names, ours to theirs, which go before all known ones.
     """
 
     allow_pickle: bool = False
     likeliest: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
     on_progress: Callable[[int], None] = lambda done: None
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[BadRecord] = field(default_factory=list)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from holdfast.audit.read.columns import Chunk
-from holdfast.audit.read.loaders import LOADERS
+from holdfast.audit.read.loaders import LOADERS, loaders_for
+from holdfast.audit.read.loaders.generic.unknown import lacking, text_dump
 from holdfast.audit.read.loaders.loader import Loader, SourceFile
 from holdfast.audit.read.overlap import note_mixture, without_repeats
 from holdfast.audit.read.prefetch import prefetch
+from holdfast.audit.read.raw.compressed import head_of
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
 
 HEAD = 1 << 16
+_EXPLAINED = 50
+"""Files of a folder without anything readable that are asked for what they are."""
 
 
 def find_files(
-    path: Path, loaders: Sequence[Loader] = LOADERS, note: Callable[[str], None] = lambda text: None
+    path: Path,
+    loaders: Sequence[Loader] = LOADERS,
+    note: Callable[[str], None] = lambda text: None,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> list[SourceFile]:
     """The readable files of a file or folder, step after step, without those that repeat others; `note` is told.
 
+    `columns` are a user's own names, ours to theirs.
     Raises DataError where there is nothing, and where nothing is of a known format: it then says what was looked for.
     """
     if not path.exists():
@@ -31,12 +40,17 @@ def find_files(
         raise DataError(f"{path} is an empty folder; formats that can be read: holdfast audit --formats")
     found = []
     for file in candidates:
-        loader = detect(file, loaders)
+        loader = detect(file, (*loaders_for(columns), *loaders) if columns else loaders)
         if loader is not None:
             found.append(SourceFile(file, loader, file.stat().st_size))
     if not found:
+        for file in candidates[:_EXPLAINED]:
+            if said := text_dump(file, head_of(file, HEAD)):
+                raise DataError(f"{file}: {said}")
+        lacks = lacking(candidates[0], head_of(candidates[0], HEAD), columns) if len(candidates) == 1 else None
+        lacks = f" It lacks {lacks}." if lacks else ""
         looked = "; ".join(f"{loader.title}: {loader.files}" for loader in loaders)
-        raise DataError(f"{path}: none of {len(candidates)} files is of a known format. Looked for {looked}")
+        raise DataError(f"{path}: none of {len(candidates)} files is of a known format.{lacks} Looked for {looked}")
     if path.is_dir():
         found = without_repeats(found, note)
         note_mixture(found, note)
@@ -45,11 +59,7 @@ def find_files(
 
 def detect(path: Path, loaders: Sequence[Loader] = LOADERS) -> Loader | None:
     """The first loader that recognises a file; None for none, and for an empty or unreadable file."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-    except OSError:
-        return None
+    head = head_of(path, HEAD)
     return next((loader for loader in loaders if head and loader.matches(path, head)), None)
 
 

@@ -20,6 +20,10 @@ CARRIES = {
     "slime_train": (*BOTH, "entropy", "sequence_id", "step", "finish_reason"),
     "miles_train": (*BOTH, "entropy", "weight_versions", "sequence_id", "step", "finish_reason"),
     "chat": ("prompt_ids", "response_ids", "finish_reason"),
+    "sglang": ("prompt_ids", "response_ids", "rollout_logprobs", "reward", "step", "finish_reason"),
+    "nemo_gym": ("prompt_ids", "rollout_logprobs", "reward", "environment"),
+    "responses_api": ("response_ids", "rollout_logprobs", "finish_reason"),
+    "generic": (*BOTH, "entropy", "step"),
 }
 GIVEN_ON_OWN_TOKENS = ("rollout_logprobs", "trainer_logprobs", "advantages", "entropy", "trust_mask")
 
@@ -58,7 +62,7 @@ def test_a_prompt_is_the_same_prompt_in_every_format(tmp_path):
 
     written = dumps.sample_rollouts()
     hashes = []
-    for write in dumps.WRITERS:
+    for write in (writer for writer in dumps.WRITERS if writer is not dumps.responses_api):  # which has no prompt ids
         folder = tmp_path / write.__name__
         folder.mkdir()
         write(folder, written)

@@ -18,6 +18,7 @@ import numpy as np
 from holdfast.audit.read.columns import Chunk, Column
 from holdfast.audit.read.loaders.loader import Loader
 from holdfast.audit.read.loaders.slime import sample_record
+from holdfast.audit.read.raw.compressed import plain_name
 from holdfast.audit.read.raw.fields import Unusable, floats, ids, whole
 from holdfast.audit.read.raw.records import Record, pack_records
 from holdfast.audit.read.raw.torch_files import ZIP, load, plain
@@ -37,11 +38,13 @@ def matches(path: Path, head: bytes) -> bool:
 
 def siblings(path: Path) -> list[Path]:
     """The files of all ranks of a step, in order of rank."""
-    name = _NAME.match(path.name)
+    name = _NAME.match(plain_name(path))
     if name is None:
         return [path]
     found = [
-        (int(m[2]), other) for other in path.parent.glob("*.pt") if (m := _NAME.match(other.name)) and m[1] == name[1]
+        (int(m[2]), other)
+        for other in path.parent.glob("*.pt*")
+        if (m := _NAME.match(plain_name(other))) and m[1] == name[1]
     ]
     return [other for _, other in sorted(found)]
 

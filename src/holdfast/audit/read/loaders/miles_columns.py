@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.loaders.loader import Loader
 from holdfast.audit.read.loaders.slime import sample_record
+from holdfast.audit.read.raw.compressed import plain_name, unpacked
 from holdfast.audit.read.raw.fields import Unusable
 from holdfast.audit.read.raw.records import Record, pack_records
 from holdfast.audit.read.reading import Reading
@@ -29,8 +30,8 @@ def matches(path: Path, head: bytes) -> bool:
     if not head.startswith(b"PAR1"):
         return False
     try:
-        return set(_COLUMNS) <= set(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError):
+        return set(_COLUMNS) <= set(pq.read_schema(unpacked(path)).names)
+    except (pa.ArrowException, OSError, DataError):
         return False
 
 
@@ -40,11 +41,11 @@ def read(path: Path, reading: Reading) -> Iterator[Chunk]:
 
 
 def _records(path: Path, reading: Reading) -> Iterator[Record]:
-    name = _NAME.search(path.name)
+    name = _NAME.search(plain_name(path))
     step = {"rollout_id": int(name[1]) if name else None}
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(unpacked(path)) as file:
             size = path.stat().st_size / max(1, file.num_row_groups)
             for group in range(file.num_row_groups):
                 for sample in file.read_row_group(group, columns=_COLUMNS).to_pylist():

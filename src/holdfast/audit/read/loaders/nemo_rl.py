@@ -16,6 +16,7 @@ import numpy as np
 
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.loaders.loader import Loader
+from holdfast.audit.read.raw.compressed import plain_name
 from holdfast.audit.read.raw.fields import Unusable, floats, ids, mask, needed, real, same_lengths, whole, word
 from holdfast.audit.read.raw.jsonl import read_jsonl
 from holdfast.audit.read.raw.records import Record, cut, record_of
@@ -30,12 +31,12 @@ PLACEHOLDER = (
 
 def matches(path: Path, head: bytes) -> bool:
     """By the file's name, or by its fields."""
-    return bool(_NAME.search(path.name)) or (b'"token_loss_mask"' in head or b'"input_lengths"' in head)
+    return bool(_NAME.search(plain_name(path))) or (b'"token_loss_mask"' in head or b'"input_lengths"' in head)
 
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
     """Chunks of a file; distillation runs write the same name without tokens, and none of their records is usable."""
-    name = _NAME.search(path.name)
+    name = _NAME.search(plain_name(path))
     step = int(name[1]) if name else None
 
     def decode(line: Mapping[str, Any]) -> Iterator[Record]:

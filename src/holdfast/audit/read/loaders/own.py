@@ -23,8 +23,10 @@ from holdfast.audit.read.columns import (
     missing_value,
 )
 from holdfast.audit.read.loaders.loader import Loader
+from holdfast.audit.read.raw.compressed import unpacked
 from holdfast.audit.read.reading import Reading
-from holdfast.rollout.store import open_rollouts, rollout_of
+from holdfast.errors import DataError
+from holdfast.rollout.store import VERSION_KEY, open_rollouts, rollout_of
 from holdfast.types import BOUNDS, Rollout, possible_bounds
 
 _MEASURED = ("prompt_ids", *TOKEN_COLUMNS, *NUMBER_COLUMNS, *WORD_COLUMNS)
@@ -32,13 +34,18 @@ _ROWS = 4096
 
 
 def matches(path: Path, head: bytes) -> bool:
-    """A parquet file; whether it holds rollouts is said on reading."""
-    return head[:4] == b"PAR1"
+    """A parquet file of ours, by its version; a damaged one is taken for one, and said to be damaged on reading."""
+    if head[:4] != b"PAR1":
+        return False
+    try:
+        return VERSION_KEY in (pq.read_schema(unpacked(path)).metadata or {})
+    except (pa.ArrowException, OSError, DataError):
+        return True
 
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
     """Chunks of a file; a sequence whose fields differ in length, or whose bounds cannot be, is left out by name."""
-    with open_rollouts(path) as file:
+    with open_rollouts(unpacked(path)) as file:
         columns = [name for name in _MEASURED if name in file.schema_arrow.names]
         share = path.stat().st_size / max(1, file.metadata.num_rows)
         first = 0
@@ -107,7 +114,7 @@ class _Kept:
 
 def texts_of(path: Path, row: int) -> dict[str, Any]:
     """The text fields of one row, read on their own: they are most of a file and only a few are shown."""
-    with open_rollouts(path) as file:
+    with open_rollouts(unpacked(path)) as file:
         names = [name for name in (*TEXT_FIELDS, "extra") if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows

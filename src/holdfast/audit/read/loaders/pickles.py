@@ -14,6 +14,7 @@ from typing import Any
 
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.loaders.loader import ROLLOUT_ONLY, Loader
+from holdfast.audit.read.raw.compressed import open_unpacked, plain_name
 from holdfast.audit.read.raw.fields import Unusable, flags, floats, ids
 from holdfast.audit.read.raw.records import Record, pack_records, record_of, turns_of
 from holdfast.audit.read.raw.torch_files import plain
@@ -25,7 +26,7 @@ _NEEDED = ("sequences", "attention_mask", "response_mask", "rollout_logprobs")
 
 def matches(path: Path, head: bytes) -> bool:
     """A pickle by its name and its first byte."""
-    return path.suffix in (".pkl", ".pickle") and head.startswith(b"\x80")
+    return plain_name(path).endswith((".pkl", ".pickle")) and head.startswith(b"\x80")
 
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
@@ -50,7 +51,8 @@ _FIELDS = (*_NEEDED, "loss_mask", "action_log_probs", "advantages", "rewards")
 
 def _batch(path: Path) -> Mapping[str, Any]:
     try:
-        with path.open("rb") as file:
+        file, _ = open_unpacked(path)
+        with file:
             value = _Lenient(file).load()
     except Exception as error:  # a pickle can raise anything
         raise DataError(f"{path} could not be unpickled: {type(error).__name__}: {error}") from error

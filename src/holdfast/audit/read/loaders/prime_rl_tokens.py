@@ -15,6 +15,7 @@ import numpy as np
 
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.loaders.loader import Loader
+from holdfast.audit.read.raw.compressed import plain_name
 from holdfast.audit.read.raw.fields import Unusable, flags, floats, ids, mask, needed, same_lengths, whole, word
 from holdfast.audit.read.raw.jsonl import read_jsonl
 from holdfast.audit.read.raw.records import Record, cut, record_of
@@ -30,7 +31,9 @@ _UNUSED = (
 
 def matches(path: Path, head: bytes) -> bool:
     """By the fields that start every line."""
-    return b'"export_sequence_idx"' in head or (path.parent.parent.name == "token_exports" and path.suffix == ".jsonl")
+    return b'"export_sequence_idx"' in head or (
+        path.parent.parent.name == "token_exports" and plain_name(path).endswith(".jsonl")
+    )
 
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from holdfast.audit.read.columns import Chunk, Column
 from holdfast.audit.read.loaders.loader import Loader
+from holdfast.audit.read.raw.compressed import plain_name
 from holdfast.audit.read.raw.fields import LARGEST_ID, Unusable, floats, ids, listed, mapping, mask, real, whole, word
 from holdfast.audit.read.raw.jsonl import read_jsonl
 from holdfast.audit.read.raw.records import Record, cut, record_of
@@ -42,14 +43,14 @@ Shared = tuple[dict[str, Any], dict[str, Any]]
 
 def matches(path: Path, head: bytes) -> bool:
     """By the name, or by the fields of a trace."""
-    return path.name == "traces.jsonl" or (b'"nodes"' in head and b'"token_ids"' in head and b'"mask"' in head)
+    return plain_name(path) == "traces.jsonl" or (b'"nodes"' in head and b'"token_ids"' in head and b'"mask"' in head)
 
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
     """Chunks of a file; a trace of an agent that is not trained is passed over."""
     named = next((m for part in path.parts[-5:-1] if (m := _STEP.match(part))), None)
     step = int(named[1]) if named else None
-    watch = _Rounding(reading)
+    watch = RoundingWatch(reading)
 
     def decode(line: Mapping[str, Any]) -> Iterator[Record]:
         # All of a line or nothing of it: an episode with one bad trace is left out whole.
@@ -64,21 +65,24 @@ def read(path: Path, reading: Reading) -> Iterator[Chunk]:
 def _episode(line: Mapping[str, Any], step: int | None) -> Iterator[Record]:
     traces = line.get("traces")
     if traces is None:
-        yield from _trace(line, line, step)
+        yield from (record for _, record in trace_records(line, line, step))
         return
     for index, trace in enumerate(listed(traces, "traces")):
-        yield from _trace(mapping(trace, f"traces[{index}]"), line, step)
+        yield from (record for _, record in trace_records(mapping(trace, f"traces[{index}]"), line, step))
 
 
-def _trace(trace: Mapping[str, Any], episode: Mapping[str, Any], step: int | None) -> Iterator[Record]:
+def trace_records(
+    trace: Mapping[str, Any], episode: Mapping[str, Any], step: int | None
+) -> Iterator[tuple[int, Record]]:
+    """Each rollout of a trace of an episode with the number of its leaf; none where the agent is not trained."""
     agent = mapping(trace.get("agent"), "agent")
     if agent.get("trainable") is False:
         return
     nodes = [_Node(mapping(node, f"nodes[{i}]"), i) for i, node in enumerate(listed(trace.get("nodes"), "nodes"))]
     shared = _shared(trace, episode, step)
-    for path in _paths(nodes):
+    for branch, path in enumerate(_paths(nodes)):
         if any(node.mask.any() for node in path):
-            yield _record(path, shared)
+            yield branch, _record(path, shared)
 
 
 def _record(path: Sequence[_Node], shared: Shared) -> Record:
@@ -176,7 +180,7 @@ def _spread(path: Sequence[_Node], name: str) -> Column | None:
     return out
 
 
-class _Rounding:
+class RoundingWatch:
     """Notices that a file's log-probabilities have four decimals, from its first ones."""
 
     def __init__(self, reading: Reading, enough: int = 64) -> None:

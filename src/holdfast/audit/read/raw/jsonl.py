@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from holdfast.audit.read.columns import Chunk
+from holdfast.audit.read.raw.compressed import open_unpacked, plain_name
 from holdfast.audit.read.raw.fields import Unusable
 from holdfast.audit.read.raw.records import Record, pack_records
 from holdfast.audit.read.reading import Reading
@@ -44,19 +45,35 @@ def read_objects(path: Path, reading: Reading, decode: Decode, finish: Finish = 
 
     Raises DataError for a file over LARGEST_FILE and for one that is not JSON.
     """
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
+    try:
+        file, _ = open_unpacked(path, BUFFER)
+        with file:
+            text = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise DataError(f"{path} could not be read: {error}") from error
+    if len(text) > LARGEST_FILE:
         raise DataError(
-            f"{path} has {size / 1e9:.1f} GB in one JSON value, which cannot be streamed: write one object a line "
-            f"(jq -c '.[]' {path.name} > {path.stem}.jsonl)"
+            f"{path} has over {LARGEST_FILE / 1e9:.1f} GB in one JSON value, which cannot be streamed: write one "
+            f"object a line (jq -c '.[]' {path.name} > {path.stem}.jsonl)"
         )
     try:
-        value = parse(path.read_bytes())
+        value = parse(text)
     except Unusable as problem:
         raise DataError(f"{path}: {problem}") from None
     values = value if isinstance(value, list) else [value]
     yield from pack_records(chain(_decoded(path, reading, decode, values), _last(finish)))
-    reading.advance(size)
+    reading.advance(path.stat().st_size)
+
+
+def is_lines(path: Path) -> bool:
+    """Whether the first line of a file is an object of its own; the name decides where it is damaged."""
+    file, _ = open_unpacked(path)
+    with file:
+        first = file.readline(1 << 26)
+    try:
+        return isinstance(parse(payload(first) or b"{}"), dict)
+    except Unusable:
+        return plain_name(path).endswith(".jsonl")
 
 
 def _last(finish: Finish) -> Iterator[Record]:
@@ -80,13 +97,24 @@ def _decoded(path: Path, reading: Reading, decode: Decode, values: Sequence[Any]
 
 
 def _records(path: Path, reading: Reading, decode: Decode, unused: Sequence[bytes]) -> Iterator[Record]:
+    for number, line in json_lines(path, reading, unused):
+        try:
+            yield from decode(line)
+        except Unusable as problem:
+            reading.reject(path, number, problem.kind, f"line {number + 1}: {problem.detail}")
+
+
+def json_lines(path: Path, reading: Reading, unused: Sequence[bytes] = ()) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Number and object of every line that holds one; the others are counted and named."""
     for number, line in _lines(path, reading):
         if not (text := payload(line)):
             continue
         try:
-            yield from decode(_object(parse(_without(text, unused))))
+            value = _object(parse(_without(text, unused)))
         except Unusable as problem:
             reading.reject(path, number, problem.kind, f"line {number + 1}: {problem.detail}")
+        else:
+            yield number, value
 
 
 def _without(line: bytes, unused: Sequence[bytes]) -> bytes:
@@ -102,9 +130,12 @@ def _without(line: bytes, unused: Sequence[bytes]) -> bytes:
 
 
 def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
+    number = done = 0
+    packed = False
     try:
-        with path.open("rb", buffering=BUFFER) as file:
-            number = 0
+        file, position = open_unpacked(path, BUFFER)
+        packed = position is not None
+        with file:
             while line := file.readline(LONGEST_LINE):
                 size = len(line)
                 if size == LONGEST_LINE and not line.endswith(b"\n"):
@@ -114,9 +145,15 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
                     reading.reject(path, number, "line too long", f"line {number + 1} has {size:,} bytes")
                 else:
                     yield number, line
+                if position is not None:
+                    size, done = position() - done, position()
                 reading.advance(size)
                 number += 1
     except OSError as error:
+        if packed and number:
+            reading.reject(path, number, "packed file cut off or damaged", f"after {number:,} lines: {error}")
+            reading.advance(path.stat().st_size - done)
+            return
         raise DataError(f"{path} could not be read: {error}") from error
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from holdfast.audit.read.raw.compressed import unpacked
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
 
@@ -22,8 +23,9 @@ def load(path: Path, reading: Reading) -> dict[str, Any]:
     """
     import torch
 
+    source = unpacked(path)
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        value = torch.load(source, map_location="cpu", weights_only=True, mmap=True if source is path else None)
     except pickle.UnpicklingError as error:
         if not reading.allow_pickle:
             raise DataError(
@@ -31,7 +33,7 @@ def load(path: Path, reading: Reading) -> dict[str, Any]:
                 "hidden in the file: if you trust whoever wrote it, use --allow-pickle"
             ) from None
         try:
-            value = torch.load(path, map_location="cpu", weights_only=False)
+            value = torch.load(unpacked(path), map_location="cpu", weights_only=False)
         except Exception as broken:  # whatever the file's own code raises
             raise DataError(f"{path} could not be unpickled: {type(broken).__name__}: {broken}") from broken
     except Exception as error:  # a damaged pickle makes the reader raise anything
