@@ -123,6 +123,7 @@ def test_level_1_survives_without_the_trainer_mode(absent, words):
     assert "trainer_mode=holdfast_sync is not registered" in done.stderr and words in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:Disabled critic")
 def test_verl_takes_our_trainer_for_a_synchronous_one(monkeypatch):
     """Before the replay buffer is built, which a mode by another name would make an asynchronous one."""
     config = composed(

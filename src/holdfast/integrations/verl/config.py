@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from verl.workers.config import ActorConfig, PolicyLossConfig
+from verl.workers.config import PolicyLossConfig
 
 from holdfast.errors import ConfigError
 from holdfast.integrations.verl.names import is_ours, objective_name, with_settings
@@ -44,7 +44,7 @@ class HoldfastLossConfig(PolicyLossConfig):
             with_settings(objective_name(self.loss_mode, self.objective), self.settings)
 
 
-def loss_config(config: ActorConfig) -> HoldfastLossConfig:
+def loss_config(config: Any) -> HoldfastLossConfig:
     """Our settings of an actor; a row's defaults where `policy_loss._target_` is verl's own class.
 
     Raises ConfigError where verl's distillation calls the loss with its own settings instead of an actor's.
