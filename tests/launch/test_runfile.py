@@ -249,11 +249,12 @@ def test_what_verl_multiplies_in(model, words, folder):
 
 def test_epochs_come_to_the_same_steps_and_problems_everywhere(folder):
     """300 problems, 2 passes, 16 a step: ceil(600 / 16) = 38 steps; every problem once in the first 300."""
-    table = {"name": "jsonl", "path": "problems.jsonl", "eval_path": "problems.jsonl"}
+    problems = "examples/launch/problems.jsonl"
+    table = {"name": "jsonl", "path": problems, "eval_path": problems}
     config = counted(build_config({"task": table, "data_epochs": 2}))
     assert config.steps == 38 and trl.grpo_settings(RunFile(config, {}), folder)["max_steps"] == 38
     source = PromptSource(
-        get_task("jsonl", path="problems.jsonl", eval_path="problems.jsonl"),
+        get_task("jsonl", path=problems, eval_path=problems),
         character_tokenizer("0123456789+="),
         max_tokens=99,
         chat=False,
