@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from holdfast.kernels import triton_kernels as programs
-from holdfast.kernels.blocks import Blocks, plan_for
+from holdfast.kernels.blocks import Blocks, sizes_for
 from holdfast.kernels.triton import FIELDS
 
 SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -41,17 +41,17 @@ class Job(NamedTuple):
 
 def jobs(arch: int, dtype: str, width: int) -> Iterator[Job]:
     """Every program of the head with the sizes that this architecture gets."""
-    plan = plan_for(SHARED[arch], BYTES[dtype])
+    sizes = sizes_for(SHARED[arch], BYTES[dtype])
     base = {"HAS_BIAS": False, "HAS_CAP": False, "HAS_TEMPERATURE": False, "WIDTH": width}
     for kind, (name, blocks) in enumerate(
-        [("sums", plan.sums), ("sums, rollout head", plan.rollout), ("sums, rollout logits", plan.logits)]
+        [("sums", sizes.sums), ("sums, rollout head", sizes.rollout), ("sums, rollout logits", sizes.logits)]
     ):
         for squares in (False, True):
             flags = {"R_HAS_BIAS": False, "R_HAS_CAP": False, "FIELDS": FIELDS, "R_WIDTH": width, "R_KIND": kind}
-            flags |= {"SQUARES": squares, "HALVED": blocks.columns == 2 * plan.rollout.columns}
-            flags["TILES"] = 16 * plan.rollout.columns // blocks.columns
+            flags |= {"SQUARES": squares, "HALVED": blocks.columns == 2 * sizes.rollout.columns}
+            flags["TILES"] = 16 * sizes.rollout.columns // blocks.columns
             yield Job(name + (" with Σp²" if squares else ""), programs.sums_kernel, blocks, base | flags)
-    yield Job("dL/dlogits", programs.dlogits_kernel, plan.gradient, base | {"HAS_SLOPE": True})
+    yield Job("dL/dlogits", programs.dlogits_kernel, sizes.gradient, base | {"HAS_SLOPE": True})
 
 
 def build(job: Job, arch: int, dtype: str) -> tuple[int, int, int]:

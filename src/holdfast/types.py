@@ -195,6 +195,14 @@ BOUNDS: Mapping[str, str] = {
 """Of `Rollout`: what the engine's likeliest tokens prove, and which numbers each can be."""
 
 
+STATS_BOUNDS: Mapping[str, str] = {
+    "kl_rollout_lower": "kl_lower",
+    "tv_rollout_lower": "tv_lower",
+    "tv_rollout_upper": "tv_upper",
+}
+"""The same as fields of `TokenStats`, with their names in a `Rollout`."""
+
+
 def possible_bounds(bounds: Mapping[str, Any]) -> dict[str, Any]:
     """Whether each number of `BOUNDS`, all three as arrays or tensors of one shape, can be what its name says."""
     kl, low, high = (bounds[name] for name in BOUNDS)

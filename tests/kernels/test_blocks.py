@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.kernels.blocks import PIECE, Blocks, plan_for
+from holdfast.kernels.blocks import PIECE, Blocks, sizes_for
 
 A100, CONSUMER, H100, TURING = 166_912, 101_376, 232_448, 65_536
 """Bytes that one program may have: sm_80; sm_86, sm_89 and sm_120; sm_90; sm_75."""
@@ -23,19 +23,19 @@ A100, CONSUMER, H100, TURING = 166_912, 101_376, 232_448, 65_536
     ],
 )
 def test_the_largest_that_fit(limit, itemsize, sums, gradient):
-    plan = plan_for(limit, itemsize)
-    for blocks, expected in ((plan.sums, sums), (plan.gradient, gradient)):
+    sizes = sizes_for(limit, itemsize)
+    for blocks, expected in ((sizes.sums, sums), (sizes.gradient, gradient)):
         assert (blocks.rows, blocks.columns, blocks.depth, blocks.stages) == expected
-    everything = (plan.sums, plan.rollout, plan.logits, plan.gradient)
+    everything = (sizes.sums, sizes.rollout, sizes.logits, sizes.gradient)
     assert limit == 49_152 or all(b.shared_bytes(itemsize) <= limit for b in everything)
 
 
 @pytest.mark.parametrize("limit", [A100, CONSUMER, H100, TURING])
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_sums_are_made_in_pieces_of_one_size(limit, itemsize):
-    plan = plan_for(limit, itemsize)
-    assert plan.rollout.columns == plan.logits.columns == PIECE
-    assert plan.sums.columns in (PIECE, 2 * PIECE)
+    sizes = sizes_for(limit, itemsize)
+    assert sizes.rollout.columns == sizes.logits.columns == PIECE
+    assert sizes.sums.columns in (PIECE, 2 * PIECE)
 
 
 def test_shared_bytes_and_bands():

@@ -13,7 +13,7 @@ tl = pytest.importorskip("triton.language")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's NumPy reports overflow
 
 import holdfast.kernels  # noqa: E402
-from holdfast.kernels.blocks import Blocks, Plan  # noqa: E402
+from holdfast.kernels.blocks import Blocks, Sizes  # noqa: E402
 from holdfast.kernels.function import RowGradient, two_pass  # noqa: E402
 from holdfast.kernels.head import make_problem  # noqa: E402
 from holdfast.kernels.triton import Triton  # noqa: E402
@@ -27,8 +27,8 @@ spec.loader.exec_module(sys.modules[NAME])
 _position = sys.modules[NAME]._position
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = Blocks(64, 32, 32, 4, 1)
-HOW = Triton(Plan(SMALL, SMALL, SMALL, SMALL), workspace=37 * 256)
-WIDE = Triton(Plan(Blocks(32, 64, 32, 4, 1), SMALL, SMALL, Blocks(64, 64, 16, 4, 1)), workspace=37 * 256)
+HOW = Triton(Sizes(SMALL, SMALL, SMALL, SMALL), workspace=37 * 256)
+WIDE = Triton(Sizes(Blocks(32, 64, 32, 4, 1), SMALL, SMALL, Blocks(64, 64, 16, 4, 1)), workspace=37 * 256)
 VOCABULARY = 701  # 22 tiles of 32 columns: two splits with an empty tile at the end, the last full one ragged
 
 

@@ -10,7 +10,9 @@ import transformers
 from holdfast.errors import ConfigError
 from holdfast.objectives.parts.penalties import Kl
 from holdfast.rollout.models import character_tokenizer, tiny_model
-from holdfast.train.estimate import GIB, OUTSIDE, Estimate, estimate, shape_of, shape_of_run
+from holdfast.rollout.outside.vllm import GIB, OVERHEAD
+from holdfast.train.estimate import Estimate, estimate, shape_of, shape_of_run
+from holdfast.train.policy.unpadded import sharing_pays
 from holdfast.train.settings.configfile import build_config, load_config
 from holdfast.train.settings.objective import objective_of
 
@@ -139,6 +141,25 @@ def test_a_cpu_without_bfloat16_holds_an_engines_layers_in_float32(shape, monkey
     assert wide["engine cache"] == narrow["engine cache"]
 
 
+def test_whole_distributions_count_only_where_they_are_kept(shape):
+    """4 bytes x 300 tokens x 6 positions x 6 responses; with 3e8 tokens they are beyond 2 GB and not asked for."""
+    unwritten = config(engine={"exact_kl": None})
+    assert estimated(shape, unwritten).parts["whole distributions"] == 4 * 300 * 6 * 6
+    large = replace(shape, vocabulary=300_000_000)
+    assert estimated(large, unwritten).parts["whole distributions"] == 0
+    assert estimated(shape, config()).parts["whole distributions"] == 0
+
+
+def test_prompts_are_shared_by_the_rule_of_the_layout(shape):
+    """On a GPU a masked pair counts double, and packed attention shares nothing."""
+    both = [estimated(shape, config(), device=device).parts["activations"] for device in ("cpu", "cuda")]
+    rows = [44 if sharing_pays(4, 16, prompts=2, rows=6, prompt=4, answer=6, longest=10, cpu=cpu) else 60
+            for cpu in (True, False)]  # fmt: skip
+    assert [size / 116 / 4 for size in both] == rows
+    packed = config(model={"attention": "flex_attention"})
+    assert estimated(shape, packed).parts["activations"] == 60 * 116 * 4
+
+
 def test_a_reference_policy_is_a_copy_unless_adapters_can_be_switched_off(shape):
     objective = replace(objective_of(config()), penalties=(Kl(),))
     for rank, size in ((0, 1380 * 4), (2, 0)):
@@ -188,7 +209,7 @@ def test_the_cache_is_never_more_than_its_room():
     assert parts["drawing tokens"] == 5 * rows * 151_936 * 4, "16 prompts take less to read"
 
 
-@pytest.mark.parametrize(("device", "extra"), [("cuda", OUTSIDE), ("cpu", 0)])
+@pytest.mark.parametrize(("device", "extra"), [("cuda", OVERHEAD), ("cpu", 0)])
 def test_vllm_has_its_room_and_sleeps_during_updates(shape, device, extra):
     engine = {"kind": "vllm", "precision": "bfloat16", "cache_gib": 2.0}
     found = estimated(shape, config(engine=engine), device=device)

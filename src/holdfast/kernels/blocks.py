@@ -39,7 +39,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sizes:
     """The blocks of each program: sums alone, with a rollout head, with rollout logits, and dL/dlogits.
 
     The columns of `sums` are those of the other two sums or twice as many.
@@ -52,28 +52,28 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Card:
     """What of a device decides sizes and order: shared memory of one program in bytes, and multiprocessors."""
 
     shared_bytes: int
     processors: int
 
     @staticmethod
-    def of(device: torch.device) -> Machine:
+    def of(device: torch.device) -> Card:
         """The device; Triton's interpreter on a CPU takes the sizes of an H100."""
         if device.type != "cuda":
-            return Machine(232448, 132)
+            return Card(232448, 132)
         return _cuda(device.index if device.index is not None else torch.cuda.current_device())
 
 
-def plan_for(shared_bytes: int, itemsize: int) -> Plan:
+def sizes_for(shared_bytes: int, itemsize: int) -> Sizes:
     """The largest blocks whose tiles of `itemsize`-byte numbers fit; the smallest where none does."""
 
     def first(*sizes: Blocks) -> Blocks:
         return next((b for b in sizes if b.shared_bytes(itemsize) <= shared_bytes), sizes[-1])
 
     usual = (Blocks(128, PIECE, 64, 8, 3), Blocks(128, PIECE, 32, 8, 3), Blocks(128, PIECE, 32, 8, 2))
-    return Plan(
+    return Sizes(
         sums=first(Blocks(128, 2 * PIECE, 64, 8, 4), *usual),
         rollout=first(*usual),
         logits=first(Blocks(64, PIECE, 64, 8, 3), Blocks(64, PIECE, 32, 8, 3), Blocks(64, PIECE, 32, 8, 2)),
@@ -82,6 +82,6 @@ def plan_for(shared_bytes: int, itemsize: int) -> Plan:
 
 
 @functools.cache
-def _cuda(index: int) -> Machine:
+def _cuda(index: int) -> Card:
     found = torch.cuda.get_device_properties(index)
-    return Machine(found.shared_memory_per_block_optin, found.multi_processor_count)
+    return Card(found.shared_memory_per_block_optin, found.multi_processor_count)

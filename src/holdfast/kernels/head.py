@@ -60,6 +60,21 @@ class Head:
         return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
 
 
+def logit_form(config: Any) -> tuple[float, float | None]:
+    """(scale, soft-cap) that a Hugging Face model puts on its logits, under the names that its classes use.
+
+    Gemma caps them, Cohere and others multiply, Granite divides; a model that does something else has
+    to be found out by comparing logits.
+    """
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    scale = next((factor for name in names if (factor := getattr(config, name, None))), None)
+    divisor = getattr(config, "logits_scaling", None)
+    if scale is None and divisor:
+        # HyperCLOVA X multiplies by what Granite divides by.
+        scale = divisor if getattr(config, "model_type", "") == "hyperclovax" else 1.0 / divisor
+    return 1.0 if scale is None else float(scale), getattr(config, "final_logit_softcapping", None)
+
+
 @dataclass(frozen=True)
 class HeadStats(TokenStats):
     """Token statistics and what only the head can tell.

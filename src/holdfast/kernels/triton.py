@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.kernels.blocks import Machine, Plan, plan_for
+from holdfast.kernels.blocks import Card, Sizes, sizes_for
 from holdfast.kernels.chunked import add_tv
 from holdfast.kernels.function import Gradients, RowGradient
 from holdfast.kernels.head import Head, HeadStats, Problem
@@ -41,14 +41,14 @@ GATHERED = 2**26
 
 @dataclass(frozen=True)
 class Triton:
-    """The Triton implementation; `plan` None takes the sizes that fit the device.
+    """The Triton implementation; `sizes` None takes the sizes that fit the device.
 
-    Whatever its size, a tile is summed `plan.rollout.columns` columns at a time and the vocabulary is split at the same
-    tokens, so that the sums of a row are made in one order for all outputs. `workspace` is the size of the dL/dlogits
-    buffer in elements.
+    Whatever its size, a tile is summed `sizes.rollout.columns` columns at a time and the vocabulary is split at the
+    same tokens, so that the sums of a row are made in one order for all outputs. `workspace` is the size of the
+    dL/dlogits buffer in elements.
     """
 
-    plan: Plan | None = None
+    sizes: Sizes | None = None
     workspace: int = 2**27
 
     def forward(self, problem: Problem, keep_hidden_grad: bool) -> tuple[HeadStats, Totals, Tensor | None]:
@@ -69,7 +69,7 @@ class Triton:
         """dL/d(hidden, weight, bias) from the gradient of every row, a range of the vocabulary at a time."""
         head, dtype = problem.head, problem.head.compute_dtype
         count, vocabulary = problem.hidden.shape[0], head.weight.shape[0]
-        columns = self._plan(problem)[0].gradient.columns
+        columns = self._sizes(problem)[0].gradient.columns
         width = min(max(self.workspace // count // columns, 1) * columns, -(-vocabulary // columns) * columns)
         space = torch.empty(count * width, dtype=head.weight.dtype, device=problem.hidden.device)
         hidden = torch.zeros_like(problem.hidden, dtype=dtype) if wanted[0] else None
@@ -90,19 +90,19 @@ class Triton:
                 bias[part] = _over(dz.sum(dim=0, dtype=dtype), unit)
         return Gradients(None if hidden is None else _over(hidden, unit), weight, bias)
 
-    def _plan(self, problem: Problem) -> tuple[Plan, Machine]:
-        machine = Machine.of(problem.hidden.device)
-        return self.plan or plan_for(machine.shared_bytes, problem.head.weight.element_size()), machine
+    def _sizes(self, problem: Problem) -> tuple[Sizes, Card]:
+        card = Card.of(problem.hidden.device)
+        return self.sizes or sizes_for(card.shared_bytes, problem.head.weight.element_size()), card
 
     def _sums(self, problem: Problem) -> tuple[Tensor, int]:
         """The sums [splits, fields, rows filled up] and the number of tokens in one split."""
         from holdfast.kernels import triton_kernels
 
         head, count = problem.head, problem.hidden.shape[0]
-        plan, machine = self._plan(problem)
-        blocks, piece = plan.sums, plan.rollout.columns
+        sizes, card = self._sizes(problem)
+        blocks, piece = sizes.sums, sizes.rollout.columns
         if problem.rollout is not None:
-            blocks = plan.logits if isinstance(problem.rollout, Tensor) else plan.rollout
+            blocks = sizes.logits if isinstance(problem.rollout, Tensor) else sizes.rollout
         vocabulary = head.weight.shape[0]
         span = piece * _pieces_per_split(-(-vocabulary // piece))
         splits = -(-vocabulary // span)
@@ -126,7 +126,7 @@ class Triton:
             R_HAS_BIAS=r_head.bias is not None, R_HAS_CAP=r_head.softcap is not None,
             SQUARES=bool(problem.outputs & SQUARES), FIELDS=FIELDS,
             WIDTH=hidden.shape[1], R_WIDTH=r_hidden.shape[1], TILES=span // blocks.columns,
-            BAND=blocks.band(machine.processors), HALVED=blocks.columns == 2 * piece,
+            BAND=blocks.band(card.processors), HALVED=blocks.columns == 2 * piece,
             ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth,
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
@@ -135,8 +135,8 @@ class Triton:
     def _dlogits(self, problem: Problem, rows: RowGradient, part: slice, out: Tensor) -> None:
         from holdfast.kernels import triton_kernels
 
-        plan, machine = self._plan(problem)
-        head, blocks = problem.head, plan.gradient
+        sizes, card = self._sizes(problem)
+        head, blocks = problem.head, sizes.gradient
         hidden, weight, bias, targets, temperature = _operands(problem, head, problem.hidden)
         slope = rows.level if rows.slope is None else rows.slope
         grid = (-(-out.shape[0] // blocks.rows) * -(-out.shape[1] // blocks.columns),)
@@ -146,7 +146,7 @@ class Triton:
             head.scale, head.softcap or 1.0,
             HAS_BIAS=head.bias is not None, HAS_CAP=head.softcap is not None,
             HAS_TEMPERATURE=problem.temperature is not None, HAS_SLOPE=rows.slope is not None,
-            WIDTH=hidden.shape[1], BAND=blocks.band(machine.processors),
+            WIDTH=hidden.shape[1], BAND=blocks.band(card.processors),
             ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth,
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip

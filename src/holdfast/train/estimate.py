@@ -15,23 +15,23 @@ import torch
 
 from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
+from holdfast.rollout.embedded.cache import block_rows
 from holdfast.rollout.embedded.quantize import multiplies_bfloat16
 from holdfast.rollout.models import cache_bytes, character_tokenizer, tiny_config
+from holdfast.rollout.outside.vllm import GIB, OVERHEAD
 from holdfast.rollout.pretrained import model_folder
+from holdfast.train.policy.unpadded import VARLEN, sharing_pays
 from holdfast.train.sampling.engines import sleeps
-from holdfast.train.sampling.sampler import wants_distributions
+from holdfast.train.sampling.sampler import decide_exact_kl, wants_distributions
 from holdfast.train.settings.config import RunConfig
-from holdfast.train.settings.defaults import EXACT_KL_BYTES, distribution_bytes
+from holdfast.train.settings.defaults import distribution_bytes
 
-GIB = 1 << 30
-OUTSIDE = 3 * GIB
-"""What vLLM takes on a GPU beside weights, keys and values."""
 DRAWS = 5
 """Tables of [rows, V] in float32 that are there while tokens are drawn: logits, logarithms, probabilities, sums."""
-FREED = 0.1
-"""On a CPU freed memory stays with the process and is not all used again: 3 to 22 % in the runs of docs/memory.md."""
 WHOLE_LOGITS = 6
 """The same for log-probabilities from whole logits, with their gradient."""
+FREED = 0.1
+"""On a CPU freed memory stays with the process and is not all used again: 3 to 22 % in the runs of docs/memory.md."""
 
 SETTINGS = {
     "trainer weights": 'a smaller model, or [lora] with model.dtype = "bfloat16"',
@@ -198,12 +198,13 @@ class _Sizes:
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch; a group's prompt counts once where sharing it pays (`unpadded.lay_out` has the rule)."""
+        """Of a micro-batch; a group's prompt counts once where it is computed once."""
         config, rows = self.config, self.micro_rows
         prompts = -(-rows // config.batch.group_size)
-        saved, answer = (rows - prompts) * self.prompt, config.sampling.max_tokens
-        extra = prompts * self.prompt**2 / 2 + rows * answer * self.length - rows * self.length**2 / 2
-        shared = config.model.unpadded and 6 * self.shape.hidden * saved > extra
+        saved = (rows - prompts) * self.prompt
+        sizes = {"prompts": prompts, "rows": rows, "prompt": self.prompt, "longest": self.length}
+        pays = sharing_pays(self.shape.hidden, saved, **sizes, answer=config.sampling.max_tokens, cpu=self.cpu)
+        shared = config.model.unpadded and config.model.attention not in VARLEN and pays
         return rows * self.length - saved * shared
 
     @property
@@ -217,10 +218,13 @@ def estimate(config: RunConfig, shape: Shape, objective: Objective, *, prompt_to
 
     Every response is taken to be `sampling.max_tokens` long and every prompt `prompt_tokens`, so a run whose
     responses are shorter takes less.
+
+    Raises:
+        ConfigError: whole distributions are needed and are larger than this machine's memory.
     """
+    config, _ = decide_exact_kl(config, objective, shape.vocabulary)
     distributions = distribution_bytes(config, shape.vocabulary)
-    small = config.engine.exact_kl is None and distributions <= EXACT_KL_BYTES
-    sizes = _Sizes(config, shape, prompt_tokens, small or wants_distributions(config, objective), device == "cpu")
+    sizes = _Sizes(config, shape, prompt_tokens, wants_distributions(config, objective), device == "cpu")
     eight_bit = config.optimizer.kind == "adamw8bit"
     trained = sizes.trained
     adapters = trained * (4 - sizes.kept) if config.lora.rank else 0  # PEFT keeps them in float32
@@ -306,13 +310,13 @@ def _engine(sizes: _Sizes) -> dict[str, int]:
         room = int(engine.cache_gib * GIB)
         copies = 1 + shape.tied * shape.head / shape.parameters
         return own | {
-            "engine weights": int(shape.parameters * size * copies) + (0 if sizes.cpu else OUTSIDE),
+            "engine weights": int(shape.parameters * size * copies) + (0 if sizes.cpu else OVERHEAD),
             "engine cache": room,
         }
     held = size if multiplies_bfloat16(torch.device("cpu" if sizes.cpu else "cuda")) else 4
     queued = shape.parameters * min(size, sizes.kept)
     process = shape.parameters * 4 if config.asynchronous.staleness else 0  # the model that takes the weights over
-    rows = _rows(engine.cache_gib, shape.cached * size, sizes.length, batch.sequences)
+    rows = block_rows(batch.sequences, sizes.length * shape.cached * size, engine.cache_gib) or 1
     prompts = -(-rows // batch.group_size)
     cache = (rows * config.sampling.max_tokens + prompts * sizes.prompt) * shape.cached * size
     growth = 2 * rows * config.sampling.max_tokens * shape.cached * 4 // shape.layers  # one layer, again or in float32
@@ -334,14 +338,8 @@ def _evaluation(sizes: _Sizes) -> int:
         return 0  # on the run's own engine
     samples = config.evaluation.samples
     token = shape.cached * sizes.kept
-    rows = _rows(config.evaluation.cache_gib, token, sizes.length, config.evaluation.problems * samples)
+    rows = block_rows(config.evaluation.problems * samples, sizes.length * token, config.evaluation.cache_gib) or 1
     cache = rows * sizes.length * token
     again = cache // shape.layers * (1 + (shape.queries // shape.keys if shape.queries > shape.keys else 0))
     reading = rows * sizes.prompt * (3 * shape.wide + 2 * shape.queries + 4 * shape.hidden) * sizes.kept
     return cache + again + max(DRAWS * rows * shape.vocabulary * 4, reading)
-
-
-def _rows(cache_gib: float, token: int, length: int, rows: int) -> int:
-    """Rows of a block whose keys and values fit, as the embedded engine cuts them."""
-    most = max(1, int(cache_gib * GIB) // (token * length)) if token else rows
-    return -(-rows // -(-rows // most))

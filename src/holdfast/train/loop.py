@@ -11,9 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from holdfast.tasks import get_task
 from holdfast.tasks.verify import rewards_of
 from holdfast.train.evaluate import evaluate, held_out_doubts
-from holdfast.train.keep.checkpoint import best_checkpoint, mark_best, model_folder, save_checkpoint
+from holdfast.train.keep.checkpoint import best_checkpoint, mark_best, save_checkpoint, saved_model
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.keep.hub import login_note, push_model
 from holdfast.train.keep.stopwatch import Stopwatch
@@ -21,6 +22,7 @@ from holdfast.train.sampling.data import Rollouts, assemble
 from holdfast.train.sampling.episodes import Episode
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.device import refuse_several_processes
+from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.schedule import learning_rate_at, set_learning_rate
 from holdfast.train.setup import Run, set_up
 from holdfast.train.show.advice import ratio_warnings, step_warnings
@@ -51,11 +53,19 @@ def train(
             cannot be trained on.
     """
     refuse_several_processes()
-    display.begin(introduce(config))
+    task = get_task(config.task.name, **config.task.options)
+    display.begin(introduce(config, task, objective_of(config)))
     with (
         closing(Trackers(config, folder)) as trackers,
         closing(
-            set_up(config, folder, resume=resume, warm_starts=warm_starts, progress=stoppable(display.warm, stop))
+            set_up(
+                config,
+                folder,
+                resume=resume,
+                warm_starts=warm_starts,
+                progress=stoppable(display.warm, stop),
+                task=task,
+            )
         ) as run,
     ):
         for note in start_notes(run):
@@ -176,7 +186,7 @@ def push(run: Run) -> str:
     step = run.step if best is None else best
     assert settings.push_to_hub is not None
     return push_model(
-        model_folder(root, step),
+        saved_model(root, step),
         settings.push_to_hub,
         private=settings.hub_private,
         message=f"{run.objective.name}, {step} steps (Holdfast)",

@@ -31,9 +31,9 @@ from holdfast.train.sampling.engines import build_engine, check_first_batch, jud
 from holdfast.train.sampling.episodes import Episode, Writing
 from holdfast.train.sampling.pipeline import Pipelined
 from holdfast.train.sampling.routing import router_drift
-from holdfast.train.sampling.sampler import Sampler, Synchronous, wants_distributions, writing_of
+from holdfast.train.sampling.sampler import Sampler, Synchronous, decide_exact_kl, writing_of
 from holdfast.train.settings.config import RunConfig
-from holdfast.train.settings.defaults import with_exact_kl, with_steps
+from holdfast.train.settings.defaults import with_steps
 from holdfast.train.settings.device import check_attention, check_device, device_notes, device_of
 from holdfast.train.settings.memory import keep_freed_memory
 from holdfast.train.settings.objective import objective_of
@@ -107,8 +107,16 @@ class Run:
         self.scorer.close()
 
 
-def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: Path | None, progress: Progress) -> Run:
-    """Everything a run needs, warm-started or put back to its newest checkpoint.
+def set_up(
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    warm_starts: Path | None,
+    progress: Progress,
+    task: Task | None = None,
+) -> Run:
+    """Everything a run needs, warm-started or put back to its newest checkpoint; `task` where it is built already.
 
     Raises:
         ConfigError: parts that cannot be built or do not fit together.
@@ -120,7 +128,7 @@ def set_up(config: RunConfig, folder: RunFolder, *, resume: bool, warm_starts: P
         keep_freed_memory()
     torch.manual_seed(derive_seed(config.seed, "torch"))
     objective = objective_of(config)
-    task = get_task(config.task.name, **config.task.options)
+    task = task or get_task(config.task.name, **config.task.options)
     model, tokenizer = build_model(config, task.alphabet)
     longest = _longest_prompt(config, model, task)
     source = PromptSource(task, tokenizer, max_tokens=longest, chat=config.model.chat)
@@ -139,9 +147,7 @@ def _decided(
     """What of the configuration hangs on the table and the vocabulary, and what to say of it."""
     if config.data_epochs is not None:
         config = with_steps(config, len(source.table))
-    quiet = config.model_copy(update={"engine": config.engine.model_copy(update={"exact_kl": False})})
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    return with_exact_kl(config, vocabulary, wants_distributions(quiet, objective))
+    return decide_exact_kl(config, objective, model.get_input_embeddings().weight.shape[0])
 
 
 def _longest_prompt(config: RunConfig, model: Any, task: Task) -> int:

@@ -12,8 +12,8 @@ from holdfast.train.keep.checkpoint import (
     latest_checkpoint,
     load_state,
     mark_best,
-    model_folder,
     save_checkpoint,
+    saved_model,
 )
 
 TOKENIZER = character_tokenizer("01")
@@ -93,7 +93,7 @@ def test_the_best_stays_whatever_comes_after(tmp_path):
     marked = json.loads((tmp_path / "best.json").read_text())
     assert marked == {"step": 2, "eval_reward": 0.9, "model": "step_0002/model"}
     assert latest_checkpoint(tmp_path).name == "step_0005"
-    assert model_folder(tmp_path, 2).is_dir()
+    assert saved_model(tmp_path, 2).is_dir()
 
 
 def test_without_a_best_the_newest_stay(tmp_path):

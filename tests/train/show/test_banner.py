@@ -5,13 +5,18 @@ import pytest
 from holdfast.errors import ConfigError
 from holdfast.tasks import get_task
 from holdfast.train.settings.memory import free_memory
+from holdfast.train.settings.objective import objective_of
 from holdfast.train.show import banner
 from holdfast.train.show.banner import introduce, prompt_tokens
 
 
+def said(config):
+    return introduce(config, get_task(config.task.name, **config.task.options), objective_of(config))
+
+
 def test_a_few_lines_say_what_the_run_is(small_config, monkeypatch):
     monkeypatch.setattr(banner, "free_memory", lambda device: 3_210_000_000)
-    lines = introduce(small_config()).splitlines()
+    lines = said(small_config()).splitlines()
     assert [line.split()[0] for line in lines] == ["model", "engine", "objective", "data", "batch", "memory"]
     assert "Qwen3, 2 layers of width 32, 0.0" in lines[0] and "M parameters, float32 on cpu" in lines[0]
     assert "embedded: int8 copy of the float32 trainer, 1 updates behind" in lines[1]
@@ -28,13 +33,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(small_run, monk
 
 def test_the_check_can_be_switched_off(small_config, monkeypatch):
     monkeypatch.setattr(banner, "free_memory", lambda device: 10_000)
-    assert introduce(small_config("--model.memory_check", "false")).endswith("0.0 GB free")
+    assert said(small_config("--model.memory_check", "false")).endswith("0.0 GB free")
     monkeypatch.setattr(banner, "free_memory", lambda device: None)
-    assert introduce(small_config()).endswith("how much is free is not known")
+    assert said(small_config()).endswith("how much is free is not known")
 
 
 def test_a_model_whose_shape_cannot_be_had_is_not_estimated(small_config):
-    assert "memory    not estimated: the model's config.json" in introduce(small_config("--model.source", "no/model"))
+    assert "memory    not estimated: the model's config.json" in said(small_config("--model.source", "no/model"))
 
 
 def test_prompts_of_the_first_step_are_the_measure(small_config):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
 from holdfast.errors import ConfigError
-from holdfast.kernels import Head, lm_head_stats
+from holdfast.kernels import Head, lm_head_stats, logit_form
 
 
 class _Form(NamedTuple):
@@ -65,16 +65,9 @@ def install(model: Any, temperature: float, in_float32: bool = False) -> None:
         loss = -logprobs.sum() / mask.sum().clamp(min=1)
         return FusedCausalLMOutput(loss=loss, log_probs=logprobs, entropy=entropy, label_mask=mask)
 
-    _teach(layer, _form(config, temperature, in_float32))
+    _teach(layer, _Form(*logit_form(config), temperature, in_float32))
     _compare(model, forward, forward_of_trl, in_float32)
     model.forward = types.MethodType(forward, model)
-
-
-def _form(config: Any, temperature: float, in_float32: bool) -> _Form:
-    """Scale and soft-cap under the names that Gemma, Cohere and Granite use."""
-    divisor = getattr(config, "logits_scaling", None)
-    scale = getattr(config, "logit_scale", None) or (1.0 / divisor if divisor else 1.0)
-    return _Form(float(scale), getattr(config, "final_logit_softcapping", None), temperature, in_float32)
 
 
 def _teach(layer: nn.Linear, form: _Form) -> None:

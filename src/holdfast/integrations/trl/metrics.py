@@ -19,14 +19,13 @@ from holdfast.objectives.parts.gates import Box, Clip, Gamma, Identity, One
 from holdfast.objectives.parts.penalties import EntropyBonus, Kl
 from holdfast.objectives.parts.terms import Terms
 from holdfast.objectives.policy_term import gated
-from holdfast.types import Batch, TokenStats
+from holdfast.types import STATS_BOUNDS, Batch, TokenStats
 
 _TRUST_REGION = {
     "masked_sequences": "rejected_sequences",
     "masked_tokens": "rejected_tokens",
     **{f"masked_sequences_q{q}": f"rejected_sequences_length_q{q}" for q in range(1, 5)},
 }
-_BOUNDS = {"kl_rollout_lower": "kl_lower", "tv_rollout_lower": "tv_lower", "tv_rollout_upper": "tv_upper"}
 
 
 def log_names(metrics: Mapping[str, Tensor], objective: Objective, quartiles: LengthQuartiles) -> dict[str, Tensor]:
@@ -90,7 +89,7 @@ def trl_numbers(
     return found
 
 
-_BOUND_NAMES = {f"trust_region/{short}" for short in _BOUNDS.values()}
+_BOUND_NAMES = {f"trust_region/{short}" for short in STATS_BOUNDS.values()}
 
 
 def _reference(objective: Objective, terms: Terms) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
@@ -101,7 +100,7 @@ def _reference(objective: Objective, terms: Terms) -> Iterator[tuple[str, tuple[
 
 
 def _bounds(terms: Terms) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    for name, short in _BOUNDS.items():
+    for name, short in STATS_BOUNDS.items():
         if (bound := getattr(terms.stats, name)) is not None:
             yield f"trust_region/{short}", (torch.where(terms.mask, bound, 0), terms.mask)
 

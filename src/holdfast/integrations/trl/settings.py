@@ -8,11 +8,11 @@ from typing import Any
 
 from holdfast.errors import ConfigError
 from holdfast.integrations.trl.config import DEFAULTS, refuse_replaced
-from holdfast.integrations.trl.top_k import BOUND_FIELDS
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.parts.advantages import Gae
 from holdfast.objectives.parts.penalties import EntropyBonus, Kl
 from holdfast.objectives.presets import preset
+from holdfast.types import STATS_BOUNDS
 
 _AVAILABLE = {"rollout_logprobs", "ref_logprobs", "entropy", "sequence_ids", "turn_ids"}
 """What TRL can give an objective beside log-probabilities, advantages and the mask."""
@@ -146,13 +146,13 @@ def _refuse_partial_steps(args: Any) -> None:
 
 
 def _refuse_unavailable(objective: Objective, top_logprobs: int) -> None:
-    bounds = objective.needs & BOUND_FIELDS
+    bounds = objective.needs & STATS_BOUNDS.keys()
     if bounds and not top_logprobs:
         raise ConfigError(
             f"objective {objective.name!r} needs {', '.join(sorted(bounds))}, which the engine's likeliest tokens "
             "prove: HoldfastGRPOTrainer(top_logprobs=20) with vLLM, or a rollout_func that returns logprob_token_ids"
         )
-    missing = sorted(objective.needs - _AVAILABLE - BOUND_FIELDS)
+    missing = sorted(objective.needs - _AVAILABLE - STATS_BOUNDS.keys())
     if missing:
         raise ConfigError(
             f"objective {objective.name!r} needs {', '.join(missing)}, which TRL does not give: an engine reports its "

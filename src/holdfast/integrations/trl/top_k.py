@@ -19,11 +19,8 @@ from torch import Tensor, nn
 
 from holdfast.core.divergences import top_k
 from holdfast.errors import ConfigError, DataError
-from holdfast.kernels import Head, lm_head_stats
+from holdfast.kernels import Head, lm_head_stats, logit_form
 from holdfast.types import TokenStats
-
-BOUND_FIELDS = frozenset({"kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper"})
-"""Fields of TokenStats that the engine's likeliest tokens prove."""
 
 ROWS = 4096
 """Tokens whose K log-probabilities exist in float32 at a time."""
@@ -193,11 +190,5 @@ def _head(model: Any, dtype: torch.dtype) -> Head:
     layer, config = inner.get_output_embeddings(), inner.config.get_text_config()
     if type(layer) is not nn.Linear:
         raise ConfigError(f"top_logprobs: the output layer is {type(layer).__name__}, not one linear layer; use 0")
-    factors = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
-    scale = next((factor for factor in factors if factor is not None), None)
-    divisor = getattr(config, "logits_scaling", None)
-    if scale is None and divisor is not None:
-        scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
-    softcap = getattr(config, "final_logit_softcapping", None)
     bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-    return Head(layer.weight.detach().to(dtype), bias, 1.0 if scale is None else float(scale), softcap)
+    return Head(layer.weight.detach().to(dtype), bias, *logit_form(config))

@@ -29,7 +29,7 @@ from holdfast.objectives.metrics import merge_metrics
 from holdfast.objectives.objective import Objective, Plan
 from holdfast.objectives.whole_step import whole_step_parts
 from holdfast.rollout.store import write_rollouts
-from holdfast.types import Batch, LossOutput, TokenStats
+from holdfast.types import STATS_BOUNDS, Batch, LossOutput, TokenStats
 
 _MODEL_INPUTS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
@@ -279,7 +279,11 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         TRL's pass has no entropies, so an objective that needs them gets a pass of its own.
         """
         current = int(micro_batches[0]["generated_at"][0]) == self.state.global_step
-        if current and batch.old_logprobs is not None and not self.objective.needs & ({"entropy"} | top_k.BOUND_FIELDS):
+        if (
+            current
+            and batch.old_logprobs is not None
+            and not self.objective.needs & ({"entropy"} | STATS_BOUNDS.keys())
+        ):
             return TokenStats(logprobs=batch.old_logprobs)
         with torch.no_grad():
             return whole_step.join([self._score(self.model, inputs)[0] for inputs in micro_batches])

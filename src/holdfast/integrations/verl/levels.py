@@ -9,8 +9,9 @@ from holdfast.integrations.verl.names import POLICY_LOSS, TRAINER_MODE
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.parts.penalties import EntropyBonus
 from holdfast.objectives.whole_step import whole_step_parts
+from holdfast.types import STATS_BOUNDS
 
-TOP_K_FIELDS = frozenset({"kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper"})
+TOP_K_FIELDS = frozenset(STATS_BOUNDS)
 """What the engine's top-K bounds against the student's full logits."""
 
 BASELINE_ESTIMATORS = ("grpo", "rloo", "opo")

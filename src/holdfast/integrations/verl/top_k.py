@@ -15,6 +15,7 @@ from torch import Tensor
 
 from holdfast.core.divergences import top_k
 from holdfast.errors import DataError
+from holdfast.types import STATS_BOUNDS
 
 CHUNK = 1024
 """Rows whose log-softmax exists at a time: a float32 copy of 1024 rows of a 150 k vocabulary is 0.6 GB."""
@@ -38,8 +39,7 @@ def top_k_bounds(student_logits: Float[Tensor, "1 N V"], data: Any) -> dict[str,
     pieces = zip(logits.split(CHUNK), ids.split(CHUNK), logprobs.split(CHUNK), strict=True)
     with torch.no_grad():
         parts = [_bounds(*rows) for rows in pieces]
-    names = ("kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper")
-    return {name: torch.cat(column)[None] for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+    return {name: torch.cat(column)[None] for name, column in zip(STATS_BOUNDS, zip(*parts, strict=True), strict=True)}
 
 
 def _bounds(

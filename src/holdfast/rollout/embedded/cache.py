@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+GIB = 1 << 30
+
+
+def block_rows(rows: int, row_bytes: int, cache_gib: float) -> int:
+    """Rows that are decoded at a time: as many as have room, in blocks of about the same size; 0 if not one has."""
+    most = int(cache_gib * GIB) // row_bytes if row_bytes else rows
+    return -(-rows // -(-rows // most)) if most else 0
+
 
 class RoomyLayer(DynamicLayer):
     """A growing cache layer that doubles its room when it is used up, so that one more token is one small write.

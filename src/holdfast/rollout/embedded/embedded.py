@@ -16,12 +16,12 @@ from torch import Tensor
 
 from holdfast.core.entropy import token_uniforms
 from holdfast.errors import ConfigError, EngineError
+from holdfast.rollout.embedded.cache import GIB, block_rows
 from holdfast.rollout.embedded.decoder import Decoder, Decoding, HubDecoder
 from holdfast.rollout.embedded.drawing import Drawn, next_tokens
 from holdfast.rollout.engine import Completion, Sampling
 from holdfast.rollout.models import cache_bytes, copied
 
-GIB = 1 << 30
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when less than this share is still running: each compaction copies the cache."""
 
@@ -157,16 +157,16 @@ class EmbeddedEngine:
 
     def _rows_at_a_time(self, rows: int, tokens: int) -> int:
         """Rows of a block: as many as have room for this many tokens each, in blocks of about the same size."""
-        if self.cache_gib is None or not self._token_bytes:
+        if self.cache_gib is None:
             return rows
-        most = int(self.cache_gib * GIB) // (tokens * self._token_bytes)
-        if most < 1:
+        size = block_rows(rows, tokens * self._token_bytes, self.cache_gib)
+        if not size:
             raise EngineError(
                 f"one response of {tokens} tokens with its prompt takes {tokens * self._token_bytes / GIB:.3g} GiB of "
                 f"keys and values, and {self.cache_gib:g} GiB are allowed: raise engine.cache_gib "
                 "(evaluation.cache_gib in evaluations), or lower sampling.max_tokens or batch.max_prompt_tokens"
             )
-        return -(-rows // -(-rows // most))
+        return size
 
     def _block(
         self,

@@ -51,7 +51,7 @@ def mark_best(root: Path, records: Sequence[Mapping[str, Any]], step: int) -> No
     write_text(root / "best.json", json.dumps(marked, indent=2) + "\n")
 
 
-def model_folder(root: Path, step: int) -> Path:
+def saved_model(root: Path, step: int) -> Path:
     """The Hugging Face folder of a checkpoint."""
     return root / _name(step) / "model"
 

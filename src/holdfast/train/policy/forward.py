@@ -20,10 +20,9 @@ from holdfast.kernels import lm_head_stats
 from holdfast.train.policy.head import HeadForm, hidden_states
 from holdfast.train.policy.unpadded import VARLEN, Layout, Packed, lay_out, pack_rows
 from holdfast.train.policy.unpadded import hidden_states as unpadded_states
-from holdfast.types import TokenStats
+from holdfast.types import STATS_BOUNDS, TokenStats
 
 DIVERGENCES = ("kl_rollout", "tv_rollout", "chi2_rollout")
-BOUNDS = ("kl_rollout_lower", "tv_rollout_lower", "tv_rollout_upper")
 ENGINE_FIELDS = ("distributions", "top_ids", "top_logprobs")
 """Of `Sequences`: what an engine may report of each draw beside its log-probability."""
 ROUNDED = 64
@@ -102,7 +101,7 @@ class Reported:
         if chosen is None or self.top_logprobs is None:
             return {}
         found = top_k(chosen.detach(), self.top_logprobs)
-        return dict(zip(BOUNDS, (found.kl_lower.value, found.tv_lower.value, found.tv_upper.value), strict=True))
+        return dict(zip(STATS_BOUNDS, (found.kl_lower.value, found.tv_lower.value, found.tv_upper.value), strict=True))
 
 
 @runtime_checkable

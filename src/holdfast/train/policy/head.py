@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from holdfast.kernels import Head
+from holdfast.kernels import Head, logit_form
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,13 @@ def hidden_states(
 def find_head(model: Any) -> tuple[HeadForm | None, str]:
     """(form, "") where hidden states and one linear layer give the model's logits, else (None, why not).
 
-    Scale and soft-cap are read from the configuration under the names that Gemma, Cohere and Granite use; the result
-    is compared with the model's own logits, so that a model that does something else is never taken apart.
+    Scale and soft-cap are read from the configuration (`kernels.logit_form`); the result is compared with the model's
+    own logits, so that a model that does something else is never taken apart.
     """
     layer = model.get_output_embeddings()
     if type(layer) is not nn.Linear:
         return None, f"its output layer is {type(layer).__name__}, not one plain linear layer"
-    config = model.config
-    divisor = getattr(config, "logits_scaling", None)
-    scale = getattr(config, "logit_scale", None) or (1.0 / divisor if divisor else 1.0)
-    form = HeadForm(float(scale), getattr(config, "final_logit_softcapping", None))
+    form = HeadForm(*logit_form(model.config))
     ids = torch.arange(4, device=layer.weight.device).unsqueeze(0) % layer.weight.shape[0]
     try:
         hidden = hidden_states(model, ids, torch.zeros_like(ids[0]), ids[0])

@@ -93,6 +93,19 @@ class Packed:
         return Packed(ids, positions, tokens, self.begins.to(device), self.longest)
 
 
+def sharing_pays(
+    width: int, saved: int, *, prompts: int, rows: int, prompt: int, answer: int, longest: int, cpu: bool
+) -> bool:
+    """Whether rows of `prompts` distinct prompts, each read once, cost less than rows with a prompt of their own.
+
+    The layers take 24·width² operations for each of the `saved` tokens, attention 4·width a pair, and `MASKED_PAIR`
+    as much with the mask that responses then need. `prompt`, `answer` and `longest` (both together) are the greatest
+    lengths.
+    """
+    masked = MASKED_PAIR["cpu" if cpu else "gpu"] * rows * answer * (prompt + answer)
+    return 6 * width * saved > prompts * prompt**2 / 2 + masked - rows * longest**2 / 2
+
+
 def lay_out(
     input_ids: Int[Tensor, "B L"],
     prompt_lengths: Int[Tensor, " B"],
@@ -102,9 +115,8 @@ def lay_out(
 ) -> Layout:
     """The row of tokens for right-padded sequences, of which those with the same number in `prompts` share a prompt.
 
-    Prompts are shared where that saves more in the layers (24·width² operations a token) than attention with a mask
-    costs beyond causal attention (4·width a pair; `MASKED_PAIR` as much with a mask). Everything that is as large as
-    the ids is made on their device; the other arguments are on the CPU, so that a GPU is never waited for.
+    Prompts are shared where that pays (`sharing_pays`). Everything that is as large as the ids is made
+    on their device; the other arguments are on the CPU, so that a GPU is never waited for.
     """
     device, longest = input_ids.device, int(lengths.max())
     _, owner = prompts.unique(return_inverse=True)
@@ -112,9 +124,8 @@ def lay_out(
     tails = lengths - prompt_lengths
     most, tail = int(heads.max()), int(tails.max())
     saved = int(prompt_lengths.sum() - heads.sum())
-    masked = MASKED_PAIR["cpu" if device.type == "cpu" else "gpu"] * len(owner) * tail * (most + tail)
-    extra = len(heads) * most**2 / 2 + masked - len(owner) * longest**2 / 2
-    if 6 * width * saved <= extra:
+    sizes = {"prompts": len(heads), "rows": len(owner), "prompt": most, "answer": tail, "longest": longest}
+    if not sharing_pays(width, saved, **sizes, cpu=device.type == "cpu"):
         tokens = _span(lengths.cumsum(0) - lengths, lengths, longest, device)
         return _layout(input_ids, lengths, tokens, int(lengths.sum()), [Part(tokens, tokens)])
     shared = heads.cumsum(0) - heads

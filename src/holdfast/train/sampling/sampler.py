@@ -11,12 +11,14 @@ from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
 from holdfast.rollout.engine import Engine, Sampling, Sleeper
 from holdfast.tasks.base import Environment
-from holdfast.train.policy.forward import BOUNDS, DIVERGENCES
+from holdfast.train.policy.forward import DIVERGENCES
 from holdfast.train.sampling.data import Prompts, PromptSource
 from holdfast.train.sampling.episodes import Episode, Writing
 from holdfast.train.sampling.routing import with_experts
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.defaults import with_exact_kl
 from holdfast.train.settings.seeds import derive_seed
+from holdfast.types import STATS_BOUNDS
 
 
 @runtime_checkable
@@ -142,11 +144,21 @@ def sampling_of(config: RunConfig) -> Sampling:
     )
 
 
+def decide_exact_kl(config: RunConfig, objective: Objective, vocabulary: int) -> tuple[RunConfig, tuple[str, ...]]:
+    """`engine.exact_kl` as `with_exact_kl` decides it for this objective, and what to say of it.
+
+    Raises:
+        ConfigError: whole distributions are asked for, or needed, and larger than this machine's memory.
+    """
+    quiet = config.model_copy(update={"engine": config.engine.model_copy(update={"exact_kl": False})})
+    return with_exact_kl(config, vocabulary, wants_distributions(quiet, objective))
+
+
 def wants_distributions(config: RunConfig, objective: Objective) -> bool:
     """Whether the engine must return whole distributions: for exact divergences, and to know its support.
 
     A support that top-K reports in full is known without them, and so are the divergences on it. Whether exact KL that
-    nobody asked for is too large is decided before (`holdfast.train.settings.defaults.with_exact_kl`).
+    nobody asked for is too large is decided before (`decide_exact_kl`).
     """
     renormalize = config.sampling.truncates and config.sampling.trainer_support == "processed"
     reported = renormalize and 0 < config.sampling.top_k < config.engine.top_logprobs
@@ -160,7 +172,7 @@ def wanted_top(config: RunConfig, objective: Objective) -> int:
     Raises:
         ConfigError: the objective reads bounds that follow from them, and none are asked for.
     """
-    bounds = sorted(objective.needs & set(BOUNDS))
+    bounds = sorted(objective.needs & set(STATS_BOUNDS))
     if bounds and not config.engine.top_logprobs:
         raise ConfigError(
             f"the objective needs {' and '.join(bounds)}, bounds that follow from the engine's likeliest tokens, but "

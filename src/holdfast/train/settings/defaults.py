@@ -7,12 +7,12 @@ is pretrained and larger, and has others; a key that was written is never change
 from __future__ import annotations
 
 import math
-import os
 from typing import Any, TypeVar
 
 from holdfast.errors import ConfigError
 from holdfast.train.settings.config import TABLES, RunConfig, Section
 from holdfast.train.settings.device import Machine
+from holdfast.train.settings.memory import total_memory
 
 S = TypeVar("S", bound=Section)
 
@@ -114,14 +114,6 @@ def with_steps(config: RunConfig, problems: int) -> RunConfig:
     enough = math.ceil(config.data_epochs * problems / config.batch.prompts)
     steps = min(enough, config.steps) if "steps" in config.model_fields_set else enough
     return _filled(config, keep_written=False, steps=steps)
-
-
-def total_memory() -> int | None:
-    """Bytes of this machine's memory, where the system says."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def _with_table(config: RunConfig, table: str, *, keep_written: bool = True, **values: Any) -> RunConfig:

@@ -42,6 +42,14 @@ def free_memory(device: str, system: Path = Path("/")) -> int | None:
     return min(found, default=None)
 
 
+def total_memory() -> int | None:
+    """Bytes of this machine's memory, where the system says."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def _available(system: Path) -> int | None:
     line = next((line for line in _lines(system / "proc/meminfo") if line.startswith("MemAvailable:")), None)
     return None if line is None else int(line.split()[1]) * 1024

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from holdfast.objectives.objective import Objective
-from holdfast.tasks import get_task
 from holdfast.tasks.base import Task
 from holdfast.train.estimate import Estimate, Shape, estimate, shape_of_run
 from holdfast.train.keep.checkpoint import no_progress_bar
-from holdfast.train.policy.model import device_of
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.device import device_of
 from holdfast.train.settings.memory import free_memory
-from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.seeds import derive_seed
-from holdfast.train.show.summary import describe_engine
+from holdfast.train.show.summary import describe_engine, describe_model
 
 CHARACTERS = 3
 """Of a prompt, per token: fewer than most tokenizers' average, so that prompts come out rather too long."""
 
 
-def introduce(config: RunConfig) -> str:
+def introduce(config: RunConfig, task: Task, objective: Objective) -> str:
     """A few lines about the run.
 
     Raises:
-        ConfigError: it needs more memory than is free, or the configuration cannot be built.
+        ConfigError: it needs more memory than is free, or there is no such device.
     """
     device = device_of(config.model).type
-    task, objective = get_task(config.task.name, **config.task.options), objective_of(config)
     try:
         with no_progress_bar():
             shape = shape_of_run(config, task.alphabet)
@@ -56,13 +53,12 @@ def in_words(found: Estimate, free: int | None) -> str:
 
 def _lines(config: RunConfig, shape: Shape | None, objective: Objective, device: str, memory: str) -> list[str]:
     model, batch = config.model, config.batch
-    name = model.source or f"Qwen3, {model.layers} layers of width {model.hidden}"
     sizes = "" if shape is None else f", {_count(shape.parameters)} parameters"
     kept = f"{model.dtype} with bfloat16 products" if model.autocast else model.dtype
     lora = f", adapters of rank {config.lora.rank}" if config.lora.rank else ""
     where = config.task.options.get("path")
     facts = {
-        "model": f"{name}{sizes}{lora}, {kept} on {device}",
+        "model": f"{describe_model(config)}{sizes}{lora}, {kept} on {device}",
         "engine": f"{config.engine.kind}: {describe_engine(config)}",
         "objective": objective.name,
         "data": config.task.name if where is None else f"{config.task.name}, {where}",

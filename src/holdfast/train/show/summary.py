@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from holdfast.train.keep.checkpoint import best_checkpoint
+from holdfast.train.keep.checkpoint import best_checkpoint, saved_model
 from holdfast.train.keep.ledger import Ledger, audit
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.setup import Run
@@ -23,7 +23,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "formula": run.objective.explain(),
         "task": config.task.name,
         "engine": describe_engine(run.config),
-        "model": config.model.source or f"Qwen3, {config.model.layers} layers of width {config.model.hidden}",
+        "model": describe_model(config),
         "parameters": sum(parameter.numel() for parameter in run.policy.model.parameters()),
         "trained_parameters": sum(parameter.numel() for parameter in run.updater.parameters),
         "tokens": sum(record["tokens"] for record in steps),
@@ -40,11 +40,17 @@ def summarize(run: Run) -> dict[str, Any]:
     if config.checkpoint.best and (best := best_checkpoint(run.folder.checkpoints, records)) is not None:
         summary["best_step"] = best
         summary["best_reward"] = next(record["eval_reward"] for record in judged if record["step"] == best)
-        summary["best_model"] = f"checkpoints/step_{best:04d}/model"
+        summary["best_model"] = str(saved_model(run.folder.checkpoints, best).relative_to(run.folder.path))
     if steps:
         summary["final_entropy"] = steps[-1].get("entropy")
         summary["tokens_per_cpu_second"] = summary["tokens"] / max(summary["cpu_seconds"], 1e-9)
     return summary
+
+
+def describe_model(config: RunConfig) -> str:
+    """Where the model is from."""
+    model = config.model
+    return model.source or f"Qwen3, {model.layers} layers of width {model.hidden}"
 
 
 def describe_engine(config: RunConfig) -> str:

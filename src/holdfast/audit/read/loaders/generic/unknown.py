@@ -18,7 +18,7 @@ VERL = (
 TRL = (
     "this is TRL's table of completions (log_completions=True). It holds texts only, and an audit needs "
     "log-probabilities of tokens: train with Holdfast's trainer for TRL (docs/trl.md), which writes them to "
-    "OUTPUT_DIR/rollouts, and audit that folder"
+    "OUTPUT_DIR/_rollouts, and audit that folder"
 )
 
 
