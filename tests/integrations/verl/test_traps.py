@@ -384,7 +384,7 @@ def test_what_cannot_be_composed_is_a_sentence(arguments, words, capsys):
 def test_without_verl_the_command_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert command.main([]) == 2
-    assert "verl is not installed here: pip install 'holdfast[verl]'" in capsys.readouterr().err
+    assert "verl is not installed here: pip install 'holdfast-rl[verl]'" in capsys.readouterr().err
 
 
 def test_a_threshold_that_is_no_number_is_no_traceback(capsys):

@@ -49,7 +49,7 @@ def require_supported() -> None:
     try:
         installed = version("trl")
     except PackageNotFoundError:
-        raise ConfigError("the TRL plug-in needs TRL, which is not installed: pip install 'holdfast[trl]'") from None
+        raise ConfigError("the TRL plug-in needs TRL, which is not installed: pip install 'holdfast-rl[trl]'") from None
     if changed := differences():
         raise ConfigError(_refusal(installed, changed))
     if ".".join(installed.split(".")[:2]) not in TESTED:

@@ -89,15 +89,15 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         top_logprobs: int | None = None,
         **options: Any,
     ) -> None:
-        args = args or default_config(model)
-        own = Choices.of(args, objective, rollouts_every, lm_head, top_logprobs)
+        config: Any = default_config(model) if args is None else args
+        own = Choices.of(config, objective, rollouts_every, lm_head, top_logprobs)
         self.rollouts_every, self.top_logprobs = own.rollouts_every, own.top_logprobs
-        given = {"beta": args.beta, "entropy_coef": args.entropy_coef}
-        self.objective, args = resolve(own.objective, args, self.top_logprobs)
+        given = {"beta": config.beta, "entropy_coef": config.entropy_coef}
+        self.objective, config = resolve(own.objective, config, self.top_logprobs)
         options = by_name(others, options)
-        self._refuse_silent_engine(args, options)
-        warn_of_other_distribution(self.objective, args)
-        warn_of_idle_parts(self.objective, args)
+        self._refuse_silent_engine(config, options)
+        warn_of_other_distribution(self.objective, config)
+        warn_of_idle_parts(self.objective, config)
         warn_of_length_weights(self.objective)
         self.run = ""
         self._step_in_progress: _Step | None = None
@@ -106,7 +106,7 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         about = dataclasses.asdict(own) | {"version": holdfast.__version__}
         about |= {"objective": self.objective.to_dict(), "explain": self.objective.explain()}
         self._name = f"{self.objective.name} (Holdfast {holdfast.__version__})"
-        super().__init__(model, reward_funcs, telling(args, about, given), train_dataset, **options)
+        super().__init__(model, reward_funcs, telling(config, about, given), train_dataset, **options)
         contract.require_trainer(self)
         self.add_callback(card.Remember(self))
         if own.lm_head == "holdfast":
@@ -114,7 +114,7 @@ class HoldfastGRPOTrainer(GRPOTrainer):
             install(bare, self.temperature, getattr(self.args, "cast_lm_head_to_fp32", False))
         if self.top_logprobs:
             top_k.refuse_sharded(self.accelerator)
-            if args.use_vllm:
+            if config.use_vllm:
                 top_k.report_likeliest(self.vllm_generation, self.top_logprobs)
 
     def create_model_card(self, model_name: Any = None, dataset_name: Any = None, tags: Any = None) -> None:

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from holdfast.errors import HoldfastError
 
 _INSTALL = (
-    "verl is not installed here: pip install 'holdfast[verl]' -c requirements/verl-constraints.txt, on Python 3.11 or "
-    "3.12 (docs/verl.md, Installation)"
+    "verl is not installed here: pip install 'holdfast-rl[verl]' -c requirements/verl-constraints.txt, on Python 3.11 "
+    "or 3.12 (docs/verl.md, Installation)"
 )
 
 

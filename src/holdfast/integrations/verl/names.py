@@ -11,7 +11,7 @@ from holdfast.objectives.objective import Objective
 from holdfast.objectives.parts.advantages import Gae, Group, Whiten
 from holdfast.objectives.presets import list_presets, preset
 
-TESTED = ("0.9.0", "0.9.1")
+TESTED = ("0.9.1",)
 """The releases of verl that the tests have run with; others are judged by `contract.differences`."""
 
 PREFIX = "holdfast"

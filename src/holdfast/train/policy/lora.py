@@ -36,7 +36,8 @@ def add_lora(model: Any, settings: LoraConfig, *, base: str, seed: int) -> Any:
     try:
         import peft  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ConfigError('[lora] needs the package peft: pip install "holdfast[lora]", or set lora.rank = 0') from None
+        hint = 'pip install "holdfast-rl[lora]", or set lora.rank = 0'
+        raise ConfigError(f"[lora] needs the package peft: {hint}") from None
     targets = settings.targets[0] if settings.targets == ["all-linear"] else list(settings.targets)
     wanted = peft.LoraConfig(
         r=settings.rank,

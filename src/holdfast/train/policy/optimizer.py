@@ -32,7 +32,7 @@ def make_optimizer(settings: OptimizerConfig, parameters: Sequence[torch.nn.Para
         from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
-            f'optimizer.kind = "adamw8bit" needs the package torchao ({error}): pip install "holdfast[adamw8bit]"; '
+            f'optimizer.kind = "adamw8bit" needs the package torchao ({error}): pip install "holdfast-rl[adamw8bit]"; '
             'nearest valid value: "adamw"'
         ) from None
     return AdamW8bit(parameters, **common)

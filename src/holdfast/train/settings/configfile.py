@@ -10,10 +10,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from holdfast.errors import ConfigError, nearest
-from holdfast.train.settings.config import OpenSection, RunConfig, keys_of
+from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.defaults import check_dtype, with_defaults
 from holdfast.train.settings.device import Machine
 from holdfast.train.settings.objective import objective_of
+from holdfast.train.settings.section import OpenSection, keys_of
 
 _COMPARISONS = {
     "greater_than": ("ge", "greater than"),

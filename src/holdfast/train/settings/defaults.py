@@ -10,9 +10,10 @@ import math
 from typing import Any, TypeVar
 
 from holdfast.errors import ConfigError
-from holdfast.train.settings.config import TABLES, RunConfig, Section
+from holdfast.train.settings.config import TABLES, RunConfig
 from holdfast.train.settings.device import Machine
 from holdfast.train.settings.memory import total_memory
+from holdfast.train.settings.section import Section
 
 S = TypeVar("S", bound=Section)
 

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from holdfast.train.settings.config import RunConfig, keys_of
+from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.section import keys_of
 
 
 def config_reference() -> str:

@@ -113,8 +113,8 @@ def idle_or_twice(config: Any) -> Iterator[Trap]:
 
 def distilled_away(config: Any) -> Iterator[Trap]:
     """verl's distillation without task rewards, which leaves the policy loss out."""
-    distillation = config.get("distillation") or {}
-    ours = is_ours(loss_mode(config)) and distillation.get("enabled")
+    distillation = config.get("distillation")
+    ours = is_ours(loss_mode(config)) and distillation and distillation.get("enabled")
     if ours and not distillation.distillation_loss.get("use_task_rewards"):
         yield Trap(
             f"distillation.enabled=true without use_task_rewards beside loss_mode={loss_mode(config)}",
