@@ -82,5 +82,6 @@ ${RUN:-$PYTHON -m verl.trainer.main_ppo} \
   trainer.logger='[console]' \
   trainer.project_name=holdfast \
   trainer.experiment_name=cpu_smoke \
+  hydra.run.dir="$OUT/hydra" \
   "${MACHINE[@]}" \
   "$@"

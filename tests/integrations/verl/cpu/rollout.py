@@ -18,6 +18,7 @@ import torch
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
 
+from . import attention as attention  # registers attention over packed sequences
 from . import platform as platform  # registers the CPU platform in every process that loads this module
 
 ENGINE = "holdfast_cpu_engine"
