@@ -36,6 +36,8 @@ def test_every_promised_number_is_shown():
 def test_sampled_drift_stands_in_where_exact_was_not_measured():
     record = {"rollout_k3_mean": 1e-3, "rollout_k2_max": 2e-1}
     assert cells_of(record) == [("drift mean", "1.0e-03"), ("drift max", "2.0e-01")]
+    proven = record | {"kl_lower_mean": 8e-4, "kl_lower_max": 0.15}  # what the top-K prove, and what a mask reads
+    assert cells_of(proven) == [("drift mean", "8.0e-04"), ("drift max", "1.5e-01")]
 
 
 def test_a_pipe_gets_one_plain_line_per_step():

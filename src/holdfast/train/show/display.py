@@ -162,12 +162,15 @@ COLUMNS: Sequence[tuple[str, str, str]] = (
 
 
 def cells_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Label and text of each number that this step measured; sampled drift stands in for exact drift."""
-    stand_in = {"kl_exact_mean": "rollout_k3_mean", "kl_exact_max": "rollout_k2_max"}
+    """Label and text of each number that this step measured; for exact drift the proven, else the sampled stands in."""
+    stand_in = {
+        "kl_exact_mean": ("kl_lower_mean", "rollout_k3_mean"),
+        "kl_exact_max": ("kl_lower_max", "rollout_k2_max"),
+    }
     cells = []
     for label, key, form in COLUMNS:
-        value = record.get(key, record.get(stand_in.get(key, "")))
-        if value is not None:
+        known = (record[name] for name in (key, *stand_in.get(key, ())) if record.get(name) is not None)
+        if (value := next(known, None)) is not None:
             cells.append((label, format(value, form)))
     return cells
 
