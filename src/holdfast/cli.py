@@ -24,6 +24,9 @@ COMMANDS = {
     "launch": "run one TOML file with our trainer, with TRL or with verl",
 }
 
+EXTRAS = dict.fromkeys(("transformers", "tokenizers", "safetensors", "tqdm"), "train")
+"""Packages that a plain installation leaves out, and the extra that brings each."""
+
 
 def main() -> None:
     """Entry point of the console script and of `python -m holdfast`."""
@@ -46,6 +49,13 @@ def dispatch(argv: Sequence[str]) -> int:
         return import_module(f"holdfast.commands.{name}").run(list(argv[1:]))
     except HoldfastError as error:
         print(f"holdfast {name}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        fix = f"pip install 'holdfast-rl[{EXTRAS[package]}]'"
+        print(f"holdfast {name}: this needs the package {package}, which is not installed: {fix}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nholdfast {name}: interrupted", file=sys.stderr)

@@ -35,8 +35,12 @@ def start(base: Path, name: str, steps: int, *overrides: str, ranks: int = 1, mi
     environment = world.environment(VERL_FILE_LOGGER_PATH=str(folder / "metrics.jsonl"), **variables)
     arguments = [*world.overrides(toy, folder, steps, ranks, micro), *overrides]
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    with (folder / "log").open("w") as log:
-        done = subprocess.run(
-            command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, timeout=900, check=False
-        )
+    for _ in range(5):
+        with (folder / "log").open("w") as log:
+            done = subprocess.run(
+                command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, timeout=1800, check=False
+            )
+        # Ray gives its own processes 30 seconds to start, which a busy machine may not.
+        if "The current node timed out during startup" not in (folder / "log").read_text(errors="replace"):
+            break
     return Run(folder, done.returncode)

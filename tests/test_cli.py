@@ -1,0 +1,34 @@
+"""A plain installation: what needs no extra works, and what needs one names it."""
+
+import subprocess
+import sys
+
+import pytest
+
+PLAIN = (
+    "import sys; sys.modules.update(dict.fromkeys(('transformers', 'tokenizers', 'safetensors', 'tqdm', 'peft')));"
+    "from holdfast.cli import dispatch; sys.exit(dispatch(sys.argv[1:]))"
+)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", PLAIN, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("bounds", "--horizon", "64", "--kl", "1e-4"), ("presets", "trm")])
+def test_commands_without_a_model_need_no_extra(arguments):
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("demo",), ("train", "examples/small/lora.toml"), ("launch", "examples/launch/shared.toml", "--backend", "trl")],
+)
+def test_a_missing_extra_is_a_sentence_with_the_fix(arguments):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"holdfast {arguments[0]}: this needs the package transformers, which is not installed: "
+        "pip install 'holdfast-rl[train]'\n"
+    )
