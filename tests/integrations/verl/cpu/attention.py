@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForTokenClassification
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -40,5 +41,13 @@ def _block_diagonal(
     return out.transpose(1, 2).contiguous()
 
 
+def critic(*args: Any, attn_implementation: str = "", **options: Any) -> Any:
+    """A critic's model: verl asks for flash attention whatever the config says, and draws its head without a seed."""
+    torch.manual_seed(0)
+    return _load_critic(*args, attn_implementation="sdpa", **options)
+
+
+_load_critic = AutoModelForTokenClassification.from_pretrained
+AutoModelForTokenClassification.from_pretrained = critic  # type: ignore[method-assign]
 ALL_ATTENTION_FUNCTIONS.register("packed", packed)
 ALL_MASK_ATTENTION_FUNCTIONS.register("packed", flash_attention_mask)
