@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo smollm2 test test-trl test-trl-matrix test-trl-suite test-verl test-vllm lint format typecheck docs clean
+.PHONY: demo smollm2 test faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -25,6 +25,11 @@ smollm2: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Kills, liars, hostile files: the long form of tests/faults. Counts can be set: make faults KILLS=30 RECORDS=1000
+COUNTS := KILLS RECORDS PARQUET CHECKPOINTS SERVERS REWARDS
+faults: $(STAMP)
+	$(BIN)/python tests/faults/campaign.py --write $(foreach n,$(COUNTS),$(if $($(n)),--$(shell echo $(n) | tr A-Z a-z) $($(n))))
 
 # The peers whose released losses ours are compared with, each with its complete lock in an environment of its own.
 test-verl: .venv-verl/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from holdfast import __version__
-from holdfast.errors import HoldfastError, nearest
+from holdfast.errors import HoldfastError, nearest, visible
 
 COMMANDS = {
     "demo": "train the built-in example and open its report: ten minutes on a laptop",
@@ -23,6 +24,9 @@ COMMANDS = {
     "watch": "run the audit's checks while a run writes",
     "launch": "run one TOML file with our trainer, with TRL or with verl",
 }
+
+LAYOUT = "\n\t"
+"""What messages of several lines are laid out with; every other control character is spelt out."""
 
 EXTRAS = dict.fromkeys(("transformers", "tokenizers", "safetensors", "tqdm"), "train")
 """Packages that a plain installation leaves out, and the extra that brings each."""
@@ -48,7 +52,7 @@ def dispatch(argv: Sequence[str]) -> int:
     try:
         return import_module(f"holdfast.commands.{name}").run(list(argv[1:]))
     except HoldfastError as error:
-        print(f"holdfast {name}: {error}", file=sys.stderr)
+        print(f"holdfast {name}: {visible(str(error), keep=LAYOUT)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
@@ -63,6 +67,12 @@ def dispatch(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output went away (`holdfast presets | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = "" if error.filename is None else f" ({visible(os.fsdecode(error.filename))})"
+        print(f"holdfast {name}: {error.strerror}{where}; what was complete on disk stays", file=sys.stderr)
+        return 2
 
 
 def available() -> list[str]:

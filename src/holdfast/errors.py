@@ -1,6 +1,7 @@
 """The errors that Holdfast raises on purpose: each message names the value, what is allowed, and the fix."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -29,3 +30,21 @@ def nearest(name: str, allowed: Iterable[str], count: int = 3) -> str:
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     return f"did you mean {', '.join(close)}?" if close else f"allowed: {', '.join(names)}"
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Spell out control, format and surrogate characters but those in `keep`: others' text steers no terminal or page.
+
+    >>> visible("a\\u202eb")
+    'a\\\\u202eb'
+    """
+    return "".join(
+        _spell(c) if c not in keep and unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} else c
+        for c in text
+    )
+
+
+def _spell(character: str) -> str:
+    code = ord(character)
+    short = {9: "\\t", 10: "\\n", 13: "\\r"}
+    return short.get(code) or (f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}")

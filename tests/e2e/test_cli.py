@@ -12,6 +12,7 @@ import tomli_w
 
 from holdfast import __version__
 from holdfast.cli import COMMANDS, available, dispatch
+from holdfast.errors import DataError
 
 RUN = {
     "steps": 2,
@@ -53,6 +54,15 @@ def test_every_command_has_help(name, capsys):
 def test_version(capsys):
     assert dispatch(["--version"]) == 0
     assert capsys.readouterr().out == f"holdfast {__version__}\n"
+
+
+def test_a_full_disk_is_a_sentence(monkeypatch, capsys):
+    def full(argv):
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr("holdfast.commands.presets.run", full)
+    assert dispatch(["presets"]) == 2
+    assert "presets: No space left on device (metrics.jsonl)" in capsys.readouterr().err
 
 
 def test_unknown_command(capsys):
@@ -256,3 +266,31 @@ def test_importing_the_command_line_is_light():
     code = "import sys, holdfast.cli; print(sorted({'transformers', 'pyarrow', 'rich', 'pydantic'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_errors_do_not_steer_the_terminal(monkeypatch, capsys):
+    def fails(argv):
+        raise DataError("red \x1b[31m text\x07 \u202e\nsecond line")
+
+    monkeypatch.setattr("holdfast.commands.presets.run", fails)
+    assert dispatch(["presets"]) == 2
+    assert capsys.readouterr().err == "holdfast presets: red \\x1b[31m text\\x07 \\u202e\nsecond line\n"
+
+
+def test_a_folder_that_may_not_be_written_is_a_sentence(tmp_path, monkeypatch, capsys):
+    """A folder in place of a file, for a superuser may write anywhere."""
+
+    def refused(argv):
+        (tmp_path / "a\x1bb").write_text("")
+
+    (tmp_path / "a\x1bb").mkdir()
+    monkeypatch.setattr("holdfast.commands.presets.run", refused)
+    assert dispatch(["presets"]) == 2
+    assert "Is a directory" in (said := capsys.readouterr().err) and "a\\x1bb" in said
+
+
+def test_a_password_in_an_address_reaches_no_file(run_file, capsys):
+    assert dispatch(["train", str(run_file), "--engine.kind", "server", "--engine.url", "http://me:secret@h:1"]) == 2
+    said = capsys.readouterr().err
+    assert "engine.url = 'http://...@h:1' holds a name or password" in said and "secret" not in said
+    assert not Path("runs").exists()

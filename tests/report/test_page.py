@@ -1,3 +1,7 @@
+import base64
+import hashlib
+import re
+
 import pytest
 
 from holdfast.errors import DataError
@@ -106,3 +110,11 @@ def test_a_table_aligns_sorts_and_marks(parse):
 def test_a_page_that_cannot_be_written_says_where(tmp_path):
     with pytest.raises(DataError, match="give a folder that you may write to"):
         write_page(tmp_path / "missing" / "report.html", page("t"))
+
+
+def test_the_only_script_that_may_run_is_ours(parse):
+    document = page("t", paragraph("x"))
+    policy = next(a["content"] for a in parse(document).all("meta") if "http-equiv" in a)
+    script = re.search(r"<script>(.*)</script>", document, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy and "\r" not in script

@@ -1,3 +1,4 @@
+import codecs
 import json
 import sys
 
@@ -58,6 +59,8 @@ def test_a_held_out_file_and_other_names(tmp_path):
         ("[1]", "line 1: no field 'prompt' .found: list."),
         ('{"prompt": "a", "answer": null}', "line 1: field 'answer' is NoneType: text or a number is needed"),
         ('{"prompt": "a", "answer": "b"}\n  \n[1]', "line 3: no field 'prompt'"),
+        ("[" * 200_000, "line 1: (cannot be read|not JSON)"),
+        ("9" * 10_000, "line 1: cannot be read"),
     ],
 )
 def test_a_bad_file_names_the_line(tmp_path, text, message):
@@ -65,6 +68,22 @@ def test_a_bad_file_names_the_line(tmp_path, text, message):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         get_task("jsonl", path=str(path))
+
+
+def test_other_encodings_name_the_line_and_a_byte_order_mark_is_none_of_the_text(tmp_path):
+    row = '{"prompt": "é?", "answer": "x\u2028y"}\n'
+    path = tmp_path / "table.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + row.encode() * 2)
+    assert [(p.prompt, p.answer) for p in get_task("jsonl", path=str(path)).pool("train")] in (
+        [("é?", "x\u2028y")] * 2,
+        [],
+    )
+    assert get_task("jsonl", path=str(path)).alphabet == "?xyé\u2028"
+    path.write_bytes(b'{"prompt": "a", "answer": "b"}\n' + row.encode("latin-1", "replace"))
+    with pytest.raises(DataError, match=r"line 2: not UTF-8 \(byte 13\): save the file as UTF-8"):
+        get_task("jsonl", path=str(path))
+    with pytest.raises(ConfigError, match=r"task.path = .* is a folder"):
+        get_task("jsonl", path=str(tmp_path))
 
 
 def test_what_cannot_be_done_says_why(tmp_path, questions):
@@ -75,8 +94,6 @@ def test_what_cannot_be_done_says_why(tmp_path, questions):
     }.items():
         with pytest.raises(ConfigError, match=rf"task\.{key} = .*there is no such file"):
             get_task("jsonl", **paths)
-    with pytest.raises(ConfigError, match="there is no such file"):
-        get_task("jsonl", path=str(tmp_path))
     task = get_task("jsonl", path=questions)
     with pytest.raises(ConfigError, match=r"no sloppy teacher: set warm_start.sloppy_steps = 0"):
         task.sloppy(task.problems(0, 1, "train")[0], 0, 0.1)

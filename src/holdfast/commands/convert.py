@@ -15,7 +15,7 @@ from holdfast.audit.read.loaders.loader import SourceFile
 from holdfast.audit.read.raw.names import own_columns
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.read.source import find_files, read_files
-from holdfast.errors import ConfigError, DataError
+from holdfast.errors import ConfigError, DataError, visible
 from holdfast.rollout.store import write_rollouts
 from holdfast.types import Rollout
 
@@ -30,9 +30,9 @@ def run(argv: Sequence[str]) -> int:
     reading = Reading(allow_pickle=options.allow_pickle, columns=own_columns(options.map))
     rollouts, tokens = convert(options.source, options.target, reading, force=options.force, console=console)
     megabytes = options.target.stat().st_size / 1e6
-    print(f"{options.target}: {rollouts:,} rollouts, {tokens:,} response tokens, {megabytes:,.1f} MB")
+    print(f"{visible(str(options.target))}: {rollouts:,} rollouts, {tokens:,} response tokens, {megabytes:,.1f} MB")
     for line in left_out(reading):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(visible(line), highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -135,7 +135,11 @@ def build_trainer(run: RunFile, folder: Path) -> Any:
     say_doubts(task, *chosen)
     problems = [problem for part in chosen for problem in part]
     scorer = make_scorer(
-        task, config.task.reward, timeout=config.task.reward_timeout, workers=config.task.reward_workers
+        task,
+        config.task.reward,
+        timeout=config.task.reward_timeout,
+        workers=config.task.reward_workers,
+        memory_gib=config.task.reward_memory_gib,
     )
 
     def reward(completions: list[Any], number: list[int], **others: Any) -> list[float]:

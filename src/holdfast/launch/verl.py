@@ -195,7 +195,7 @@ def _data(config: RunConfig, folder: Path) -> dict[str, Any]:
     task = config.task
     options = {key: _absolute(key, value) for key, value in task.options.items()}
     chosen = {"name": task.name, "options": options, "reward": task.reward}
-    chosen |= {"reward_timeout": task.reward_timeout, "reward_workers": task.reward_workers}
+    chosen |= {name: getattr(task, name) for name in ("reward_timeout", "reward_workers", "reward_memory_gib")}
     return {
         "data.train_files": str(folder.absolute() / "data" / "train.parquet"),
         "data.val_files": str(folder.absolute() / "data" / "held_out.parquet"),

@@ -58,4 +58,5 @@ def _scorer(task: str) -> Scorer:
         settings["reward"],
         timeout=settings["reward_timeout"],
         workers=settings["reward_workers"],
+        memory_gib=settings["reward_memory_gib"],
     )

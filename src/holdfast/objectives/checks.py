@@ -10,6 +10,18 @@ from holdfast.objectives.parts.terms import missing
 from holdfast.types import Batch, TokenStats
 
 
+def check_kinds(batch: Batch, stats: TokenStats | None) -> None:
+    """Raise DataError for a dictionary, or anything else, in the place of a batch or its statistics."""
+    for value, kind in ((batch, Batch), (stats, TokenStats)):
+        if value is not None and not isinstance(value, kind):
+            raise DataError(
+                f"a {type(value).__name__} is no {kind.__name__}: make one, holdfast.{kind.__name__}(...) with its "
+                f"fields as keywords ({kind.__name__}(**values) where it is a dictionary of them)"
+            )
+    if batch is None:
+        raise DataError("None is no Batch: make one, holdfast.Batch(...)")
+
+
 def stats_or_old(batch: Batch, stats: TokenStats | None, needs: frozenset[str]) -> TokenStats:
     """`stats`, or the old policy standing in for the current one where whole-batch statistics need no more."""
     if stats is not None:

@@ -153,6 +153,7 @@ class Objective:
         where the step is spread over several. Validation reads values back from the device; switch it off to avoid the
         synchronisation.
         """
+        checks.check_kinds(batch, stats)
         with torch.no_grad():
             stats = checks.stats_or_old(batch, stats, self.needs)
             if validate:
@@ -171,6 +172,7 @@ class Objective:
 
     def __call__(self, batch: Batch, stats: TokenStats, *, plan: Plan | None = None) -> LossOutput:
         """This batch's share of the loss. Without a plan the batch is the whole optimiser step."""
+        checks.check_kinds(batch, stats)
         if plan is None:
             plan = self.prepare(batch, stats.detach())
         with torch.no_grad():

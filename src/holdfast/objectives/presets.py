@@ -25,6 +25,8 @@ def preset(name: str, **overrides: Any) -> Objective:
     `preset("trm+sspo+kl_cov", delta=0.05)`. Raises ConfigError for an unknown row (with the nearest names), for two
     rows that set the same field differently, and for overrides that do not fit.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"preset {name!r} is no name; allowed: {', '.join(sorted(TABLE))}, or several joined by '+'")
     names = [part.strip() for part in name.split("+")]
     for part in names:
         if part not in TABLE:

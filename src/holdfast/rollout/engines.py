@@ -57,7 +57,7 @@ class EngineSettings:
         if self.sync == "restart" and self.kind == "server" and not self.command:
             raise ConfigError(
                 "engine.sync = 'restart' needs engine.command, the words that start the server, e.g. "
-                '["vllm", "serve", "{folder}", "--port", "8000"]'
+                '["vllm", "serve", "{folder}", "--host", "127.0.0.1", "--port", "8000"]'
             )
         if self.cache_gib <= 0 or self.concurrency < 1:
             raise ConfigError(

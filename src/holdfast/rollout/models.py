@@ -159,8 +159,15 @@ def whole_model(kind: Any, source: str | Path, dtype: torch.dtype, where: str, *
     Raises:
         ConfigError: it cannot be loaded, or not whole; the message names the weights.
     """
+    from safetensors import SafetensorError
+
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        # A class of transformers would be built in its default size, billions of weights.
+        raise ConfigError(f"{where} has no config.json in {source}: copy it from the model's source")
     try:
         model, seen = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ConfigError(f"{where} has a damaged safetensors file ({error}): copy or download it again") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{where} could not be loaded as a causal model: {error}") from error
     name = type(model).__name__

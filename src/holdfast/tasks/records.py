@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,6 +60,8 @@ class Records:
         """
         for key in ("path", "eval_path"):
             value = getattr(self, key)
+            if value is not None and Path(value).is_dir():
+                raise ConfigError(f"task.{key} = {value!r} is a folder: name the file in it")
             if value is not None and not Path(value).is_file():
                 raise ConfigError(f"task.{key} = {value!r}: there is no such file (working folder: {Path.cwd()})")
 
@@ -148,13 +151,25 @@ class JsonLines(Records):
 
     def rows(self, path: str) -> Iterator[tuple[str, Any]]:
         """(where, object) of every line that is not empty."""
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        # Bytes: characters such as U+2028, which text may hold, end no line.
+        for number, line in enumerate(_bytes_of(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
             if line.strip():
                 where = f"{path}, line {number}"
                 try:
-                    yield where, json.loads(line)
+                    yield where, json.loads(line.decode())
                 except json.JSONDecodeError as error:
                     raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{where}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from error
+                except (ValueError, RecursionError) as error:  # digits or depth without end
+                    raise DataError(f"{where}: cannot be read ({error})") from error
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

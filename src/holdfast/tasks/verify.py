@@ -5,26 +5,24 @@ A function that raises, returns no finite number or takes too long gives reward 
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import math
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from holdfast.errors import ConfigError, DataError
 from holdfast.tasks import judge
 from holdfast.tasks.base import Problem, Task
+from holdfast.tasks.process import Judge
 
-START = 120.0
-"""Seconds that importing the function may take."""
+LARGEST = 1e15
+"""Rewards beyond it, squared and summed, leave the range of float32."""
+
+MEMORY_GIB = 8.0
+"""What a function's process, and each that it starts, may take."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class InProcess:
         try:
             return finite(float(self.reward(problem, response)))
         except Exception as error:
-            return Score(0.0, f"raised {type(error).__name__}: {error}")
+            return Score(0.0, readable(f"raised {type(error).__name__}: {error}"))
 
 
 class Isolated:
@@ -72,7 +70,7 @@ class Isolated:
     The function is called as function(problem, response) with problem.prompt, .answer, .solution and .environment.
     """
 
-    def __init__(self, function: str, *, timeout: float, workers: int) -> None:
+    def __init__(self, function: str, *, timeout: float, workers: int, memory_gib: float = MEMORY_GIB) -> None:
         """Start one process, to see that the function is there.
 
         Raises:
@@ -80,12 +78,12 @@ class Isolated:
         """
         if function == judge.MATH and importlib.util.find_spec("math_verify") is None:
             raise ConfigError('task.verifier = "math-verify" needs a package: pip install "holdfast-rl[math]"')
-        self.function, self.timeout = function, timeout
+        self.function, self.timeout, self.memory_gib = function, timeout, memory_gib
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="judge")
-        self.idle: SimpleQueue[_Judge | None] = SimpleQueue()
+        self.idle: SimpleQueue[Judge | None] = SimpleQueue()
         for _ in range(workers - 1):
             self.idle.put(None)
-        self.idle.put(_Judge(function))
+        self.idle.put(Judge(function, memory_gib=memory_gib))
 
     def __call__(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
         return list(self.pool.map(self._one, problems, responses))
@@ -102,17 +100,38 @@ class Isolated:
         process = self.idle.get()
         try:
             if process is None or not process.alive:
-                process = _Judge(self.function)
-            return process.ask(problem, response, self.timeout)
+                if process is not None:
+                    process.end()  # what it started may have outlived it
+                    process = None
+                process = Judge(self.function, memory_gib=self.memory_gib)
+            return _ask(process, problem, response, self.timeout)
         finally:
             self.idle.put(process)
+
+
+def _ask(process: Judge, problem: Problem, response: str, timeout: float) -> Score:
+    """One response's score; the process is dead afterwards where it gave none."""
+    shown = {name: getattr(problem, name) for name in ("prompt", "answer", "solution", "environment")}
+    answer, late = process.exchange({"problem": shown, "response": response}, timeout)
+    if answer is None:
+        process.end()
+        why = f"was killed after {timeout:g} seconds (raise task.reward_timeout if it needs longer)"
+        return Score(0.0, why if late else "ended its process", late)
+    return Score(0.0, readable(f"raised {answer['error']}")) if "error" in answer else finite(answer["value"])
 
 
 def finite(value: float) -> Score:
     """A score, if the value is one."""
     if not math.isfinite(value):
         return Score(0.0, f"returned {value}")
+    if abs(value) > LARGEST:
+        return Score(0.0, f"returned {value:g}, and rewards lie within ±{LARGEST:g}")
     return Score(value)
+
+
+def readable(text: str) -> str:
+    """Text that can be written anywhere: halves of surrogate pairs are spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def rewards_of(scores: Sequence[Score], problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
@@ -135,83 +154,15 @@ def shorten(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def make_scorer(task: Task, function: str | None, *, timeout: float, workers: int) -> Scorer:
+def make_scorer(
+    task: Task, function: str | None, *, timeout: float, workers: int, memory_gib: float = MEMORY_GIB
+) -> Scorer:
     """Who rewards the task's responses: `function` if given, else the function the task names, else the task.
 
     Raises:
         ConfigError: the function cannot be imported.
     """
     name = function or getattr(task, "judge", None)
-    return InProcess(task.reward) if name is None else Isolated(name, timeout=timeout, workers=workers)
-
-
-class _Judge:
-    """One process that answers one request at a time."""
-
-    def __init__(self, function: str) -> None:
-        path = [str(Path.cwd()), *(entry for entry in sys.path if entry)]
-        self.process = subprocess.Popen(
-            [sys.executable, judge.__file__, function, json.dumps(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            start_new_session=True,  # a Ctrl-C is for the trainer: it must not look like a wrong answer
-        )
-        answer, late = self._exchange(None, START)
-        if answer is None or answer["error"]:
-            self.end()
-            silent = "its import never ended" if late else "its import ended the process"
-            reason = silent if answer is None else answer["error"]
-            raise ConfigError(
-                f"task.reward = {function!r} cannot be imported ({reason}); write package.module:function and start "
-                "holdfast where the module can be found"
-            )
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def ask(self, problem: Problem, response: str, timeout: float) -> Score:
-        """One response's score; the process is dead afterwards if it took too long."""
-        shown = {name: getattr(problem, name) for name in ("prompt", "answer", "solution", "environment")}
-        request = json.dumps({"problem": shown, "response": response})
-        answer, late = self._exchange(request, timeout)
-        if answer is None:
-            self.end()
-            why = f"was killed after {timeout:g} seconds" if late else "ended its process"
-            return Score(0.0, f"{why} (raise task.reward_timeout if it needs longer)" if late else why, late)
-        return Score(0.0, f"raised {answer['error']}") if "error" in answer else finite(answer["value"])
-
-    def end(self) -> None:
-        """Kill and clean up."""
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # a request that it did not live to read
-                    stream.close()
-
-    def _exchange(self, line: str | None, timeout: float) -> tuple[dict[str, Any] | None, bool]:
-        """Send a line, read one; None where the process ended first, True where that was our doing."""
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            self.process.kill()
-
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        timer = threading.Timer(timeout, expire)
-        timer.start()
-        try:
-            if line is not None:
-                self.process.stdin.write(line + "\n")
-                self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except OSError:
-            answer = ""
-        finally:
-            timer.cancel()
-        # An answer that came just before the kill still counts; the process is found dead next time.
-        return (json.loads(answer) if answer.endswith("\n") else None), expired.is_set()
+    if name is None:
+        return InProcess(task.reward)
+    return Isolated(name, timeout=timeout, workers=workers, memory_gib=memory_gib)

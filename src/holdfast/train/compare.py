@@ -18,7 +18,8 @@ from rich.console import Console
 from holdfast.errors import ConfigError, HoldfastError, nearest
 from holdfast.report.learning import held_out, zero_or_one
 from holdfast.report.metrics import Metrics, is_number, read_metrics
-from holdfast.train.keep.folder import RunFolder, write_text
+from holdfast.train.keep.files import write_text
+from holdfast.train.keep.folder import RunFolder
 from holdfast.train.settings.config import ObjectiveConfig, RunConfig
 from holdfast.train.settings.objective import objective_of
 from holdfast.train.show.display import Milestones

@@ -7,14 +7,17 @@ trainer's own numerics, update the policy, hand the new weights to the engine. L
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from holdfast.errors import HoldfastError
 from holdfast.tasks import get_task
 from holdfast.tasks.verify import rewards_of
 from holdfast.train.evaluate import evaluate, held_out_doubts
-from holdfast.train.keep.checkpoint import best_checkpoint, mark_best, save_checkpoint, saved_model
+from holdfast.train.keep.checkpoint import best_checkpoint, latest_checkpoint, mark_best, save_checkpoint, saved_model
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.keep.hub import login_note, push_model
 from holdfast.train.keep.stopwatch import Stopwatch
@@ -28,10 +31,11 @@ from holdfast.train.setup import Run, set_up
 from holdfast.train.show.advice import ratio_warnings, step_warnings
 from holdfast.train.show.banner import introduce
 from holdfast.train.show.display import Display
-from holdfast.train.show.metrics import lag_metrics, reward_metrics, step_metrics
+from holdfast.train.show.metrics import lag_metrics, measured, recordable, reward_metrics, step_metrics
 from holdfast.train.show.records import rollout_records
 from holdfast.train.show.summary import summarize
 from holdfast.train.show.trackers import Trackers
+from holdfast.train.update import Updated
 from holdfast.train.warmstart import Progress
 
 
@@ -56,6 +60,7 @@ def train(
     task = get_task(config.task.name, **config.task.options)
     display.begin(introduce(config, task, objective_of(config)))
     with (
+        folder.lock(),
         closing(Trackers(config, folder)) as trackers,
         closing(
             set_up(
@@ -70,7 +75,12 @@ def train(
     ):
         for note in start_notes(run):
             display.note(note)
-        take_steps(run, trackers, display, stop)
+        try:
+            take_steps(run, trackers, display, stop)
+        except Exception as error:
+            for note in leave(run, error):
+                display.note(note)
+            raise
         if run.step < run.config.steps:
             keep(run)
         summary = summarize(run)
@@ -83,37 +93,52 @@ def train(
 
 def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[], bool]) -> None:
     """The loop."""
-    config, folder = run.config, run.folder
+    config = run.config
     if run.step == 0:
         doubts = held_out_doubts(run)
         report(run, {"step": 0} | evaluate(run) | ({"warnings": doubts} if doubts else {}), display, trackers)
     while run.step < config.steps and not stop():
         step, clock, spent = run.step + 1, Stopwatch(), run.sampler.cpu_seconds()
         set_learning_rate(run.optimizer, learning_rate_at(config.optimizer, step, config.steps))
+        run.begun, run.updater.moved = torch.get_rng_state(), False
         with clock.measure("generate"):
             episodes = run.sampler.episodes(step)
         run.check_engine(episodes)
         with clock.measure("reward"):
             rollouts, judged = score(run, episodes)
-        routed = run.router_drift(rollouts)
+        routed = measured({}, "router_drift", lambda: run.router_drift(rollouts))  # noqa: B023
         updated = run.updater.step(rollouts, step, clock)
         with clock.measure("update"):
-            run.publish(step)
-        run.step = step
+            trouble = failure_of(lambda: run.publish(step))  # noqa: B023
+        run.step, run.begun = step, None
         record = {"step": step, "learning_rate": float(run.optimizer.param_groups[0]["lr"])}
         record |= step_metrics(rollouts, updated) | lag_metrics(rollouts, step) | judged | routed | run.sampler.facts()
-        record["warnings"] = step_warnings(record, run.objective, updated)
+        record |= {"warnings": []} | measured({}, "warnings", lambda: warned(record, run, updated))  # noqa: B023
         if step == 1:
             record["warnings"] += [*ratio_warnings(run.objective, config.batch.updates), *run.notes]
-        if due(step, config.evaluation.every, config.steps):
+        if trouble is None and due(step, config.evaluation.every, config.steps):
             with clock.measure("evaluate"):
-                record |= evaluate(run)
+                trouble = failure_of(lambda: record.update(evaluate(run)))  # noqa: B023
         if config.log.rollouts_every and step % config.log.rollouts_every == 0:
-            folder.write_rollouts(step, rollout_records(config, run.source.tokenizer, rollouts, updated, step))
+            record = measured(record, "rollouts", lambda: write(run, rollouts, updated))  # noqa: B023
         clock.elsewhere = run.sampler.cpu_seconds() - spent
         report(run, record | clock.record(rollouts.tokens), display, trackers)
+        if trouble is not None:
+            raise trouble  # the step is done and on record; only what came after it is not
         if due(step, config.checkpoint.every, config.steps) or ("eval_reward" in record and is_best(run)):
             keep(run)
+
+
+def warned(record: dict[str, Any], run: Run, updated: Updated) -> dict[str, Any]:
+    """What a person should know about the step."""
+    return {"warnings": step_warnings(recordable(record), run.objective, updated)}
+
+
+def write(run: Run, rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
+    """The step's sequences as parquet; no number for the step's line."""
+    records = rollout_records(run.config, run.source.tokenizer, rollouts, updated, run.step)
+    run.folder.write_rollouts(run.step, records)
+    return {}
 
 
 def stoppable(show: Progress, stop: Callable[[], bool]) -> Progress:
@@ -141,9 +166,56 @@ def score(run: Run, episodes: Sequence[Episode]) -> tuple[Rollouts, dict[str, An
 
 def report(run: Run, record: dict[str, Any], display: Display, trackers: Trackers) -> None:
     """The step's line, on disk first."""
+    record = recordable(record)
+    if odd := record.get("non_finite"):
+        named = ", ".join(f"{name} ({value})" for name, value in odd.items())
+        record["warnings"] = [*record.get("warnings", []), f"numbers of this step are not finite: {named}"]
+    if failed := record.get("not_measured"):
+        named = ", ".join(f"{name} ({reason})" for name, reason in failed.items())
+        record["warnings"] = [*record.get("warnings", []), f"some numbers could not be measured: {named}"]
     run.folder.append_metrics(record)
-    trackers.log(record)
-    display.step(record, run.config.steps)
+    notes = trackers.log(record)
+    with suppress(OSError):  # the terminal may be gone
+        for note in notes:
+            display.note(note)
+        display.step(record, run.config.steps)
+
+
+def failure_of(work: Callable[[], None]) -> HoldfastError | None:
+    """What went wrong, if anything."""
+    try:
+        work()
+    except HoldfastError as error:
+        return error
+    return None
+
+
+def leave(run: Run, error: Exception) -> list[str]:
+    """Keep what there is of a run that broke, and say what could not be kept.
+
+    The finished steps are as they were unless the broken one had changed weights already.
+    """
+    broken = run.step + (run.begun is not None)
+    said = []
+    newest = latest_checkpoint(run.folder.checkpoints)
+    if run.begun is not None and run.updater.moved:
+        said.append(f"step {broken} broke when it had changed weights: the newest checkpoint is an earlier step's")
+    elif run.step not in {record["step"] for record in run.folder.read_metrics()}:
+        said.append(f"step {run.step} could not be recorded: the newest checkpoint is an earlier step's")
+    elif run.step > 0 and (newest is None or newest.name != saved_model(newest.parent, run.step).parent.name):
+        try:
+            if run.begun is not None:
+                torch.set_rng_state(run.begun)
+                run.sampler.give_back(broken)
+            keep(run)
+        except Exception as trouble:
+            said.append(f"no checkpoint of step {run.step} could be written: {trouble}")
+    try:
+        failed = {"finished": False, "failed_step": broken, "error": f"{type(error).__name__}: {error}"}
+        run.folder.write_summary(summarize(run) | failed)
+    except Exception as trouble:
+        said.append(f"no summary could be written: {trouble}")
+    return said
 
 
 def keep(run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from holdfast.errors import visible
 from holdfast.train.keep.checkpoint import latest_checkpoint
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.settings.config import RunConfig
@@ -23,7 +24,7 @@ class Session:
     """How a run ended."""
 
     summary: dict[str, Any]
-    report: Path
+    report: Path | None
     exit_code: int
 
 
@@ -39,16 +40,19 @@ class StopRequest:
 
 @contextmanager
 def stop_on_interrupt(note: Any) -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after the current step."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a request to stop after the current step."""
     request = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.requested:
+        if request.requested and number != signal.SIGHUP:
             raise KeyboardInterrupt
         request.requested = True
-        note("interrupted: finishing this step, then saving a checkpoint and the report (again to stop at once)")
+        with suppress(OSError):  # a terminal that hung up
+            note("interrupted: finishing this step, then saving a checkpoint and the report (again to stop at once)")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Where a hang-up is ignored, as under nohup, it stays so.
+    hears = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in hears}
     try:
         yield request
     finally:
@@ -72,8 +76,18 @@ def run_session(
         except KeyboardInterrupt:
             request.requested = True
             summary = {"finished": False, "steps": _kept_steps(folder)}
-        report = write_run_report(folder.path)
-    console.print(ending(summary, folder, report), markup=False, highlight=False, soft_wrap=True)
+        except Exception:
+            if folder.metrics.is_file():
+                with suppress(Exception):  # the report is beside the point now
+                    display.note(f"what was done so far is in the report: {write_run_report(folder.path)}")
+            elif not resume:
+                folder.discard()  # nothing was begun, and the next try may have the name
+            raise
+        report = write_run_report(folder.path) if folder.metrics.is_file() else None
+    with suppress(OSError):
+        console.print(
+            visible(ending(summary, folder, report), keep="\n"), markup=False, highlight=False, soft_wrap=True
+        )
     return Session(summary, report, 130 if request.requested and not summary["finished"] else 0)
 
 
@@ -82,7 +96,7 @@ def _kept_steps(folder: RunFolder) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.split("_")[1])
 
 
-def ending(summary: dict[str, Any], folder: RunFolder, report: Path) -> str:
+def ending(summary: dict[str, Any], folder: RunFolder, report: Path | None) -> str:
     """The last words of a run: what came out and where it is."""
     lines = []
     if "start_reward" in summary:
@@ -101,4 +115,4 @@ def ending(summary: dict[str, Any], folder: RunFolder, report: Path) -> str:
     if not summary["finished"]:
         kept = f"{summary['steps']} steps are kept" if summary["steps"] else "no step is kept yet"
         lines.append(f"interrupted; {kept}; continue with: holdfast train --run-dir {folder.path} --resume")
-    return "\n".join([*lines, f"report: {report}"])
+    return "\n".join([*lines, *([f"report: {report}"] if report else [])])

@@ -17,8 +17,9 @@ from holdfast.rollout.engine import Engine
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Environment, Task
 from holdfast.tasks.verify import Scorer, make_scorer
-from holdfast.train.keep.checkpoint import latest_checkpoint, load_state, load_weights, save_model
-from holdfast.train.keep.folder import RunFolder, replace_folder
+from holdfast.train.keep.checkpoint import load_state, load_weights, newest_intact, save_model, tidy
+from holdfast.train.keep.files import replace_folder
+from holdfast.train.keep.folder import RunFolder
 from holdfast.train.keep.ledger import Ledger
 from holdfast.train.policy.forward import Looks, Policy
 from holdfast.train.policy.head import find_head
@@ -27,7 +28,7 @@ from holdfast.train.policy.model import build_model, compile_layers, keep_only_i
 from holdfast.train.policy.optimizer import make_optimizer
 from holdfast.train.policy.unpadded import make_unpadded
 from holdfast.train.sampling.data import PromptSource, Rollouts
-from holdfast.train.sampling.engines import build_engine, check_first_batch, judge_of
+from holdfast.train.sampling.engines import build_engine, check_first_batch, check_tokens, judge_of
 from holdfast.train.sampling.episodes import Episode, Writing
 from holdfast.train.sampling.pipeline import Pipelined
 from holdfast.train.sampling.routing import router_drift
@@ -47,7 +48,8 @@ class Run:
     """The parts of one run; `step` counts finished steps.
 
     `engine_view` is the policy's model as engines take it over, `saved` as it is saved: with LoRA both are not the
-    model itself. `notes` are said once, with the first step, `start_notes` before it.
+    model itself. `notes` are said once, with the first step, `start_notes` before it. `begun` is the random state in
+    which the step under way began, None between steps.
     """
 
     config: RunConfig
@@ -67,17 +69,20 @@ class Run:
     notes: tuple[str, ...] = ()
     start_notes: tuple[str, ...] = ()
     step: int = 0
+    begun: torch.Tensor | None = None
 
     def publish(self, version: int) -> None:
         """Hand the policy's weights to the engine."""
         self.sampler.publish(self.engine_view, version)
 
     def check_engine(self, episodes: Sequence[Episode]) -> None:
-        """Once for an engine outside, on the first responses under the trainer's own weights.
+        """Tokens always; for an engine outside, once, the first responses under the trainer's own weights.
 
         Raises:
-            EngineError: it does not sample from the policy that it claims.
+            EngineError: tokens that the model does not have, or it does not sample from the policy that it claims.
         """
+        vocabulary = self.policy.model.get_input_embeddings().weight.shape[0]
+        check_tokens(self.config.engine.kind, episodes, vocabulary)
         same = all(version == self.step for episode in episodes for version in episode.versions)
         if not self.engine_checked and same:
             engine = self.config.engine
@@ -133,12 +138,28 @@ def set_up(
     longest = _longest_prompt(config, model, task)
     source = PromptSource(task, tokenizer, max_tokens=longest, chat=config.model.chat)
     config, said = _decided(config, source, objective, model)
-    base = _warm(config, model, source, warm_starts or folder.warm_starts, progress)
-    run = _assemble(config, folder, source, objective, model, base)
+    scorer = _scorer(config, task)  # before anything that takes long: it may not be there
+    try:
+        base = _warm(config, model, source, warm_starts or folder.warm_starts, progress)
+        run = _assemble(config, folder, source, objective, model, base, scorer)
+    except BaseException:
+        scorer.close()
+        raise
     run.start_notes = (*device_notes(config), *said)
     if resume:
-        _restore(run)
+        run.start_notes = (*run.start_notes, *_restore(run))
     return run
+
+
+def _scorer(config: RunConfig, task: Task) -> Scorer:
+    own = config.task
+    return make_scorer(
+        task,
+        own.reward,
+        timeout=own.reward_timeout,
+        workers=own.reward_workers,
+        memory_gib=own.reward_memory_gib,
+    )
 
 
 def _decided(
@@ -179,10 +200,14 @@ def _warm(config: RunConfig, model: Any, source: PromptSource, root: Path, progr
 
 
 def _assemble(
-    config: RunConfig, folder: RunFolder, source: PromptSource, objective: Objective, model: Any, base: str
+    config: RunConfig,
+    folder: RunFolder,
+    source: PromptSource,
+    objective: Objective,
+    model: Any,
+    base: str,
+    scorer: Scorer,
 ) -> Run:
-    own = config.task
-    scorer = make_scorer(source.task, own.reward, timeout=own.reward_timeout, workers=own.reward_workers)
     # Engines copy the model before adapters go into it: they run whole weights.
     sampler = _sampler(config, folder, source, objective, model)
     own_engine = sampler.engine if isinstance(sampler, Synchronous) else None
@@ -258,11 +283,13 @@ def _sampler(config: RunConfig, folder: RunFolder, source: PromptSource, objecti
     return sampler
 
 
-def _restore(run: Run) -> None:
-    checkpoint = latest_checkpoint(run.folder.checkpoints)
+def _restore(run: Run) -> list[str]:
+    """Put the run back to its newest intact checkpoint, or to its start; says what was damaged."""
+    tidy(run.folder.checkpoints)
+    checkpoint, said = newest_intact(run.folder.checkpoints)
     if checkpoint is None:
-        run.folder.truncate_metrics(-1)
-        return
+        run.sampler.start_over()
+        return run.folder.truncate_metrics(-1)
     if run.config.lora.rank:
         load_adapter(run.saved, checkpoint / "model")
     else:
@@ -274,4 +301,4 @@ def _restore(run: Run) -> None:
     run.step = state["step"]
     if run.config.engine.kind != "embedded" and run.config.asynchronous.staleness == 0:
         run.publish(run.step)  # an engine outside keeps no weights for us
-    run.folder.truncate_metrics(run.step)
+    return said + run.folder.truncate_metrics(run.step)

@@ -64,6 +64,8 @@ class Updater:
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
+        self.moved = False
+        """Whether the step under way has changed weights."""
 
     def step(self, rollouts: Rollouts, step: int, clock: Stopwatch) -> Updated:
         """All optimiser steps of one rollout batch."""
@@ -180,6 +182,7 @@ class Updater:
             )
         if norm > most:
             clip_grads_with_norm_(self.parameters, most, norm)
+        self.moved = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         return norm

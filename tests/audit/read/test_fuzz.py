@@ -104,7 +104,7 @@ def mutated_value(value: Any, rng: random.Random, depth: int = 0) -> Any:
         if action == 1:
             return [*value, value[at]]
         return [*value[:at], mutated_value(value[at], rng, depth + 1), *value[at + 1 :]]
-    if isinstance(value, torch.Tensor) and rng.random() < 0.5:
+    if isinstance(value, torch.Tensor) and _usual(value) and rng.random() < 0.5:
         return rng.choice(
             (
                 value[:-1],
@@ -113,10 +113,17 @@ def mutated_value(value: Any, rng: random.Random, depth: int = 0) -> Any:
                 value.bool(),
                 value.to(torch.bfloat16),
                 value.long(),
+                value.to_sparse(),
+                value.new_zeros(1).expand(1 << 40),
                 -value.float(),
             )
         )
     return rng.choice(STRANGE)
+
+
+def _usual(value: torch.Tensor) -> bool:
+    """Not changed already into one that has no slices, or room for none."""
+    return value.layout == torch.strided and value.numel() < 1 << 20
 
 
 def drain(loader: Loader, path: Path, reading: Reading) -> int:

@@ -1,14 +1,18 @@
 """Settings of verl that change how a step is cut, computed or weighted: ours trains as verl's own loss under them."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from holdfast.integrations.verl.names import loss_overrides
+from holdfast.rollout.store import read_rollouts
 from integrations.verl.cpu import world
 from integrations.verl.runs import EPOCHS, start
 
 pytestmark = pytest.mark.slow
+
+LEVEL_2 = "trainer.v1.trainer_mode=holdfast_sync"
 
 ACTOR, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.model"
 WHOLE_STEP = {"penalties": [{"kind": "kl_cov", "beta": 0.0, "share": 0.2}]}
@@ -17,7 +21,6 @@ WHOLE_STEP = {"penalties": [{"kind": "kl_cov", "beta": 0.0, "share": 0.2}]}
 CUT = (
     f"{ACTOR}.use_dynamic_bsz=True",
     f"{ACTOR}.ppo_max_token_len_per_gpu=64",
-    f"{ACTOR}.ppo_mini_batch_size=2",
     f"{MODEL}.use_fused_kernels=True",
     f"{MODEL}.fused_kernel_options.impl_backend=torch",
     "algorithm.filter_groups.enable=True",
@@ -50,7 +53,7 @@ ULYSSES = (
     ("given", "ranks"),
     [(CUT, 1), (CRITIC, 1), (ULYSSES, 2)],
     ids=[
-        "dynamic micro-batches of several mini-batches, fused kernels, filtered groups",
+        "dynamic micro-batches, fused kernels, filtered groups",
         "merged LoRA beside a critic with GAE",
         "each sequence cut over two ranks",
     ],
@@ -63,8 +66,23 @@ def test_ours_trains_as_verls_own_loss(given, ranks, tmp_path):
         (toy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     given = (*EPOCHS, *(setting.replace("{toy}", str(toy)) for setting in given))
     verls = start(tmp_path, "verl", 2, *given, ranks=ranks)
-    level_2 = ("trainer.v1.trainer_mode=holdfast_sync", *loss_overrides("ppo", WHOLE_STEP))
-    ours = start(tmp_path, "ours", 2, *given, *level_2, ranks=ranks)
+    ours = start(tmp_path, "ours", 2, *given, LEVEL_2, *loss_overrides("ppo", WHOLE_STEP), ranks=ranks)
     for name in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "critic/score/mean"):
         assert ours.column(name) == pytest.approx(verls.column(name), rel=5e-5, abs=1e-6), name
     assert all(share > 0 for share in verls.column("actor/pg_clipfrac"))
+
+
+def test_each_of_several_mini_batches_is_a_step_of_its_own(tmp_path):
+    """The order of prompts is random in verl, so mini-batches cannot be compared: what each was made of is."""
+    records = tmp_path / "records"
+    given = (f"{ACTOR}.ppo_mini_batch_size=2", LEVEL_2, *loss_overrides("trm+kl_cov", records=str(records)))
+    run = start(tmp_path, "ours", 2, *given)
+    assert len(run.column("actor/pg_loss")) == 2
+    for step in (1, 2):
+        updates = [list(read_rollouts(file)) for file in sorted(records.glob(f"step_{step:06d}_*.parquet"))]
+        assert [len(rollouts) for rollouts in updates] == [8, 8]
+        prompts = [Counter(rollout.group_id for rollout in rollouts) for rollouts in updates]
+        assert all(set(counts.values()) == {4} for counts in prompts) and not prompts[0].keys() & prompts[1].keys()
+        # The first update of a batch looks at the policy that is old; the second has moved away from it.
+        moved = [any(r.trainer_logprobs != r.rollout_logprobs for r in rollouts) for rollouts in updates]
+        assert moved[1]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -140,3 +141,60 @@ time.sleep(20)
 
     until(closed)
     os.close(reader)
+
+
+def test_another_server_on_the_port_is_not_taken_for_ours(tmp_path, monkeypatch):
+    """It would answer at once, and with other weights."""
+    monkeypatch.setattr(module, "FREE", 0.5)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        url = f"http://127.0.0.1:{other.getsockname()[1]}"
+        command = [sys.executable, "-c", "import time; time.sleep(60)", "{folder}"]
+        (tmp_path / "up").touch()
+        process = ServerProcess(command, Client(url, path=tmp_path / "up"), tmp_path / "log")
+        with pytest.raises(EngineError, match=f"something listens at {url} already"):
+            process.start(tmp_path)
+        assert not process.alive and not (tmp_path / "log").exists()
+    process.start(tmp_path)
+    assert process.alive
+    process.stop()
+    assert not process.alive
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_server_ends_with_a_trainer_that_was_killed(tmp_path, stubborn):
+    """The server writes its number and its child's; with `stubborn` both ignore SIGTERM, for 20 seconds."""
+    source = f"""
+import os, signal, time
+if {stubborn}:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = os.fork()
+if child:
+    open({str(tmp_path / "new")!r}, "w").write(f"{{os.getpid()}} {{child}}")
+    os.rename({str(tmp_path / "new")!r}, {str(tmp_path / "up")!r})
+time.sleep(3600)
+"""
+    trainer = f"""
+import sys, time
+from pathlib import Path
+from holdfast.rollout.outside import process
+from holdfast.rollout.outside.http import HttpClient
+
+command = [sys.executable, "-c", {source!r}, "{{folder}}"]
+server = process.ServerProcess(command, HttpClient("http://127.0.0.1:1"), Path({str(tmp_path / "log")!r}))
+server.start(Path("/"), patience=3600.0)
+"""
+    mine = subprocess.Popen([sys.executable, "-c", trainer], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    until((tmp_path / "up").is_file)
+    numbers = [int(number) for number in (tmp_path / "up").read_text().split()]
+    mine.kill()
+    mine.wait()
+    until(lambda: not any(runs(number) for number in numbers))
+
+
+def runs(number):
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False

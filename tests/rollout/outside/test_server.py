@@ -188,6 +188,109 @@ def trickle(handler):
             time.sleep(0.01)
 
 
+def trickle_headers(handler):
+    """A header line now and then."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    with contextlib.suppress(OSError):
+        for number in range(90):
+            handler.wfile.write(f"X-{number}: y\r\n".encode())
+            time.sleep(0.1)
+
+
+def trickle_without_length(handler):
+    """What has come when the time is over would look whole."""
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n{}")
+    with contextlib.suppress(OSError):
+        for _ in range(90):
+            handler.wfile.write(b" ")
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", [trickle_headers, trickle_without_length])
+def test_a_request_has_one_deadline_however_the_server_trickles(server, how):
+    server.fail("/weight_info", 1, how)
+    with pytest.raises(EngineError, match=r"did not answer within 0\.5 s"):
+        client(server, timeout=0.5).get("/weight_info")
+    assert server.asked.count("/weight_info") == 1
+
+
+def whole_json_of_half_the_length(handler):
+    """The body reads well, and less of it came than was announced."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"weight_version": "other"}')
+
+
+def test_half_an_answer_is_none_even_if_it_reads_well(server):
+    server.fail("/weight_info", 1, whole_json_of_half_the_length)
+    assert client(server).get("/weight_info") == {"weight_version": "default"}
+    server.fail("/weight_info", 9, whole_json_of_half_the_length)
+    with pytest.raises(EngineError, match="3 times and failed, the last time with IncompleteRead"):
+        client(server).get("/weight_info")
+
+
+def announced(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(1 << 40))
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        handler.wfile.write(b" " * 100)
+
+
+def endless(handler):
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b" " * (1 << 16))
+
+
+@pytest.mark.parametrize("how", [announced, endless])
+def test_an_answer_without_end_is_refused(server, how):
+    server.fail("/weight_info", 1, how)
+    with pytest.raises(EngineError, match="more than 100000 bytes"):
+        client(server, timeout=60.0).post("/weight_info", {}, largest=100_000)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, "[1]", '"text"', "1", "null", "9" * 10_000, "{'a'"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_deep_odd_and_other_json_is_an_error(server, text, status):
+    server.fail("/weight_info", 9, lambda handler: answer(handler, text, status))
+    with pytest.raises(EngineError, match=r"no JSON object|not whole JSON|refused the request"):
+        client(server, retries=0).get("/weight_info")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"choices": {"a": 1}},
+        {"choices": [1]},
+        {"choices": "text"},
+        {"usage": [1]},
+        {"usage": {"completion_tokens": "3"}},
+        {"token_ids": ["3", "3", "2"]},
+        {"token_ids": [3, 3, -2]},
+        {"token_ids": [3.0, 3, 2]},
+        {"token_ids": 3},
+        {"logprobs": [1]},
+        {"logprobs": {"token_logprobs": "abc"}},
+        {"logprobs": {"token_logprobs": [[1], 2, 3]}},
+        {"logprobs": {"token_logprobs": [-1, -1, -1], "top_logprobs": [1, 2, 3]}},
+        {"logprobs": {"token_logprobs": [-1, -1, -1], "top_logprobs": [{"token_id:1": "x"}] * 3}},
+        {"finish_reason": ["stop"]},
+    ],
+    ids=str,
+)
+def test_answers_of_another_shape_are_errors_that_name_the_sequence(server, engine, change):
+    def edit(answer):
+        for name, value in change.items():
+            (answer if name in answer else answer["choices"][0])[name] = value
+
+    server.change = edit
+    with pytest.raises(EngineError, match="sequence 0"):
+        draw(engine, prompts=[(1, 4)], return_top=1)
+
+
 def test_an_answer_becomes_a_completion(server, engine):
     assert isinstance(engine, Engine)
     first, second = draw(engine, return_top=2)
@@ -256,7 +359,7 @@ def test_what_may_pass_is_tried_again_after_ever_longer_waits(server, engine, fa
     ("fault", "message"),
     [
         (error_500, "status 500: no message"),
-        (broken_off, "the answer of 32 characters is not whole JSON, it ends with .*token_ids"),
+        (broken_off, r"IncompleteRead\(32 bytes read, 968 more expected\)"),
         (hang_up, "RemoteDisconnected|ConnectionReset"),
         (babble, "BadStatusLine: who is there"),
         (lambda handler: answer(handler, "", 302), "status 302: no message"),
@@ -614,7 +717,7 @@ def test_a_server_of_ours_is_started_again_on_the_new_weights(tokenizer, tmp_pat
     said = process.log.read_text()
     engine.sync(tiny_model(tokenizer, hidden=16, layers=1, heads=2), 5)
     assert engine.model == str(tmp_path / "w" / "version-5")
-    assert engine.policy_version == 5
+    assert engine.policy_version == 5 and process.alive
     assert "GET /v1/models" in said and process.log.read_text().startswith(said), "the log goes on"
     engine.close()
     with pytest.raises(EngineError, match="ConnectionRefused"):
@@ -638,3 +741,32 @@ def test_a_server_that_does_not_start_shows_its_last_words(tmp_path, free_port):
         ServerProcess(["vllm", "serve"], connection, tmp_path / "log")
     with pytest.raises(EngineError, match="cannot be started with '/nowhere/vllm"):
         ServerProcess(["/nowhere/vllm", "{folder}"], connection, tmp_path / "log").start(tmp_path / "model")
+
+
+@pytest.mark.parametrize("named", ["id", "root"])
+def test_a_server_that_serves_another_version_is_not_the_one_just_started(tokenizer, tmp_path, free_port, named):
+    """As where a server of a killed run took the port between the look at it and our own server's start."""
+    other = tmp_path / "other" / "version-3"
+    served = {"id": "policy", "root": str(other)} if named == "root" else {"id": str(other)}
+    script = SCRIPT.replace('{"id": sys.argv[1]}', "SERVED if 'version' in sys.argv[1] else {'id': 'first'}")
+    (tmp_path / "serve.py").write_text(f"SERVED = {served!r}\n{script}")
+    connection = HttpClient(f"http://127.0.0.1:{free_port}", timeout=5.0)
+    command = [sys.executable, str(tmp_path / "serve.py"), "{folder}", str(free_port)]
+    process = ServerProcess(command, connection, tmp_path / "log")
+    process.start(tmp_path / "first")
+    engine = ServerEngine(
+        connection, folder=tmp_path / "w", eos_token_id=EOS, tokenizer=tokenizer, sync="restart", process=process
+    )
+    with pytest.raises(EngineError, match=r"serves .*version-3, not .*version-5.*another one answers"):
+        engine.sync(tiny_model(tokenizer, hidden=16, layers=1, heads=2), 5)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@host:1", "http://secret@host", "http://secret@[::1", "http://h:secret"]
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(url):
+    with pytest.raises(ConfigError) as refused:
+        HttpClient(url)
+    assert "engine.url = " in str(refused.value)
+    assert ("secret" in str(refused.value)) == ("@" not in url)

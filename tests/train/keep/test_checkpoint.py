@@ -1,6 +1,8 @@
 """Checkpoints of other devices, damaged ones, and the best one."""
 
+import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,9 +13,12 @@ from holdfast.train.keep.checkpoint import (
     best_checkpoint,
     latest_checkpoint,
     load_state,
+    load_weights,
     mark_best,
+    newest_intact,
     save_checkpoint,
     saved_model,
+    tidy,
 )
 
 TOKENIZER = character_tokenizer("01")
@@ -57,6 +62,95 @@ def test_a_damaged_state_names_what_is_left(tmp_path):
     (newest / "state.pt").unlink()
     with pytest.raises(DataError, match=r"has no state.pt; move .*step_0002"):
         load_state(newest)
+
+
+def flip(path, place):
+    damaged = bytearray(path.read_bytes())
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "model/model.safetensors", "model/config.json", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+def test_the_newest_intact_checkpoint_is_used_and_the_damaged_one_kept_aside(tmp_path, name, damage):
+    for step in (1, 2):
+        save(tmp_path, step)
+    file = tmp_path / "step_0002" / name
+    if damage == "flipped":
+        flip(file, -8)
+    elif damage == "short":
+        file.write_bytes(file.read_bytes()[:-8])
+    else:
+        file.unlink()
+    found, said = newest_intact(tmp_path)
+    if name == "SHA256SUMS" and damage == "missing":  # as an older version left it
+        assert found == tmp_path / "step_0002" and not said
+        return
+    assert found == tmp_path / "step_0001"
+    assert len(said) == 1 and "step_0002 is damaged" in said[0] and "resuming from step_0001" in said[0]
+    assert names(tmp_path) == ["step_0001", "step_0002.damaged"]
+    save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step_0002", "step_0002.damaged"] and newest_intact(tmp_path)[1] == []
+
+
+def test_without_an_intact_checkpoint_nothing_is_moved(tmp_path):
+    for step in (1, 2):
+        flip(save(tmp_path, step) / "state.pt", 100)
+    with pytest.raises(DataError, match=r"step_0002 is damaged \(state.pt is not what was written\); .*model.source"):
+        newest_intact(tmp_path)
+    assert names(tmp_path) == ["step_0001", "step_0002"]
+    assert newest_intact(tmp_path / "nowhere") == (None, [])
+
+
+def test_a_full_disk_is_a_sentence_and_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DataError, match=r"step_0002 could not be written .*No space left.*make room"):
+        save(tmp_path, 2, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0001"] and newest_intact(tmp_path)[1] == []
+
+
+def test_sums_are_those_of_sha256sum(tmp_path):
+    saved = save(tmp_path, 1)
+    lines = dict(reversed(line.split("  ")) for line in (saved / "SHA256SUMS").read_text().splitlines())
+    assert lines["state.pt"] == hashlib.sha256((saved / "state.pt").read_bytes()).hexdigest()
+    assert {"model/model.safetensors", "model/config.json", "model/tokenizer.json"} <= set(lines)
+
+
+def test_copies_and_other_files_of_a_person_are_neither_deleted_nor_resumed_from(tmp_path):
+    save(tmp_path, 1)
+    own = ["step_0003_best", "step_best", "step_0009.bak", "step_7"]
+    for name in own:
+        shutil.copytree(tmp_path / "step_0001", tmp_path / name)
+    (tmp_path / "step_0005").write_text("a file")
+    for step in (2, 4):
+        save(tmp_path, step, keep=1)
+    assert names(tmp_path) == sorted([*own, "step_0004", "step_0005"])
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_0004" == newest_intact(tmp_path)[0]
+
+
+def test_what_a_kill_left_of_checkpoints_is_removed(tmp_path):
+    save(tmp_path, 1)
+    for name in (".step_0002.tmp", ".step_0001.old", ".step_0002.mine", ".step_x.tmp"):
+        (tmp_path / name).mkdir()
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".step_0002.mine", ".step_x.tmp", "step_0001"]
+    tidy(tmp_path / "nowhere")
+
+
+def test_a_folder_without_its_configuration_or_with_a_damaged_file_is_a_sentence(tmp_path):
+    saved = save(tmp_path, 1) / "model"
+    model = tiny_model(TOKENIZER, hidden=8, layers=1, heads=1)
+    (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:100])
+    with pytest.raises(DataError, match=r"damaged safetensors file"):
+        load_weights(model, saved)
+    (saved / "config.json").unlink()
+    with pytest.raises(DataError, match=r"has no config.json"):
+        load_weights(model, saved)
 
 
 def test_the_only_checkpoint_is_never_to_be_deleted(tmp_path):

@@ -1,12 +1,14 @@
 """The run folder is never overwritten silently, and what a kill leaves behind can be read."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from holdfast.errors import ConfigError
-from holdfast.train.keep.folder import RunFolder, free_folder, write_text
+from holdfast.train.keep.files import write_text
+from holdfast.train.keep.folder import RunFolder, free_folder
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.configfile import build_config, read_toml
 
@@ -85,6 +87,65 @@ def test_what_came_after_the_checkpoint_is_dropped(tmp_path: Path):
         "step_0001.parquet",
         "step_0002.parquet",
     ]
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 20, b"\xff\xfe{", b'"text"', b'{"step": "1"}', b"[" * 100_000, b'{"st'])
+def test_a_damaged_line_is_cut_with_a_word(tmp_path: Path, damage: bytes):
+    folder = RunFolder(tmp_path)
+    for step in range(3):
+        folder.append_metrics({"step": step})
+    lines = folder.metrics.read_bytes().splitlines()
+    folder.metrics.write_bytes(b"\n".join([lines[0], damage, lines[2], b""]))
+    assert folder.read_metrics() == [{"step": 0}, {"step": 2}]
+    (said,) = folder.truncate_metrics(2)
+    assert "damaged lines were cut (2)" in said and said.endswith("lost: 1")
+    assert folder.metrics.read_text() == '{"step": 0}\n{"step": 2}\n'
+    with folder.metrics.open("ab") as file:
+        file.write(damage)
+    assert folder.truncate_metrics(0) == [], "what a kill cuts off is run again"
+
+
+def test_files_of_others_are_not_dropped(tmp_path: Path):
+    names = ["step_0001.parquet", "step_0001_kept.parquet", "step_one.parquet", "step_0009.parquet.txt"]
+    (tmp_path / "rollouts").mkdir()
+    for name in names:
+        (tmp_path / "rollouts" / name).touch()
+    RunFolder(tmp_path).truncate_metrics(0)
+    assert sorted(file.name for file in (tmp_path / "rollouts").iterdir()) == sorted(names[1:])
+
+
+def test_one_process_trains_in_a_folder(tmp_path: Path):
+    folder = RunFolder.create(tmp_path / "run", RunConfig())
+    with folder.lock():
+        for other in (folder.lock, lambda: nullcontext(RunFolder.open(folder.path, RunConfig(steps=1)))):
+            with pytest.raises(ConfigError, match=r"another process is training in"), other():
+                pass
+    assert read_toml(folder.config)["steps"] == RunConfig().steps
+    with folder.lock():
+        pass
+    assert [file.name for file in folder.path.iterdir()] == ["config.toml"], "the lock leaves nothing"
+
+
+def test_a_kill_before_the_configuration_leaves_a_folder_that_can_be_used(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml.tmp").write_text("ste")
+    assert RunFolder.create(tmp_path / "run", RunConfig()).config.is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.tmp").touch()
+    with pytest.raises(ConfigError, match="exists already"):
+        RunFolder.create(tmp_path / "mine", RunConfig())
+
+
+def test_a_refused_run_takes_its_folder_with_it_and_nothing_else(tmp_path: Path):
+    folder = RunFolder.create(tmp_path / "run", RunConfig())
+    folder.engine.mkdir()
+    folder.discard()
+    assert not folder.path.exists()
+    for other in ("notes.txt", "metrics.jsonl", "summary.json", "ledger.jsonl", "checkpoints", "warm_start"):
+        folder = RunFolder.create(tmp_path / other / "run", RunConfig())
+        (folder.path / other).mkdir()
+        folder.discard()
+        assert (folder.path / other).is_dir() and folder.config.exists() == (other != "notes.txt")
 
 
 def test_metrics_refuse_what_json_cannot_say(tmp_path: Path):

@@ -12,7 +12,7 @@ from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Sampling
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.tasks.base import Problem
-from holdfast.train.sampling.engines import build_engine, check_first_batch, judge_of, sleeps
+from holdfast.train.sampling.engines import build_engine, check_first_batch, check_tokens, judge_of, sleeps
 from holdfast.train.sampling.episodes import Episode, Writing
 from holdfast.train.settings.configfile import build_config
 
@@ -109,3 +109,13 @@ def test_an_engine_outside_is_checked_once_before_anything_is_trained(small_run,
             with pytest.raises(EngineError, match="not those of the policy"):
                 small_run(name, *options)
     assert len(calls) == 2, "once per run"
+
+
+def test_a_token_that_the_model_does_not_have_is_named():
+    episodes = [
+        Episode(4, Problem("", "", None, ""), (1,), (0, 9)),
+        Episode(5, Problem("", "", None, ""), (1,), (3, 10)),
+    ]
+    check_tokens("server", episodes, 11)
+    with pytest.raises(EngineError, match=r"the server engine, sequence 5: token 1 of the response is 10, .* has 10"):
+        check_tokens("server", episodes, 10)

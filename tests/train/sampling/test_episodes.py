@@ -181,3 +181,22 @@ def test_numbers_for_another_count_of_tokens_are_refused(part, count, words):
         Writing(Sampling(max_tokens=50), distributions=True).advance(
             Careless(7), start(), budget=9, seed=lambda call: 0
         )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "logprobs", "words"),
+    [
+        ((10, 11), (-1.0, -200.0), "Odd, sequence 7: log-probability -200 at token 1: .*between -80 and 0"),
+        ((10, 11), (0.5, -1.0), "sequence 7: log-probability 0.5 at token 0"),
+        ((10, 11), (-1.0, float("nan")), "sequence 7: log-probability nan at token 1"),
+        ((10, -1), (-1.0, -1.0), "Odd, sequence 7: token 1 is -1, which is no token id"),
+        (None, None, "Odd gave 0 responses to 1 requests"),
+    ],
+)
+def test_what_cannot_have_been_sampled_is_named(tokens, logprobs, words):
+    class Odd(Counting):
+        def generate(self, prompts, sampling, **options):
+            return [] if tokens is None else [Completion(tokens, torch.tensor(logprobs), "stop", 0)]
+
+    with pytest.raises(EngineError, match=words):
+        Writing(Sampling(max_tokens=9)).advance(Odd(1), start(7), budget=9, seed=lambda call: call)

@@ -44,3 +44,16 @@ def test_a_missing_package_is_named(name, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
     with pytest.raises(ConfigError, match=f"needs the package {name}: pip install {name}"):
         Trackers(build_config({"log": {"trackers": [name]}}), RunFolder(tmp_path))
+
+
+def test_a_tracker_that_fails_is_said_once_and_ends_nothing(monkeypatch, tmp_path):
+    def fails(*arguments, **options):
+        raise ConnectionError("no network")
+
+    module = ModuleType("wandb")
+    module.init, module.log, module.finish = lambda **options: None, fails, fails
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    trackers = Trackers(build_config({"log": {"trackers": ["wandb"]}}), RunFolder(tmp_path / "run"))
+    assert trackers.log(RECORD) == ["the tracker wandb failed (no network); metrics.jsonl has every step"]
+    assert trackers.log(RECORD) == []
+    trackers.close()

@@ -41,7 +41,9 @@ def find_files(
     found = []
     for file in candidates:
         loader = detect(file, (*loaders_for(columns), *loaders) if columns else loaders)
-        if loader is not None:
+        if (trouble := _unreadable(file)) is not None:
+            note(f"{file} could not be read and was left out: {trouble}")
+        elif loader is not None:
             found.append(SourceFile(file, loader, file.stat().st_size))
     if not found:
         for file in candidates[:_EXPLAINED]:
@@ -60,7 +62,23 @@ def find_files(
 def detect(path: Path, loaders: Sequence[Loader] = LOADERS) -> Loader | None:
     """The first loader that recognises a file; None for none, and for an empty or unreadable file."""
     head = head_of(path, HEAD)
-    return next((loader for loader in loaders if head and loader.matches(path, head)), None)
+    return next((loader for loader in loaders if head and _matches(loader, path, head)), None)
+
+
+def _matches(loader: Loader, path: Path, head: bytes) -> bool:
+    try:
+        return loader.matches(path, head)
+    except Exception:  # a file that breaks what looks at it is not of its format
+        return False
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def read_files(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[SourceFile, Chunk]]:
@@ -75,6 +93,9 @@ def _read(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[Sourc
                 yield file, chunk
         except DataError as error:
             reading.reject(file.path, 0, "unreadable file", str(error))
+        except Exception as error:  # strangers' files make any reader fail in any way, and the others go on
+            told = str(error).strip().partition("\n")[0][:200]
+            reading.reject(file.path, 0, "unreadable file", f"{file.path}: {type(error).__name__}: {told}")
 
 
 def _ordinary(path: Path) -> bool:
@@ -83,4 +104,4 @@ def _ordinary(path: Path) -> bool:
 
 def _natural(path: Path) -> list[int | str]:
     """step_2 before step_10."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", str(path))]
+    return [int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"(\d+)", str(path)))]

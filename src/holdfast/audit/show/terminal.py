@@ -12,8 +12,8 @@ from holdfast.audit.judge.finding import Finding
 from holdfast.audit.judge.verdict import REGION_HEADS, Verdict, interval, region_row, verdict_of
 from holdfast.audit.measure.statistics.running import ESTIMATORS, Region
 from holdfast.audit.show.jsonout import QUANTILES
+from holdfast.errors import visible
 from holdfast.report.charts.scales import number
-from holdfast.report.charts.svg import visible
 
 STYLES = {
     "critical": "bold red",

@@ -8,12 +8,11 @@ chart relies on colour alone: lines are labelled at their end and dashes repeat 
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.errors import DataError
+from holdfast.errors import DataError, visible
 from holdfast.report.charts.scales import Number
 
 COLOURS = 6
@@ -47,21 +46,6 @@ DARK = {
 }
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SMALL = 12
-
-
-def visible(text: str) -> str:
-    """Make control, format and surrogate characters visible, so that no text can reorder or break a page.
-
-    >>> visible("a\\u202eb")
-    'a\\\\u202eb'
-    """
-    return "".join(_spell(c) if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} else c for c in text)
-
-
-def _spell(character: str) -> str:
-    code = ord(character)
-    short = {9: "\\t", 10: "\\n", 13: "\\r"}
-    return short.get(code) or (f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}")
 
 
 def escape(text: object) -> str:

@@ -3,7 +3,7 @@
 Tokens travel as ids in both directions, so no text is ever tokenized twice. Start the server so that it reports what it
 sampled with, and, for sync "reload", lets its weights be replaced:
 
-    VLLM_SERVER_DEV_MODE=1 vllm serve FOLDER --logprobs-mode processed_logprobs --max-logprobs 20
+    VLLM_SERVER_DEV_MODE=1 vllm serve FOLDER --host 127.0.0.1 --logprobs-mode processed_logprobs --max-logprobs 20
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from holdfast.errors import EngineError
+from holdfast.errors import EngineError, HoldfastError
 from holdfast.rollout.engine import Completion, Sampling
 from holdfast.rollout.outside.external import check_requests, checked, request_seed, split_rows, write_model
-from holdfast.rollout.outside.http import HttpClient
+from holdfast.rollout.outside.http import LARGEST, HttpClient
 from holdfast.rollout.outside.process import ServerProcess
 
 Sync = Literal["reload", "restart"]
@@ -96,8 +96,10 @@ class ServerEngine:
             assert self._process is not None
             self._process.start(saved)
             self._connect()
+            self._serves(saved)
         else:
-            self._reload(saved, version)
+            self._reload(saved)
+        self._put_stamp(version)
         self._version, self._due = version, False
         for older in self.folder.glob("version-*"):
             if older != saved:
@@ -154,11 +156,13 @@ class ServerEngine:
         self._version, self._due = int(state["policy_version"]), True
 
     def _connect(self) -> None:
-        models = (self.client.get("/v1/models") or {}).get("data") or []
-        if not models:
+        models = (self.client.get("/v1/models") or {}).get("data")
+        first = models[0] if isinstance(models, list) and models else None
+        if not isinstance(first, dict) or "id" not in first:
             raise EngineError(f"{self.client.url} lists no model at /v1/models: is it an OpenAI-compatible server?")
-        self.model = str(models[0]["id"])
-        self.context: int | None = models[0].get("max_model_len")
+        self.model, length = str(first["id"]), first.get("max_model_len")
+        self.root = str(first.get("root") or self.model)
+        self.context: int | None = length if isinstance(length, int) else None
         theirs = self.client.post("/tokenize", {"model": self.model, "prompt": PROBE, "add_special_tokens": False})
         ours = self.tokenizer.encode(PROBE, add_special_tokens=False)
         if theirs and theirs.get("tokens") not in (None, ours):
@@ -167,7 +171,7 @@ class ServerEngine:
                 f"{theirs['tokens']} there and {ours} here; start the server on the trainer's model folder"
             )
 
-    def _reload(self, saved: Path, version: int) -> None:
+    def _reload(self, saved: Path) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(saved.resolve())}}
         if self.client.post("/collective_rpc", body) is None:
             raise EngineError(
@@ -177,12 +181,27 @@ class ServerEngine:
         # Keys and values of a prefix that an old policy computed would mix the two.
         if not (self.client.post("/reset_prefix_cache", {}) or {}).get("success"):
             raise EngineError(f"{self.client.url} could not drop its cached prefixes: is somebody else using it?")
+
+    def _serves(self, saved: Path) -> None:
+        """Whether the server that answers is the one just started: one of another run serves another version."""
+        there = Path(self.root)
+        if there.name.startswith(saved.name.partition("-")[0]) and there.resolve() != saved.resolve():
+            raise EngineError(
+                f"{self.client.url} serves {self.root}, not {saved}, on which a server was just started: another one "
+                "answers there; end it, or choose another port in engine.url and engine.command"
+            )
+
+    def _put_stamp(self, version: int) -> None:
+        """Name the weights, where the server can remember a name, and see that it is this server that does."""
         stamp = f"holdfast-{os.getpid()}-{version}"
         stamped = self.client.post("/update_weight_version", {"new_version": stamp})
         self._stamp = None if stamped is None else stamp
+        self._same_weights()
 
     def _same_weights(self) -> None:
         """Whether the server still has the weights of the last sync, where it can tell."""
+        if self._process is not None and not self._process.alive:
+            raise EngineError(f"the server at {self.client.url} has ended; its log is {self._process.log}")
         if self._stamp is None:
             return
         found = (self.client.get("/weight_info") or {}).get("weight_version")
@@ -211,11 +230,25 @@ class ServerEngine:
                 "return_token_ids": True,
                 "return_tokens_as_token_ids": True,
             },
+            largest=self._largest(request),
         )
         if answer is None:
             raise EngineError(f"{self.client.url} has no /v1/completions, or no longer serves {self.model!r}")
         name = f"{self.client.url}, sequence {request.sequence_id}"
-        return checked(read_answer(answer, request, self._version, name), sampling, name)
+        try:
+            return checked(read_answer(answer, request, self._version, name), sampling, name)
+        except HoldfastError:
+            raise
+        except (TypeError, LookupError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            raise EngineError(
+                f"{name}: the answer is not shaped like one of /v1/completions ({type(error).__name__}: {error}): "
+                f"{str(answer)[:200]}"
+            ) from None
+
+    def _largest(self, request: _Request) -> int:
+        """Bytes that an answer may have: 64 for every reported token, which is twice what vLLM writes."""
+        reported = 2 * len(self.tokenizer) if request.distributions else 1 + request.top
+        return LARGEST + 64 * (len(request.prompt) + request.sampling.max_tokens * (1 + reported))
 
     def _open(self) -> None:
         if self._closed:
@@ -230,6 +263,8 @@ def read_answer(answer: dict[str, Any], request: _Request, version: int, name: s
     """
     choice = (answer.get("choices") or [{}])[0]
     tokens, logprobs = choice.get("token_ids"), choice.get("logprobs") or {}
+    if any(type(token) is not int or token < 0 for token in tokens or ()):
+        raise EngineError(f"{name}: token ids that are no ids: {str(tokens)[:80]}")
     if tokens is None:
         raise EngineError(f"{name}: the answer has no token ids (return_token_ids); use vLLM 0.10.2 or newer")
     sampled = logprobs.get("token_logprobs")

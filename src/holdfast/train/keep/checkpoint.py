@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,26 +16,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from holdfast.errors import DataError
 from holdfast.rollout.models import whole_model
-from holdfast.train.keep.folder import replace_folder, write_text
+from holdfast.train.keep.files import remove_folder, replace_folder, write_text
+from holdfast.train.keep.intact import damage, seal
 
 
 def save_checkpoint(
     root: Path, step: int, keep: int, *, model: Any, tokenizer: Any, state: dict[str, Any], best: int | None = None
 ) -> Path:
-    """Write `root/step_XXXX` in one move and delete all but the newest `keep` and that of step `best`."""
+    """Write `root/step_XXXX` in one move and delete all but the newest `keep` and that of step `best`.
+
+    Raises:
+        DataError: it cannot be written; what was there before stays.
+    """
     target = root / _name(step)
     temporary = root / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    save_model(temporary / "model", model, tokenizer)
-    torch.save(state | {"step": step, "torch_rng": torch.get_rng_state()}, temporary / "state.pt")
-    replace_folder(temporary, target)
+    try:
+        save_model(temporary / "model", model, tokenizer)
+        torch.save(state | {"step": step, "torch_rng": torch.get_rng_state()}, temporary / "state.pt")
+        seal(temporary)
+        replace_folder(temporary, target)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is all of these
+        shutil.rmtree(temporary, ignore_errors=True)
+        told = str(error).partition("\n")[0]
+        raise DataError(
+            f"checkpoint {target} could not be written ({told}); earlier ones are untouched: make room, then resume"
+        ) from error
     for old in _all(root)[:-keep]:
         if _step(old) != best:
-            shutil.rmtree(old)
+            remove_folder(old)
     return target
+
+
+def tidy(root: Path) -> None:
+    """Remove what a kill left of checkpoints that were being written or deleted."""
+    for path in root.glob(".step_*"):
+        if path.suffix in (".tmp", ".old") and _PATTERN.fullmatch(path.stem.removeprefix(".")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def best_checkpoint(root: Path, records: Sequence[Mapping[str, Any]], saving: int | None = None) -> int | None:
@@ -57,9 +79,38 @@ def saved_model(root: Path, step: int) -> Path:
 
 
 def latest_checkpoint(root: Path) -> Path | None:
-    """The newest complete checkpoint."""
+    """The newest checkpoint, damaged or not."""
     found = _all(root)
     return found[-1] if found else None
+
+
+def newest_intact(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is what was written, and what there is to say of newer ones.
+
+    Those are moved aside to `step_XXXX.damaged`, so that the steps after the intact one can be kept under their names.
+
+    Raises:
+        DataError: every checkpoint is damaged, or one may not be read.
+    """
+    damaged = []
+    for checkpoint in reversed(_all(root)):
+        trouble = damage(checkpoint)
+        if trouble is None:
+            return checkpoint, [_set_aside(path, why, checkpoint) for path, why in damaged]
+        damaged.append((checkpoint, trouble))
+    if damaged:
+        checkpoint, trouble = damaged[0]
+        raise DataError(f"checkpoint {checkpoint} is damaged ({trouble}); {_way_out(checkpoint)}")
+    return None, []
+
+
+def _set_aside(checkpoint: Path, why: str, instead: Path) -> str:
+    number, aside = 1, checkpoint.with_name(f"{checkpoint.name}.damaged")
+    while aside.exists():
+        number += 1
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged-{number}")
+    checkpoint.rename(aside)
+    return f"checkpoint {checkpoint.name} is damaged ({why}) and now called {aside.name}; resuming from {instead.name}"
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -124,19 +175,24 @@ def no_progress_bar() -> Iterator[None]:
 
 def _way_out(checkpoint: Path) -> str:
     """What is left where a checkpoint's state is lost."""
-    before = [path for path in _all(checkpoint.parent) if _step(path) < _step(checkpoint)]
+    before = [p for p in _all(checkpoint.parent) if _step(p) < _step(checkpoint) and damage(p) is None]
     if before:
         return f"move {checkpoint} elsewhere to resume from {before[-1].name}"
     if (checkpoint / "model").is_dir():
         return (
-            f"there is no earlier checkpoint, but its weights are in {checkpoint / 'model'}: keep them, and start a "
+            f"there is no earlier checkpoint, but weights of it are in {checkpoint / 'model'}: keep them, and try a "
             "new run from them with model.source"
         )
     return "there is no earlier checkpoint: start a new run"
 
 
+_PATTERN = re.compile(r"step_\d{4,}")
+"""Other names, such as those of copies, belong to somebody else."""
+
+
 def _all(root: Path) -> list[Path]:
-    return sorted(root.glob("step_*"), key=_step) if root.is_dir() else []
+    found = [path for path in root.glob("step_*") if _PATTERN.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_step)
 
 
 def _step(path: Path) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import tomli_w
 
 from holdfast.errors import ConfigError
+from holdfast.train.keep.files import append_line, read_lines, write_text
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.configfile import build_config, read_toml
 from holdfast.types import Rollout
@@ -30,7 +35,8 @@ class RunFolder:
         Raises:
             ConfigError: something is there already, or the folder cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # A kill between the folder and its first file leaves the latter's beginning.
+        if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {"config.toml.tmp"}):
             raise ConfigError(
                 f"run folder {path} exists already and is never overwritten; continue it with --resume, "
                 f"or choose another one: --run-dir {free_folder(path)}"
@@ -63,8 +69,41 @@ class RunFolder:
                     f"cannot resume {path}: {', '.join(sorted(changed))} differ from the run's config.toml; "
                     "only steps may change; start a new run for the rest"
                 )
-            folder.write_config(config)
+            with folder.lock():
+                folder.write_config(config)
         return folder, kept if config is None else config
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that trains in this folder; released however the process ends.
+
+        Raises:
+            ConfigError: another one does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"another process is training in {self.path}: wait for it or stop it, or choose another folder "
+                    "with --run-dir"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(descriptor)
+
+    def discard(self) -> None:
+        """Remove the folder of a run that was refused before it kept anything; files of others stay."""
+        if any(p.exists() for p in (self.metrics, self.summary, self.checkpoints, self.ledger, self.warm_starts)):
+            return
+        shutil.rmtree(self.engine, ignore_errors=True)
+        self.config.unlink(missing_ok=True)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     @property
     def config(self) -> Path:
@@ -106,21 +145,29 @@ class RunFolder:
         write_text(self.config, tomli_w.dumps(config.to_dict()))
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line and force it to disk order: a kill loses at most the line being written."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        """Add one line and force it to disk: a kill loses at most the line being written."""
+        append_line(self.metrics, record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines."""
+        """All whole lines."""
         return read_metrics(self.path)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop what was written after a checkpoint: those steps are about to be run again."""
-        kept = [record for record in self.read_metrics() if record["step"] <= step]
+    def truncate_metrics(self, step: int) -> list[str]:
+        """Drop what was written after a checkpoint, whose steps are about to be run again; says what was damaged."""
+        records, damaged = read_lines(self.metrics, _is_step)
+        kept = [record for record in records if record["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
-        for file in sorted((self.path / "rollouts").glob("step_*.parquet")):
-            if int(file.stem.split("_")[1]) > step:
+        for file in (self.path / "rollouts").glob("step_*.parquet"):
+            named = re.fullmatch(r"step_(\d{4,})", file.stem)
+            if named and int(named[1]) > step:
                 file.unlink()
+        lost = sorted(set(range(step + 1)) - {record["step"] for record in kept})
+        if not damaged or not lost:
+            return []  # a line that a kill cut off belongs to a step that is run again
+        return [
+            f"{self.metrics}: damaged lines were cut ({', '.join(map(str, damaged[:5]))}); the numbers of these steps "
+            f"are lost: {', '.join(map(str, lost[:5]))}{', ...' if len(lost) > 5 else ''}"
+        ]
 
     def write_rollouts(self, step: int, rollouts: Iterable[Rollout]) -> None:
         """The step's sequences as parquet."""
@@ -136,25 +183,12 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a run folder's metrics.jsonl; a line cut off by a kill is left out."""
-    file = path / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """All whole lines of a run folder's metrics.jsonl; what a kill cut off or a disk damaged is left out."""
+    return read_lines(path / "metrics.jsonl", _is_step)[0]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one move, so that a kill leaves the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def replace_folder(temporary: Path, path: Path) -> None:
-    """Move a complete folder into place."""
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
+def _is_step(record: Any) -> bool:
+    return type(record.get("step")) is int
 
 
 def free_folder(path: Path) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import DataError
+from holdfast.train.keep.files import append_line, read_lines, write_text
 
 
 class Ledger:
@@ -27,19 +28,21 @@ class Ledger:
 
     def write(self, **entry: Any) -> None:
         """One line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.path, entry)
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete lines; one that was cut off by a kill is left out."""
-        if not self.path.is_file():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+        """All whole lines; what a kill cut off is left out."""
+        return read_lines(self.path, _is_entry)[0]
 
-    def rewind(self, step: int, number: int) -> None:
-        """Keep what happened up to this step and this round."""
-        kept = [e for e in self.read() if e.get("step", step) <= step and e.get("round", number) <= number]
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+    def rewind(self, step: int, number: int, restarts: int) -> None:
+        """Keep what happened up to this step, this round and so many deaths; a line cut off by a kill goes."""
+        kept, deaths = [], 0
+        for entry in self.read():
+            deaths += "died" in entry
+            passed = entry.get("step", step) > step or entry.get("round", number) > number
+            if not passed and ("died" not in entry or deaths <= restarts):
+                kept.append(entry)
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ def audit(entries: Iterable[Mapping[str, Any]]) -> Account:
         if twice:
             raise DataError(f"ledger: sequence {twice[0]} was {name} {seen[twice[0]]} times")
     return Account(len(started), len(finished), len(trained), restarts)
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    return all(type(entry.get(name, 0)) is int for name in ("step", "round"))
 
 
 def _span(ends: Any) -> range:

@@ -118,11 +118,12 @@ def load_adapter(adapted: Any, folder: Path) -> None:
         DataError: they are missing or belong to another model.
     """
     import peft  # pyright: ignore[reportMissingImports]
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         weights: Mapping[str, Tensor] = load_file(folder / "adapter_model.safetensors")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(f"the adapter in {folder} cannot be read: {error}") from None
     found = peft.set_peft_model_state_dict(adapted, dict(weights))
     if found.unexpected_keys:

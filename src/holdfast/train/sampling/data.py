@@ -131,7 +131,13 @@ class PromptSource:
         """Token ids of a prompt, with what the tokenizer puts in front."""
         if self.chat:
             message = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            try:
+                text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            except Exception as error:  # templates raise what they like
+                raise ConfigError(
+                    f"model.chat = true, and the tokenizer's chat template cannot be used ({error}): set "
+                    "model.chat = false, or take a model that has one"
+                ) from error
             return tuple(self.tokenizer.encode(text, add_special_tokens=False))
         ids = self.tokenizer.encode(prompt)
         return tuple(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.errors import EngineError
 from holdfast.rollout.embedded.embedded import EmbeddedEngine
 from holdfast.rollout.engine import Completion, Engine, Sampling
 from holdfast.rollout.engines import EngineSettings, make_engine
@@ -50,6 +51,21 @@ def judge_of(config: RunConfig, engine: Engine | None, model: Any, tokenizer: An
         pad_token_id=tokenizer.pad_token_id,
         cache_gib=config.evaluation.cache_gib,
     )
+
+
+def check_tokens(engine: str, episodes: Sequence[Episode], vocabulary: int) -> None:
+    """Whether the model has every token.
+
+    Raises:
+        EngineError: it has not; the message names engine, sequence and token.
+    """
+    for episode in episodes:
+        for place, token in enumerate(episode.token_ids):
+            if token >= vocabulary:
+                raise EngineError(
+                    f"the {engine} engine, sequence {episode.sequence_id}: token {place} of the response is {token}, "
+                    f"and the trainer's model has {vocabulary}: give trainer and engine the same model folder"
+                )
 
 
 def check_first_batch(

@@ -100,7 +100,13 @@ class Writing:
                 return_distributions=self.distributions,
                 return_top=self.top,
             )
+            if len(completions) != len(active):
+                raise EngineError(
+                    f"{type(engine).__name__} gave {len(completions)} responses to {len(active)} requests: which "
+                    "belongs to which is not known, so nothing can be trained on them"
+                )
             for i, completion in zip(active, completions, strict=True):
+                _check(completion, type(engine).__name__, written[i])
                 piece = _cut(completion, room[i])
                 room[i] -= len(piece.token_ids)
                 written[i] = self._go_on(_extended(written[i], piece), piece)
@@ -127,6 +133,28 @@ _REPORTED = {
     "top_ids": "rows of likeliest tokens",
     "top_logprobs": "rows of their log-probabilities",
 }
+
+
+LOWEST = -80.0
+"""Nats: what has a chance below e^-80 is never sampled, and the ratio to it leaves the range of float32."""
+
+HIGHEST = 1e-3
+"""How far above 0 a log-probability may be by rounding."""
+
+
+def _check(completion: Completion, engine: str, episode: Episode) -> None:
+    """EngineError where a token or its log-probability cannot be; the place is that in the whole response."""
+    name, start = f"{engine}, sequence {episode.sequence_id}", len(episode.token_ids)
+    for place, token in enumerate(completion.token_ids, start):
+        if type(token) is not int or token < 0:
+            raise EngineError(f"{name}: token {place} is {token!r}, which is no token id")
+    logprobs = completion.logprobs
+    possible = torch.isfinite(logprobs) & (logprobs >= LOWEST) & (logprobs <= HIGHEST)
+    if wrong := (~possible).nonzero().flatten().tolist():
+        raise EngineError(
+            f"{name}: log-probability {float(logprobs[wrong[0]]):g} at token {start + wrong[0]}: a token that was "
+            f"sampled has one between {LOWEST:g} and 0; the engine's log-probabilities are not those of its tokens"
+        )
 
 
 def _cut(completion: Completion, room: int) -> Completion:

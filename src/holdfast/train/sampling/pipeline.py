@@ -51,6 +51,7 @@ class Pipelined:
         # The first round begins the responses of step 1.
         self.received = self.sent = -self.segments
         self.version = -1
+        self.trained = 0  # the last step whose responses were handed out; they are kept until the next step's are
         self.batches: dict[int, list[Episode]] = {}
         self.engine: _EngineProcess | None = None
         self.restarts, self.deaths_in_a_row, self.spent = 0, 0, 0.0
@@ -72,9 +73,13 @@ class Pipelined:
         Raises:
             EngineError: a round failed, or the engine died too often.
         """
+        if self.received < self.config.steps - 1:
+            self._awake()  # a resumed run may have this step's responses, and writes those to come beside its update
         while self.received < step - 1:
             self._take(self._next_answer())
-        batch = self.batches.pop(step)
+        self.batches.pop(self.trained, None)
+        self.trained = step
+        batch = self.batches[step]
         self.ledger.write(step=step, trained=[batch[0].sequence_id, batch[-1].sequence_id])
         return batch
 
@@ -89,14 +94,21 @@ class Pipelined:
     def state_dict(self) -> dict[str, Any]:
         """Responses as of the last round taken, and the weights of the rounds to come."""
         written = {
-            step: [{name: getattr(episode, name) for name in _WRITTEN} for episode in batch]
+            step: [{name: _alone(getattr(episode, name)) for name in _WRITTEN} for episode in batch]
             for step, batch in self.batches.items()
+            if step > self.trained
         }
         versions = range(self._version_of(self.received + 1), self.version + 1)
         weights = {
             version: torch.load(self._weights(version), weights_only=True, map_location="cpu") for version in versions
         }
-        return {"received": self.received, "written": written, "weights": weights, "restarts": self.restarts}
+        return {
+            "received": self.received,
+            "trained": self.trained,
+            "written": written,
+            "weights": weights,
+            "restarts": self.restarts,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the last round taken; rounds that were under way are done again."""
@@ -112,7 +124,19 @@ class Pipelined:
             torch.save(weights, self._weights(int(version)))
             self.version = int(version)  # the last is the newest
         self.restarts = int(state["restarts"])
-        self.ledger.rewind(self.received + 1, self.received)
+        # Checkpoints of older versions were all made after a whole step.
+        self.trained = int(state.get("trained", self.received + 1))
+        self.ledger.rewind(self.trained, self.received, self.restarts)
+
+    def start_over(self) -> None:
+        """The ledger begins anew: every sequence will be started again."""
+        self.ledger.rewind(0, self.received, 0)
+
+    def give_back(self, step: int) -> None:
+        """Kept, and no longer counted as trained on."""
+        if self.trained == step:
+            self.trained = step - 1
+            self.ledger.rewind(self.trained, self.received, self.restarts)
 
     def close(self) -> None:
         """End the engine's process and drop its files."""
@@ -138,18 +162,28 @@ class Pipelined:
     def _next_answer(self) -> Answer:
         """The next round's, from this engine or its successors."""
         while True:
-            if self.engine is None:
-                running = [e for batch in self.batches.values() for e in batch if e.finish_reason is None]
-                self.engine = _EngineProcess(self.config, self.folder / "model", running)
+            engine = self._awake()
             try:
-                self._send_due(self.engine)
-                answer = self.engine.receive(self.config.asynchronous.timeout)
+                answer = engine.receive(self.config.asynchronous.timeout)
             except Died as death:
-                self._bury(self.engine, death)
+                self._bury(engine, death)
                 continue
             if answer.error is not None:
                 raise EngineError(f"round {answer.number} of the asynchronous engine failed: {answer.error}")
             return answer
+
+    def _awake(self) -> _EngineProcess:
+        """An engine that has every round whose weights exist."""
+        if self.engine is None:
+            running = [
+                episode
+                for step, batch in self.batches.items()
+                for episode in batch
+                if step > self.trained and episode.finish_reason is None
+            ]
+            self.engine = _EngineProcess(self.config, self.folder / "model", running)
+        self._send_due(self.engine)
+        return self.engine
 
     def _bury(self, engine: _EngineProcess, death: Died) -> None:
         """Forget what was asked of a dead engine; EngineError where it keeps dying."""
@@ -184,6 +218,11 @@ class Pipelined:
         for path in self.folder.glob("weights_*.pt"):
             if int(path.stem.split("_")[1]) < self._version_of(answer.number + 1):
                 path.unlink()
+
+
+def _alone(value: Any) -> Any:
+    """A tensor without the buffer that it is a view of: saving it would save all of that, unset bytes too."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 class _EngineProcess:

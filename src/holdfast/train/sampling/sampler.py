@@ -49,6 +49,14 @@ class Sampler(Protocol):
         """Continue from `state_dict`."""
         ...
 
+    def start_over(self) -> None:
+        """Begin a run again that was ended before it had a state to go on from."""
+        ...
+
+    def give_back(self, step: int) -> None:
+        """The step broke before it changed the policy: its responses are still to be trained on."""
+        ...
+
     def close(self) -> None:
         """Free the engine."""
         ...
@@ -93,6 +101,12 @@ class Synchronous:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give it back to the engine."""
         self.engine.load_state_dict(state)
+
+    def start_over(self) -> None:
+        """Nothing of the last time is left."""
+
+    def give_back(self, step: int) -> None:
+        """They are written again."""
 
     def close(self) -> None:
         """Free the engine."""

@@ -30,6 +30,9 @@ class TaskConfig(OpenSection):
         default=10.0, gt=0.0, description="seconds after which such a function is killed and the reward is 0"
     )
     reward_workers: int = Field(default=2, ge=1, le=256, description="processes that run such a function")
+    reward_memory_gib: float = Field(
+        default=8.0, ge=0.0, description="memory of each such process, and of each that it starts; 0: no limit"
+    )
 
 
 class ModelConfig(Section):

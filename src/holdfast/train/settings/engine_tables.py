@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from holdfast.rollout.outside.http import address_trouble
 from holdfast.train.settings.section import Section
 
 
@@ -50,6 +51,12 @@ class EngineConfig(Section):
     command: list[str] = Field(
         default_factory=list, description='words that start the server, "{folder}" for the model; for restart [server]'
     )
+
+    @model_validator(mode="after")
+    def _address_can_be_written(self) -> EngineConfig:
+        if (trouble := address_trouble(self.url)) is not None:
+            raise ValueError(trouble)
+        return self
 
 
 class AsyncConfig(Section):

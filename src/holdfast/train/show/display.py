@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.errors import visible
+
 
 @runtime_checkable
 class Display(Protocol):
@@ -55,7 +57,7 @@ class Lines:
         self.note(text)
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(visible(text, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
     def warm(self, done: int, total: int, loss: float) -> None:
         if done == total or done % max(1, total // 10) == 0:
@@ -125,7 +127,7 @@ class Panels:
         self.note(text)
 
     def note(self, text: str) -> None:
-        self.live.console.print(text, markup=False, highlight=False)
+        self.live.console.print(visible(text, keep="\n"), markup=False, highlight=False)
 
     def warm(self, done: int, total: int, loss: float) -> None:
         self._advance("warm start", done, total)
@@ -145,7 +147,7 @@ class Panels:
         parts: list[Any] = [self.progress]
         if self.rows:
             parts.append(_table(self.rows))
-        parts += [Text(f"⚠ {warning}", style="yellow") for warning in self.warnings]
+        parts += [Text(f"⚠ {visible(warning)}", style="yellow") for warning in self.warnings]
         return Panel(Group(*parts), title="holdfast", border_style="dim")
 
 

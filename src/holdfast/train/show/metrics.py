@@ -6,7 +6,7 @@ The names are those of metrics.jsonl; docs/trainer.md explains each. A number th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -41,9 +41,41 @@ _OF_OBJECTIVE = (
 
 def step_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
     """Everything about one step that is not time."""
-    return (
-        outcome_metrics(rollouts) | drift_metrics(rollouts, updated) | update_metrics(updated) | bound_metrics(updated)
-    )
+    record = outcome_metrics(rollouts)
+    for name, measure in (
+        ("drift", lambda: drift_metrics(rollouts, updated)),
+        ("update", lambda: update_metrics(updated)),
+        ("bounds", lambda: bound_metrics(updated)),
+    ):
+        record = measured(record, name, measure)
+    return record
+
+
+def measured(record: Mapping[str, Any], name: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The record with what was measured beside training; where that fails, with the reason under `not_measured`."""
+    try:
+        return dict(record) | dict(measure())
+    except Exception as error:  # nothing that is only looked at may end a run
+        failed = {name: f"{type(error).__name__}: {error}"}
+        return dict(record) | {"not_measured": record.get("not_measured", {}) | failed}
+
+
+def recordable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without numbers that JSON cannot say; `non_finite` has the first such value under each name."""
+    odd = {name: str(found[0]) for name, value in record.items() if (found := list(_non_finite(value)))}
+    kept = {name: value for name, value in record.items() if name not in odd}
+    return kept | ({"non_finite": odd} if odd else {})
+
+
+def _non_finite(value: Any) -> Iterator[float]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _non_finite(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _non_finite(inner)
 
 
 def outcome_metrics(rollouts: Rollouts) -> dict[str, Any]:

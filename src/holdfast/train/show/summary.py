@@ -26,9 +26,9 @@ def summarize(run: Run) -> dict[str, Any]:
         "model": describe_model(config),
         "parameters": sum(parameter.numel() for parameter in run.policy.model.parameters()),
         "trained_parameters": sum(parameter.numel() for parameter in run.updater.parameters),
-        "tokens": sum(record["tokens"] for record in steps),
-        "seconds": sum(record["seconds"] for record in steps),
-        "cpu_seconds": sum(record["cpu_seconds"] for record in steps),
+        "tokens": sum(record.get("tokens", 0) for record in steps),
+        "seconds": sum(record.get("seconds", 0.0) for record in steps),
+        "cpu_seconds": sum(record.get("cpu_seconds", 0.0) for record in steps),
     }
     if config.asynchronous.staleness:
         summary["sequences"] = asdict(audit(Ledger(run.folder.ledger).read()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
@@ -61,18 +62,27 @@ class Trackers:
     """All trackers of a run as one."""
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
-        self.trackers = [_open(name, config, folder) for name in config.log.trackers]
+        self.trackers = {name: _open(name, config, folder) for name in config.log.trackers}
+        self.failed: set[str] = set()
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """The plain numbers of one line of metrics.jsonl."""
+    def log(self, record: Mapping[str, Any]) -> list[str]:
+        """The plain numbers of one line of metrics.jsonl; says, once each, which tracker does not take them."""
         values = {name: float(v) for name, v in record.items() if isinstance(v, int | float) and name != "step"}
-        for tracker in self.trackers:
-            tracker.log(record["step"], values)
+        said = []
+        for name, tracker in self.trackers.items():
+            try:
+                tracker.log(record["step"], values)
+            except Exception as error:  # networks, disks, services of others: none of them may end a run
+                if name not in self.failed:
+                    said.append(f"the tracker {name} failed ({error}); metrics.jsonl has every step")
+                self.failed.add(name)
+        return said
 
     def close(self) -> None:
         """Flush and finish."""
-        for tracker in self.trackers:
-            tracker.close()
+        for tracker in self.trackers.values():
+            with contextlib.suppress(Exception):
+                tracker.close()
 
 
 def _open(name: str, config: RunConfig, folder: RunFolder) -> Tracker:

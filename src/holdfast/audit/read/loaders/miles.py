@@ -52,13 +52,16 @@ def siblings(path: Path) -> list[Path]:
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
     """Chunks of the step that a file belongs to, all ranks joined; the whole step is in memory at once."""
     shards = []
-    for file in siblings(path):
-        payload = load(file, reading)
-        columns = payload.get("rollout_data")
-        if not isinstance(columns, dict) or not _lists(columns):
-            raise DataError(f"{file} has no lists of tokens and response_lengths: it is no train dump of miles")
-        shards.append({**payload, "rollout_data": columns})
-    yield from pack_records(_records(path, shards, reading))
+    try:
+        for file in siblings(path):
+            payload = load(file, reading)
+            columns = payload.get("rollout_data")
+            if not isinstance(columns, dict) or not _lists(columns):
+                raise DataError(f"{file} has no lists of tokens and response_lengths: it is no train dump of miles")
+            shards.append({**payload, "rollout_data": columns})
+        yield from pack_records(_records(path, shards, reading))
+    except Unusable as problem:  # of no sample of its own
+        raise DataError(f"{path}: {problem}") from None
     reading.advance(path.stat().st_size)
 
 

@@ -20,6 +20,7 @@ from holdfast.audit.read.raw.fields import Unusable
 from holdfast.audit.read.raw.records import Record, pack_records
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
+from holdfast.rollout.store import open_parquet
 
 _COLUMNS = ["sample_index", "response_length", "tokens", "loss_mask", "rollout_log_probs"]
 _NAME = re.compile(r"rollout_(?:eval_)?(\d+)\.parquet$")
@@ -44,19 +45,16 @@ def _records(path: Path, reading: Reading) -> Iterator[Record]:
     name = _NAME.search(plain_name(path))
     step = {"rollout_id": int(name[1]) if name else None}
     number = 0
-    try:
-        with pq.ParquetFile(unpacked(path)) as file:
-            size = path.stat().st_size / max(1, file.num_row_groups)
-            for group in range(file.num_row_groups):
-                for sample in file.read_row_group(group, columns=_COLUMNS).to_pylist():
-                    try:
-                        yield sample_record(sample, step, reading)
-                    except Unusable as problem:
-                        reading.reject(path, number, problem.kind, f"row {number}: {problem.detail}")
-                    number += 1
-                reading.advance(round(size))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a complete parquet file: {error}") from error
+    with open_parquet(unpacked(path)) as file:
+        size = path.stat().st_size / max(1, file.num_row_groups)
+        for group in range(file.num_row_groups):
+            for sample in file.read_row_group(group, columns=_COLUMNS).to_pylist():
+                try:
+                    yield sample_record(sample, step, reading)
+                except Unusable as problem:
+                    reading.reject(path, number, problem.kind, f"row {number}: {problem.detail}")
+                number += 1
+            reading.advance(round(size))
 
 
 LOADER = Loader(

@@ -26,7 +26,7 @@ from holdfast.audit.read.loaders.loader import Loader
 from holdfast.audit.read.raw.compressed import unpacked
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
-from holdfast.rollout.store import VERSION_KEY, open_rollouts, rollout_of
+from holdfast.rollout.store import VERSION_KEY, as_stored, open_rollouts, rollout_of
 from holdfast.types import BOUNDS, Rollout, possible_bounds
 
 _MEASURED = ("prompt_ids", *TOKEN_COLUMNS, *NUMBER_COLUMNS, *WORD_COLUMNS)
@@ -49,7 +49,8 @@ def read(path: Path, reading: Reading) -> Iterator[Chunk]:
         columns = [name for name in _MEASURED if name in file.schema_arrow.names]
         share = path.stat().st_size / max(1, file.metadata.num_rows)
         first = 0
-        for batch in file.iter_batches(batch_size=_rows_per_batch(file), columns=columns, use_threads=True):
+        for stored in file.iter_batches(batch_size=_rows_per_batch(file), columns=columns, use_threads=True):
+            batch = as_stored(stored)
             for start in range(0, batch.num_rows, _ROWS):
                 part = batch.slice(start, _ROWS)
                 yield _chunk(path, first + start, part, reading)
@@ -109,7 +110,14 @@ class _Kept:
         return rollout_of(self.row.to_pylist()[0])
 
     def whole(self) -> Rollout:
-        return rollout_of(self.row.to_pylist()[0] | texts_of(self.path, self.number))
+        try:
+            texts = texts_of(self.path, self.number)
+            told = texts.get("token_texts")
+            if told is not None and (len(told) != len(self.row.column("response_ids")[0]) or None in told):
+                texts["token_texts"] = None
+            return rollout_of(self.row.to_pylist()[0] | texts)
+        except DataError:  # the file has changed since, or they are damaged; all that is measured is here
+            return self()
 
 
 def texts_of(path: Path, row: int) -> dict[str, Any]:
@@ -127,6 +135,11 @@ def texts_of(path: Path, row: int) -> dict[str, Any]:
 def _unequal_lengths(batch: pa.RecordBatch) -> dict[int, tuple[str, str]]:
     """Kind and detail of each row with a token field of another length than its response."""
     lengths, found = _lengths(batch.column("response_ids")), {}
+    for name in ("prompt_ids", "response_ids"):
+        column = batch.column(name)
+        holes = np.diff(np.concatenate([[0], np.cumsum(_nulls(column.flatten()))])[_ends(column)])
+        for row in np.flatnonzero(_nulls(column) | (holes > 0)).tolist():
+            found[row] = "missing field", f"{name}, or an entry of it"
     for name in TOKEN_COLUMNS:
         if name in batch.schema.names:
             column = batch.column(name)
@@ -167,6 +180,11 @@ def _impossible_bounds(batch: pa.RecordBatch) -> dict[int, tuple[str, str]]:
 
 def _nulls(column: pa.Array) -> Column:
     return column.is_null().to_numpy(zero_copy_only=False)
+
+
+def _ends(column: pa.ListArray) -> Column:
+    """Where each row begins in the flat values, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(_lengths(column))])
 
 
 def _lengths(column: pa.ListArray) -> Column:

@@ -54,9 +54,9 @@ def _batch(path: Path) -> Mapping[str, Any]:
         file, _ = open_unpacked(path)
         with file:
             value = _Lenient(file).load()
+        return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else {}
     except Exception as error:  # a pickle can raise anything
         raise DataError(f"{path} could not be unpickled: {type(error).__name__}: {error}") from error
-    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else {}
 
 
 class _Lenient(pickle.Unpickler):

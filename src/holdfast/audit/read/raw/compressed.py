@@ -14,6 +14,8 @@ from holdfast.errors import DataError
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _STRETCH = 1 << 13
 """Bytes unpacked at a time: so many before the place are lost where a packed file is cut off."""
+LARGEST_UNPACKED = 1 << 29
+"""Bytes of a packed file that is read whole; a few kilobytes can be packed terabytes."""
 _SUFFIXES = (".gz", ".gzip", ".zst", ".zstd")
 
 
@@ -58,13 +60,16 @@ def head_of(path: Path, size: int) -> bytes:
 def unpacked(path: Path) -> Path | io.BytesIO:
     """What a reader that jumps about in a file can open: the file itself, or all of a packed one in memory.
 
-    Raises DataError for a packed file that is damaged or cut off.
+    Raises DataError for a packed file that is damaged or cut off, or larger than LARGEST_UNPACKED.
     """
     if packing(path) is None:
         return path
     try:
         stream, _ = open_unpacked(path)
         with stream:
-            return io.BytesIO(stream.read())
+            content = stream.read(LARGEST_UNPACKED + 1)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} could not be unpacked: {error}") from error
+    if len(content) > LARGEST_UNPACKED:
+        raise DataError(f"{path} unpacks to more than {LARGEST_UNPACKED / 1e9:.1f} GB in memory: unpack it on disk")
+    return io.BytesIO(content)

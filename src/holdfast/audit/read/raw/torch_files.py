@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from holdfast.audit.read.raw.compressed import unpacked
+from holdfast.audit.read.raw.fields import Unusable
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
 
 ZIP = b"PK\x03\x04"
+LARGEST_EXPANDED = 1 << 24
+"""Entries that a tensor may have without storing each; one number can be expanded to any shape."""
 
 
 def load(path: Path, reading: Reading) -> dict[str, Any]:
@@ -48,6 +51,11 @@ def plain(value: Any) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+            raise Unusable("wrong type", f"a tensor that is {value.layout} of {value.dtype}, allowed are dense numbers")
+        stored = value.untyped_storage().nbytes() // value.element_size()
+        if value.numel() > max(stored, LARGEST_EXPANDED):
+            raise Unusable("wrong type", f"a tensor of shape {tuple(value.shape)} with {stored} stored numbers")
         value = value.detach()
         return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).cpu().numpy()
     if isinstance(value, np.generic):

@@ -23,6 +23,7 @@ from holdfast.audit.read.raw.records import Record, pack_records
 from holdfast.audit.read.raw.torch_files import ZIP, load, plain
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
+from holdfast.rollout.store import open_parquet
 
 _ROWS = 256
 _BATCHES = ("batch", "non_tensor_batch", "meta_info", "rollout_data", "data")
@@ -92,16 +93,13 @@ def read(path: Path, reading: Reading) -> Iterator[Chunk]:
 
 def _from_parquet(path: Path, reading: Reading) -> Iterator[Record]:
     number = 0
-    try:
-        with pq.ParquetFile(unpacked(path)) as file:
-            share = path.stat().st_size / max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(batch_size=_ROWS):
-                for row in batch.to_pylist():
-                    yield from _one(path, number, row, reading, None)
-                    number += 1
-                reading.advance(round(share * batch.num_rows))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a complete parquet file: {error}") from error
+    with open_parquet(unpacked(path)) as file:
+        share = path.stat().st_size / max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(batch_size=_ROWS):
+            for row in batch.to_pylist():
+                yield from _one(path, number, row, reading, None)
+                number += 1
+            reading.advance(round(share * batch.num_rows))
 
 
 def _from_tensors(path: Path, reading: Reading) -> Iterator[Record]:
@@ -109,7 +107,10 @@ def _from_tensors(path: Path, reading: Reading) -> Iterator[Record]:
     for name in _BATCHES:
         if isinstance(payload.get(name), Mapping):
             payload = {**payload, **payload[name]}
-    columns = {str(name): plain(value) for name, value in payload.items()}
+    try:
+        columns = {str(name): plain(value) for name, value in payload.items()}
+    except Unusable as problem:
+        raise DataError(f"{path}: {problem}") from None
     found = next((f for name in TOKEN_IDS if (f := find(columns, name, reading.columns)) is not None), None)
     if found is None or not hasattr(found[1], "__len__") or getattr(found[1], "ndim", 2) < 1:
         raise DataError(f"{path}: {no_rows(columns, reading.columns)}")
