@@ -27,7 +27,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 # Kills, liars, hostile files: the long form of tests/faults. Counts can be set: make faults KILLS=30 RECORDS=1000
-COUNTS := KILLS RECORDS PARQUET CHECKPOINTS SERVERS REWARDS
+COUNTS := KILLS RECORDS PARQUET CHECKPOINTS SERVERS REWARDS SOAK
 faults: $(STAMP)
 	$(BIN)/python tests/faults/campaign.py --write $(foreach n,$(COUNTS),$(if $($(n)),--$(shell echo $(n) | tr A-Z a-z) $($(n))))
 

@@ -1,6 +1,6 @@
 """Kills, liars and hostile files, counted: prints a table, and with --write puts it into docs/faults.md.
 
-python tests/faults/campaign.py --kills 300 --records 100000 --parquet 1000 --checkpoints 100 --servers 36 --rewards 38
+python tests/faults/campaign.py --kills 300 --records 100000 --parquet 1000 --checkpoints 100 --soak 300
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import transformers  # noqa: F401  # before the forks, which share it
 from faults.files import bombs, checkpoints, parquet
 from faults.kills import kills
 from faults.records import records
+from faults.soak import soak
 from faults.strangers import FUNCTIONS, SERVERS, rewards, servers
 from faults.told import Told
+from holdfast.rollout.store import LONGEST_ROW
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 MARK = "<!-- the last run -->"
@@ -35,6 +37,7 @@ GOALS = {
     "checkpoints": 100,
     "servers": len(SERVERS),
     "rewards": len(FUNCTIONS),
+    "soak": 300,
 }
 
 
@@ -56,36 +59,39 @@ def main() -> int:
 def _parts(options: argparse.Namespace, place: Path) -> list[Told]:
     """Cheap ones first; a run's kills last, after which its whole run is there for the checkpoints."""
     synchronous = -(-options.kills * 2 // 3)
-    parts: list[Callable[[], Told]] = [
+    parts: list[Callable[[], Told | list[Told]]] = [
         lambda: servers(options.servers),
         lambda: rewards(options.rewards, place),
-        lambda: bombs(place),
+        lambda: bombs(place, longest=LONGEST_ROW if options.parquet >= 100 else 1 << 16),
         lambda: parquet(options.parquet, options.seed, place),
         lambda: records(options.records, options.seed),
         lambda: kills("sync", synchronous, options.seed, place),
         lambda: checkpoints(options.checkpoints, options.seed, place / "sync-whole" / "run", place / "damaged"),
         lambda: kills("async", options.kills - synchronous, options.seed, place),
+        lambda: soak(options.soak, place),
     ]
     sys.path.insert(0, str(place))  # where the reward functions are
     out, began = [], time.monotonic()
     for part in parts:
         (place / "damaged").mkdir(exist_ok=True)
-        out.append(part())
-        if not options.json:
-            print(f"{out[-1].name}: {out[-1].tries:,} tries, {len(out[-1].faults)} faults", flush=True)
-            for fault in out[-1].faults:
-                print(f"  {fault}", flush=True)
+        found = part()
+        out += (done := found if isinstance(found, list) else [found])
+        for told in done if not options.json else ():
+            print(f"{told.name}: {told.tries:,} tries, {len(told.faults)} faults", *told.faults, sep="\n  ", flush=True)
         if options.write:
-            _write(options, out, time.monotonic() - began)
+            _write(options, out, time.monotonic() - began, whole=part is parts[-1])
         for log in place.glob("*.log") if options.logs else ():
             shutil.copy(log, options.logs)
     return out
 
 
-def _write(options: argparse.Namespace, told: list[Told], seconds: float) -> None:
-    """Put the parts that are done into the page."""
+def _write(options: argparse.Namespace, told: list[Told], seconds: float, *, whole: bool) -> None:
+    """Put the parts that are done into the page, and say which counts are below the goals."""
     counts = " ".join(f"{name.upper()}={getattr(options, name)}" for name in GOALS)
-    said = f"`make faults {counts}`, {seconds / 60:.0f} minutes:"
+    below = [f"{name} {n:,} of {goal:,}" for name, goal in GOALS.items() if (n := getattr(options, name)) < goal]
+    said = f"`make faults {counts}`, {seconds / 60:.0f} minutes."
+    said += "" if whole else " It was ended early: the parts below are those that were done."
+    said += f" Below the goals: {', '.join(below)}." if below else ""
     text = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
     PAGE.write_text(f"{text}{MARK}\n\n{said}\n\n{table(told)}\n", encoding="utf-8")
 

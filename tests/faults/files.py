@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections import Counter
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import dumps
+from faults.kills import forked
 from faults.told import Told
 from holdfast.errors import HoldfastError
 from holdfast.rollout.store import LONGEST_ROW, VERSION_KEY, write_rollouts
@@ -54,7 +54,7 @@ def parquet(count: int, seed: int, folder: Path) -> Told:
         numbers = range(first, min(first + 20, count))
         changes = [_mutation(rng, base) for _ in numbers]
         report.unlink(missing_ok=True)
-        code = _forked(lambda: report.write_text(json.dumps(_audited(changes, folder, expected))))  # noqa: B023
+        code = forked(lambda: _report(report, changes, folder, expected), folder / "files.log")  # noqa: B023
         results = json.loads(report.read_text()) if report.is_file() else []
         for place, _ in enumerate(numbers):
             told.tries += 1
@@ -66,10 +66,10 @@ def parquet(count: int, seed: int, folder: Path) -> Told:
     return told
 
 
-def bombs(folder: Path) -> Told:
-    """Files of kilobytes that hold far more: refused, or read in less than MOST_MEMORY."""
+def bombs(folder: Path, *, longest: int = LONGEST_ROW) -> Told:
+    """Files of kilobytes that hold far more are refused; one with a row of `longest` takes less than MOST_MEMORY."""
     told = Told("parquet files of kilobytes with rows of millions")
-    for entries, others in ((40_000_000, 0), (LONGEST_ROW + 1, 3000), (LONGEST_ROW, 0)):
+    for entries, others in ((40_000_000, 0), (LONGEST_ROW + 1, 3000), (longest, 0)):
         told.tries += 1
         path = folder / "bomb.parquet"
         lengths = np.array([0, *[1] * others, entries]).cumsum().astype(np.int32)
@@ -79,14 +79,15 @@ def bombs(folder: Path) -> Told:
         del values, table
         note = folder / "peak"
 
-        def look(path: Path = path, note: Path = note) -> None:
+        def look(path: Path = path, note: Path = note) -> int:
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-            before = _memory("VmRSS")
+            before = memory("VmRSS")
             with suppress(HoldfastError):
                 _measured(path)
-            note.write_text(str(_memory("VmHWM") - before))
+            note.write_text(str(memory("VmHWM") - before))
+            return 0
 
-        code = _forked(look)
+        code = forked(look, folder / "files.log")
         took = int(note.read_text()) if code == 0 else 0
         told.facts = {**told.facts, f"MB for a row of {entries:,} in {path.stat().st_size / 1e3:.0f} kB": took // 10**6}
         if code or took > MOST_MEMORY:
@@ -94,7 +95,7 @@ def bombs(folder: Path) -> Told:
     return told
 
 
-def _memory(name: str) -> int:
+def memory(name: str) -> int:
     """Bytes of this process, as Linux counts them."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
@@ -124,6 +125,11 @@ def _mutation(rng: random.Random, base: Path) -> Callable[[Path], None]:
         pq.write_table(changed.replace_schema_metadata(kept), path)
 
     return write
+
+
+def _report(report: Path, changes: list[Callable[[Path], None]], folder: Path, intact: Seen) -> int:
+    report.write_text(json.dumps(_audited(changes, folder, intact)))
+    return 0
 
 
 def _audited(changes: list[Callable[[Path], None]], folder: Path, intact: Seen) -> list[list[str]]:
@@ -171,23 +177,6 @@ def _measured(path: Path) -> Seen:
 
 def _equal(one: list[Any], other: list[Any]) -> bool:
     return len(one) == len(other) and all(a == b or (a != a and b != b) for a, b in zip(one, other, strict=True))
-
-
-def _forked(work: Callable[[], Any]) -> int:
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-    raise AssertionError
 
 
 def checkpoints(count: int, seed: int, whole: Path, folder: Path) -> Told:

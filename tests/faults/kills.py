@@ -8,7 +8,9 @@ import random
 import shutil
 import signal
 import sys
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,31 +80,39 @@ def difference(expected: dict[str, bytes], found: dict[str, bytes]) -> str:
     return next((f"{name} differs" for name in expected if expected[name] != found[name]), "")
 
 
-def _train(
-    settings: Path, path: Path, place: int | None = None, *, torn: bool = False, seen: Path | None = None
-) -> int:
+def _train(settings: Path, path: Path, place: int | None = None, *, torn: bool = False, seen: Any = None) -> int:
     """`holdfast train`, or its resumption where there is a run, in a fork of this process; its exit code."""
+
+    def run() -> int:
+        path.parent.mkdir(exist_ok=True)
+        without_processes()
+        from holdfast.cli import dispatch
+        from holdfast.train.keep import stopwatch
+
+        stopwatch._now = lambda: (1.0, 1.0)
+        known = (path / "config.toml").is_file()
+        watch = _Watch(path, place, torn=torn)
+        code = dispatch(["train", *([] if known else [str(settings)]), "--run-dir", str(path), *["--resume"] * known])
+        watch.off = True
+        if seen is not None:
+            seen.write_text(json.dumps(watch.seen))
+        return code
+
+    return forked(run, path.parent.with_suffix(".log"))
+
+
+def forked(work: Callable[[], int], log: Path) -> int:
+    """The exit code of work in a fork of this process, negative for a signal that ended it; its words go to `log`."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 1
     try:
-        log = os.open(path.parent.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        path.parent.mkdir(exist_ok=True)
-        _without_clocks_and_processes()
-        from holdfast.cli import dispatch
-
-        known = (path / "config.toml").is_file()
-        watch = _Watch(path, place, torn=torn)
-        code = dispatch(["train", *([] if known else [str(settings)]), "--run-dir", str(path), *["--resume"] * known])
-        if seen is not None:
-            watch.off = True
-            seen.write_text(json.dumps(watch.seen))
+        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        code = work()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         os._exit(code)
@@ -155,9 +165,8 @@ def tear(name: Path) -> None:
         file.truncate((start + len(data)) // 2)
 
 
-def _without_clocks_and_processes() -> None:
-    """Times are 1, and the engine of an asynchronous run is in this process: its own deaths are tested elsewhere."""
-    from holdfast.train.keep import stopwatch
+def without_processes() -> None:
+    """The engine of an asynchronous run is in this process: its own deaths are tested elsewhere."""
     from holdfast.train.sampling import pipeline
     from holdfast.train.sampling.worker import Scribe
 
@@ -174,5 +183,4 @@ def _without_clocks_and_processes() -> None:
         def end(self) -> None:
             pass
 
-    stopwatch._now = lambda: (1.0, 1.0)
     pipeline._EngineProcess = Here  # pyright: ignore[reportAttributeAccessIssue]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-COUNTS = {"kills": 6, "records": 100, "parquet": 40, "checkpoints": 30, "servers": 6, "rewards": 8}
+COUNTS = {"kills": 4, "records": 100, "parquet": 20, "checkpoints": 30, "servers": 6, "rewards": 8, "soak": 0}
 
 
 @pytest.mark.slow
@@ -18,8 +18,8 @@ def test_a_few_kills_liars_and_hostile_files_do_no_harm():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told = {part["name"]: part for part in json.loads(done.stdout)}
-    assert [part["faults"] for part in told.values()] == [[]] * 8
+    assert [part["faults"] for part in told.values()] == [[]] * 10
     tries = {name: part["tries"] for name, part in told.items()}
-    assert tries["kills of sync runs"] + tries["kills of async runs"] == 6
-    assert tries["mutated records"] >= 100 and tries["mutated parquet files"] == 40
+    assert tries["kills of sync runs"] + tries["kills of async runs"] == 4
+    assert tries["mutated records"] >= 100 and tries["mutated parquet files"] == 20
     assert {"fsync", "os.rename", "os.mkdir", "open"} <= set(told["kills of sync runs"]["facts"])

@@ -80,3 +80,16 @@ def test_who_shows_one_run_says_what_it_is_and_who_shows_many_does_not():
         kind(Console(file=out, width=80)).begin("model     tiny")
         assert ("model     tiny" in out.getvalue()) is shown
     assert Quiet().begin("model") is None
+
+
+def test_texts_of_others_do_not_steer_the_terminal():
+    for kind in (Lines, Panels):
+        out = io.StringIO()
+        display = kind(Console(file=out, force_terminal=kind is Panels, width=120))
+        display.note("first \x1b]0;title\x07 line\nsecond line")
+        display.step(RECORD | {"warnings": ["a reward said \x1b[2J"]}, 4)
+        if kind is Panels:
+            display.console.print(display._panel())
+        assert "first \\x1b]0;title\\x07 line\nsecond line" in out.getvalue().replace("\r", "")
+        assert "a reward said \\x1b[2J" in out.getvalue()
+        assert "\x1b]0;" not in out.getvalue() and "\x1b[2J" not in out.getvalue()

@@ -8,8 +8,10 @@ import pytest
 
 import dumps
 from dumps import load
+from holdfast.audit.read.raw import compressed
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.read.source import find_files, read_files
+from holdfast.errors import DataError
 
 
 def zstd(data):
@@ -78,3 +80,14 @@ def test_a_damaged_packed_file_is_named(tmp_path, suffix):
     reading = Reading()
     assert list(read_files(find_files(path), reading)) == []
     assert reading.rejected == {"unreadable file": 1}
+
+
+def test_a_packed_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(compressed, "LARGEST_UNPACKED", 1000)
+    for size in (1000, 1001):
+        (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(size)))
+        if size == 1000:
+            assert compressed.unpacked(tmp_path / "a.gz").getvalue() == bytes(size)
+            continue
+        with pytest.raises(DataError, match=r"a.gz unpacks to more than .* GB in memory: unpack it on disk"):
+            compressed.unpacked(tmp_path / "a.gz")
