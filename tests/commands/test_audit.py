@@ -118,3 +118,39 @@ def test_the_demo_finds_every_fault(case):
     told = {f.name for f in (*audit.findings, *audit.withheld)}
     if case.check in DRIFTS and not case.name.startswith("raw"):  # real drift, with the exact KL that it has
         assert "exact_kl_contradicted" not in told
+
+
+def _numbers(path, reward, **more):
+    rows = [
+        {"step": s, "data": {"critic/score/mean": r, "actor/entropy": 0.4, **{k: v[s] for k, v in more.items()}}}
+        for s, r in enumerate(reward)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_log_of_numbers_is_judged_and_says_what_to_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rising = [0.2 + 0.01 * s for s in range(40)]
+    sinking = [0.8 - 0.015 * s for s in range(40)]
+    assert dispatch(["audit", str(_numbers(tmp_path / "good.jsonl", rising))]) == 3
+    said = capsys.readouterr().out
+    assert "Not judged: the log has no number that tells how far engine and trainer are apart" in " ".join(said.split())
+    assert "actor_rollout_ref.rollout.calculate_log_probs=true" in said
+    assert dispatch(["audit", str(_numbers(tmp_path / "bad.jsonl", sinking))]) == 1
+    agreed = _numbers(tmp_path / "judged.jsonl", rising, **{"training/rollout_probs_diff_mean": [0.002] * 40})
+    capsys.readouterr()
+    assert dispatch(["audit", str(agreed), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["framework"] == "verl"
+    assert document["course"]["reward"]["named"] == "critic/score/mean"
+    assert document["facts"]["steps"] == list(range(40))
+
+
+def test_the_page_of_a_log_of_numbers(tmp_path):
+    path = _numbers(tmp_path / "log.jsonl", [0.8 - 0.015 * s for s in range(40)])
+    assert dispatch(["audit", str(path), "--out", str(tmp_path / "out")]) == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The course of the run" in page
+    assert "To know more, log this" in page
+    assert "Drift could not be measured" not in page

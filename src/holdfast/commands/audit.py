@@ -1,4 +1,4 @@
-"""`holdfast audit PATH`: logged rollouts in, a verdict out; exit 0 clean, 1 findings, 2 unusable, 3 not judged."""
+"""`holdfast audit PATH`: rollouts or metrics in, a verdict out; exit 0 clean, 1 findings, 2 unusable, 3 not judged."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from holdfast.audit.judge.finding import SEVERITIES, Severity, at_least
 from holdfast.audit.read.loaders import formats_table
 from holdfast.audit.read.raw.names import own_columns
 from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.scalars.runs import ScalarLog, read_scalars
 from holdfast.audit.read.source import find_files, read_files
 from holdfast.audit.show.jsonout import audit_dict
 from holdfast.audit.show.outputs import write_reports
@@ -25,6 +26,9 @@ from holdfast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from holdfast.audit.read.rescore import Scorer
+
+WROTE = (("nemo_rl", "NeMo-RL"), ("prime_rl", "prime-rl"), ("slime", "slime"), ("miles", "miles"), ("pickles", "SkyRL"))
+"""Beginning of a loader's name, and the framework that writes what it reads."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -66,7 +70,13 @@ def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, co
     """
     auditor = Auditor(reading)
     reading.likeliest = scorer is not None
-    files = find_files(path, note=reading.note, columns=reading.columns)
+    try:
+        files = find_files(path, note=reading.note, columns=reading.columns)
+    except DataError:
+        if path.exists() and (numbers := read_scalars(path, reading)) is not None:
+            return audit_scalars(numbers, auditor)
+        raise
+    auditor.framework = framework_of_loaders({file.loader.name for file in files})
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"))
     hidden = console is None or not console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as progress:
@@ -83,6 +93,21 @@ def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, co
         first = "".join(f"\n  {bad.path}, record {bad.record}: {bad.reason}" for bad in reading.examples[:3])
         raise DataError(f"{path}: no usable rollout ({reasons or 'no records'}){first}")
     return audit
+
+
+def framework_of_loaders(names: set[str]) -> str | None:
+    """The framework that wrote all files of a log, by the loaders that read them; None where they tell of several."""
+    found = {next((whose for start, whose in WROTE if name.startswith(start)), None) for name in names}
+    return found.pop() if len(found) == 1 else None
+
+
+def audit_scalars(numbers: ScalarLog, auditor: Auditor) -> Audit:
+    """The audit of a log of numbers by step; they are all that it holds."""
+    auditor.scalars = numbers
+    auditor.sources = [str(file) for file in numbers.files]
+    auditor.facts.steps |= numbers.course.steps
+    auditor.facts.columns |= set(numbers.course.series)
+    return auditor.result()
 
 
 def exit_code(audit: Audit, fail_on: Severity | str, *, allow_unjudged: bool = False) -> int:

@@ -6,14 +6,20 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from holdfast.audit.course import MISMATCH, Course
 from holdfast.audit.judge.checks import CHECKS, Check, Facts
+from holdfast.audit.judge.course import judge_course
 from holdfast.audit.judge.finding import SEVERITIES, Finding
+from holdfast.audit.judge.more import more_to_log
+from holdfast.audit.measure.by_step import ByStep
+from holdfast.audit.measure.levels import FEWEST_STEPS
 from holdfast.audit.measure.sample import Sample
 from holdfast.audit.measure.statistics import Statistics
 from holdfast.audit.measure.tokens import Unit
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.scalars.runs import ScalarLog
 
 FEWEST_PROMPTS = 8
 """With fewer, intervals over prompts say nothing: sequences are resampled instead, and the audit says so."""
@@ -22,6 +28,9 @@ DECIDING_TOKENS = 4_000_000
 FEWEST_TOKENS, FEWEST_SEQUENCES = 1000, 8
 """With fewer, no check has the power to clear a run."""
 
+CAUSES = ("repeated_token",)
+"""Checks of tokens whose finding explains what the reward, the lengths and the entropy do from then on."""
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -29,7 +38,9 @@ class Audit:
 
     `withheld` are findings that a data error makes worthless; `skipped` maps a check to the columns it lacks, `asked`
     each check that ran to its question. `unjudged` says in sentences why a run in which nothing was found is not
-    thereby healthy, and what to log to know more; empty where the checks that matter could run.
+    thereby healthy, and what to log to know more; empty where the checks that matter could run. `course` are the
+    numbers by step, from the tokens or from a log of numbers; `framework` is whose log it is, where that is known, and
+    `more` what to log to know more: (what, the line to set).
     """
 
     facts: Facts
@@ -42,6 +53,14 @@ class Audit:
     sources: tuple[str, ...] = ()
     asked: dict[str, str] = field(default_factory=dict)
     unjudged: tuple[str, ...] = ()
+    course: Course = field(default_factory=Course)
+    framework: str | None = None
+    more: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def of_numbers(self) -> bool:
+        """Whether a log of numbers by step was read, without any token."""
+        return not self.facts.sequences and bool(self.course.series)
 
 
 @dataclass
@@ -56,6 +75,10 @@ class Auditor:
     sources: list[str] = field(default_factory=list)
     unit: Unit | None = None
     """What intervals resample; None until it is decided, and chunks are held back that long."""
+    by_step: ByStep = field(default_factory=ByStep)
+    scalars: ScalarLog | None = None
+    """A log of numbers of the same run."""
+    framework: str | None = None
     _held: list[tuple[Chunk, str]] = field(default_factory=list)
     _prompts: set[int] = field(default_factory=set)
 
@@ -88,6 +111,7 @@ class Auditor:
             if view.has(*check.needs):
                 check.update(view)
         self.statistics.update(view)
+        self.by_step.update(view)
         self.sample.update(view)
         if source and source not in self.sources:
             self.sources.append(source)
@@ -98,7 +122,13 @@ class Auditor:
             return self._as_if_ended().result()
         self.facts.logprob_resolution = self.reading.logprob_resolution
         skipped = {c.name: tuple(sorted(c.needs - self.facts.columns)) for c in self.checks}
+        course = self._course()
         found = [f for c in self.checks if not skipped[c.name] for f in c.findings(self.facts)]
+        asked = {c.name: c.asks for c in self.checks if not skipped[c.name]}
+        of_course, course_asked, course_skipped = judge_course(course, of_tokens=bool(self.facts.sequences))
+        if not self.facts.sequences and course.series:
+            skipped = course_skipped
+        found += _as_consequences(of_course) if any(f.name in CAUSES for f in found) else of_course
         found.sort(key=lambda f: (-SEVERITIES.index(f.severity), f.kind != "data"))
         broken = any(f.invalidates for f in found)
         withheld = tuple(f for f in found if broken and f.kind == "drift")
@@ -111,9 +141,17 @@ class Auditor:
             sample=self.sample,
             reading=self.reading,
             sources=tuple(self.sources),
-            asked={c.name: c.asks for c in self.checks if not skipped[c.name]},
-            unjudged=tuple(_unjudged(self.facts)),
+            asked=asked | course_asked,
+            unjudged=tuple(_unjudged(self.facts) if self.facts.sequences else _course_unjudged(course)),
+            course=course,
+            framework=course.framework,
+            more=more_to_log(course) if not self.facts.sequences else (),
         )
+
+    def _course(self) -> Course:
+        """Numbers by step of the tokens, and those of a log of numbers that the tokens do not tell."""
+        logged = self.scalars.course if self.scalars else Course()
+        return Course({**logged.series, **self.by_step.course().series}, self.framework or logged.framework)
 
     def _as_if_ended(self) -> Auditor:
         """A copy that takes what is held back for all there is; a run that goes on may still show more prompts."""
@@ -123,6 +161,7 @@ class Auditor:
             facts=copy.deepcopy(self.facts),
             statistics=copy.deepcopy(self.statistics),
             sample=copy.deepcopy(self.sample),
+            by_step=copy.deepcopy(self.by_step),
             sources=list(self.sources),
         )
         ended._decide("sequence")
@@ -165,3 +204,25 @@ def _unjudged(facts: Facts) -> Iterator[str]:
             f"{facts.sequences:,} sequence{'s are' if facts.sequences > 1 else ' is'} too few to tell chance from "
             f"fault: log at least {FEWEST_SEQUENCES}, of several prompts"
         )
+
+
+def _as_consequences(found: Sequence[Finding]) -> list[Finding]:
+    """Findings of the course that another one explains: worth a word."""
+    return [replace(finding, severity="info") for finding in found]
+
+
+def _course_unjudged(course: Course) -> Iterator[str]:
+    """Why a log of numbers in which nothing was found does not clear the run."""
+    if not course.series:
+        return
+    if not any(course.finite(name) is not None for name in MISMATCH):
+        yield (
+            "the log has no number that tells how far engine and trainer are apart. What to log for it stands under "
+            '"To know more, log this"'
+        )
+    reward = course.finite("reward")
+    if reward is None:
+        yield "the log has no reward, without which no course can be called good"
+    longest = max(len(series) for series in course.series.values())
+    if longest < FEWEST_STEPS:
+        yield f"{longest} steps are too few to tell a course from chance: log {FEWEST_STEPS} or more"

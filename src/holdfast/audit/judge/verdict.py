@@ -104,11 +104,17 @@ def sentence(text: str) -> str:
 
 def _scope(audit: Audit) -> str:
     facts = audit.facts
+    if audit.of_numbers:
+        whose = f" of {audit.framework}" if audit.framework else ""
+        names = ", ".join(audit.course.series)
+        return f"Read: {_count(len(facts.steps), 'step')} of a log of numbers{whose} ({names})."
     steps = f" of {_count(len(facts.steps), 'step')}" if facts.steps else ""
     return f"Read: {_count(facts.sequences, 'sequence')}{steps}, {_count(facts.own_tokens, 'token')} of the policy."
 
 
 def _drift(audit: Audit) -> str:
+    if audit.of_numbers:
+        return "Judged is the course of the run; numbers by step cannot show whether single tokens are scored right."
     mean = audit.statistics.mean("abs_log")
     if mean is None:
         return (

@@ -54,6 +54,12 @@ def audit_dict(audit: Audit, advice: SampleAdvice) -> dict[str, Any]:
             "examples": [asdict(record) for record in audit.reading.examples],
         },
         "notes": audit.reading.notes,
+        "framework": audit.framework,
+        "course": {
+            name: {"named": series.named, "steps": series.steps.tolist(), "values": series.values.tolist()}
+            for name, series in audit.course.series.items()
+        },
+        "more": [{"what": what, "line": text} for what, text in audit.more],
         "statistics": _statistics(audit.statistics),
         "advice": advised,
     }

@@ -49,6 +49,9 @@ def summary(audit: Audit, missing: tuple[str, ...] = ()) -> RenderableType:
     if regions := audit.statistics.regions():
         parts += [_regions(regions), Text()]
     parts += _unknown(audit, missing)
+    if audit.more:
+        parts.append(Text("To know more, log this", "bold"))
+        parts += [Padding(line(f"{what}: {text}"), (0, 0, 0, 2)) for what, text in audit.more]
     return Group(*parts)
 
 

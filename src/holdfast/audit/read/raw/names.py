@@ -12,6 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
+from holdfast.audit.course import VOCABULARY
 from holdfast.audit.read.raw.fields import LARGEST_ID, Unusable, digits, real, whole
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import ConfigError
@@ -112,8 +113,8 @@ def own_columns(pairs: Sequence[str]) -> dict[str, str]:
     columns: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
-        if not equals or not theirs or ours not in ALIASES:
-            known = ", ".join(ALIASES)
+        if not equals or not theirs or ours not in (*ALIASES, *VOCABULARY):
+            known = ", ".join(dict.fromkeys((*ALIASES, *VOCABULARY)))
             raise ConfigError(f"--map {pair}: give it as ours=theirs, where ours is one of {known}")
         columns[ours] = theirs
     return columns

@@ -8,6 +8,7 @@ import holdfast
 from holdfast.audit.judge.advice import SampleAdvice
 from holdfast.audit.judge.auditor import Audit
 from holdfast.audit.judge.verdict import verdict_of
+from holdfast.audit.show.page.course import course_section, more_section
 from holdfast.audit.show.page.figures import acceptance_section, drift_section
 from holdfast.audit.show.page.findings import findings_section
 from holdfast.audit.show.page.sequences import VIEWED, Numbered, sequences_section
@@ -30,12 +31,10 @@ def audit_page(audit: Audit, advice: SampleAdvice, *, title: str, worst: Numbere
         title,
         tiles(_tiles(audit)),
         findings_section(audit, {name for name, _ in worst[:VIEWED]}),
-        drift_section(audit.statistics, audit.facts.unit),
-        acceptance_section(audit.statistics, advice),
-        advice_section(advice),
-        masks_section(advice),
-        sequences_section(worst),
+        course_section(audit.course),
+        *(() if audit.of_numbers else _of_tokens(audit, advice, worst)),
         unknown_section(audit, advice.missing if advice.advice else ()),
+        more_section(audit),
         folded(f"{len(audit.sources):,} files read{more}", facts(sources)) if sources else "",
         kicker="Holdfast · audit",
         verdict=join((element("strong", verdict.headline), *verdict.details), " "),
@@ -43,8 +42,24 @@ def audit_page(audit: Audit, advice: SampleAdvice, *, title: str, worst: Numbere
     )
 
 
+def _of_tokens(audit: Audit, advice: SampleAdvice, worst: Numbered) -> tuple[Markup, ...]:
+    """What only a log of tokens can tell."""
+    return (
+        drift_section(audit.statistics, audit.facts.unit),
+        acceptance_section(audit.statistics, advice),
+        advice_section(advice),
+        masks_section(advice),
+        sequences_section(worst),
+    )
+
+
 def _tiles(audit: Audit) -> list[tuple[str, str, str]]:
     counted = audit.facts
+    if audit.of_numbers:
+        names = ("reward", "entropy", "length", "truncated")
+        known = [(name, found) for name in names if (found := audit.course.finite(name)) is not None]
+        told = [(name.capitalize(), number(float(s.values[-1]), 3), f"at step {int(s.steps[-1])}") for name, s in known]
+        return [("Read", f"{len(counted.steps):,}", f"steps of {len(audit.course.series)} numbers"), *told]
     steps = f"{len(counted.steps):,} steps" if counted.steps else "steps not recorded"
     cards = [("Read", f"{counted.own_tokens:,}", f"tokens of {counted.sequences:,} sequences, {steps}")]
     mean = audit.statistics.mean("abs_log")

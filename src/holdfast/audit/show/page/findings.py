@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from holdfast.audit.judge.auditor import Audit
 from holdfast.audit.judge.finding import Finding, Where
@@ -18,25 +18,54 @@ def findings_section(audit: Audit, shown: Collection[int]) -> Markup:
     """All findings; `shown` are the sequences that the page shows token by token, for the links to them."""
     spoke = {finding.name for finding in (*audit.findings, *audit.withheld)}
     quiet = {name: asks for name, asks in audit.asked.items() if name not in spoke}
-    cards = join(_card(finding, shown) for finding in audit.findings)
+    cards = join(_card(finding, shown, audit.framework) for finding in audit.findings)
     passed = folded(f"{len(quiet)} checks found nothing", facts(quiet.items())) if quiet else ""
     lead = f"{len(audit.asked)} checks ran." + (" The most severe finding comes first." if audit.findings else "")
     return section("Findings", cards, _withheld(audit), passed, lead=lead)
 
 
-def _card(finding: Finding, shown: Collection[int]) -> Markup:
+def _card(finding: Finding, shown: Collection[int], framework: str | None) -> Markup:
     told = [(name, _value(value)) for name, value in finding.evidence.items()]
     told += _places(finding.where, shown)
-    lines = [element("div", element("h4", name), copyable(text)) for name, text in finding.settings.items()]
     return element(
         "article",
         element("h3", element("span", finding.severity, css=CHIPS[finding.severity]), sentence(finding.headline)),
         paragraph(finding.meaning),
         paragraph(element("strong", "What to do. "), finding.fix) if finding.fix else "",
-        element("div", *lines, css="settings") if lines else "",
+        _settings(finding.settings, framework),
         folded(f"Evidence of {finding.name}", facts(told)) if told else "",
         css=f"finding {finding.severity}",
     )
+
+
+def _settings(settings: Mapping[str, str], framework: str | None) -> Markup:
+    """The lines of each framework: those of the log's own first, and the others behind a line that opens them."""
+    lines = {name: element("div", element("h4", name), *setting(text)) for name, text in settings.items()}
+    if framework not in lines:
+        return element("div", *lines.values(), css="settings") if lines else Markup()
+    own = lines.pop(framework)
+    others = folded("The same on other frameworks", element("div", *lines.values(), css="settings")) if lines else ""
+    return join((element("div", own, css="settings"), others))
+
+
+def setting(text: str) -> list[Markup]:
+    """Sentences as sentences, and what is to be set with a button that copies it.
+
+    A line is a sentence where it says that there is no option, or nothing to set.
+    """
+    parts: list[Markup] = []
+    lines = text.splitlines()
+    said = [i for i, one in enumerate(lines) if is_prose(one)]
+    code = [one for i, one in enumerate(lines) if i not in said]
+    parts += [paragraph(sentence(lines[i])) for i in said]
+    if code:
+        parts.append(copyable("\n".join(code)))
+    return parts
+
+
+def is_prose(text: str) -> bool:
+    """Whether a line is a sentence and nothing to be copied."""
+    return text.startswith(("nothing to set", "no option", "holdfast audit --formats", "HoldfastGRPOTrainer in"))
 
 
 def _value(value: float | int | str | Estimate) -> str:

@@ -1,0 +1,1 @@
+"""Logs of numbers by step: who writes which names, and the files that hold them."""
