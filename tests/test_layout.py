@@ -31,15 +31,17 @@ ORDER = {
     "train": "settings keep policy sampling estimate warmstart update setup evaluate show loop compare session",
     "audit": "course read measure judge show simulate",
     "audit/read": "columns reading prefetch raw scalars loaders rescore overlap source",
-    "audit/measure": "estimate tokens alignment stretches view binned contrast levels by_step sample statistics",
+    "audit/measure": (
+        "estimate tokens alignment stretches edges repeats view binned contrast levels by_step sample statistics"
+    ),
     "audit/judge": "finding fixes more checks course auditor verdict advice",
-    "audit/judge/checks": "check lights places calibration lengths data drift training",
+    "audit/judge/checks": "check lights places calibration lengths data drift training credit",
     "audit/show": "jsonout page terminal outputs",
 }
 """Files and folders of a folder, each of which may import those named before it."""
 APART = [
     ("rollout/embedded", "rollout/outside"),
-    *itertools.permutations([f"audit/judge/checks/{kind}" for kind in ("data", "drift", "training")], 2),
+    *itertools.permutations([f"audit/judge/checks/{kind}" for kind in ("data", "drift", "training", "credit")], 2),
 ]
 """Folders of which the second is never imported by the first."""
 MOST_FILES = 15

@@ -24,9 +24,10 @@ def nameless(rollouts):
 def apart(size, count=64, **more):
     """Rollouts of one prompt whose two log-probabilities differ by ±size at every token."""
     for i in range(count):
-        signs = np.random.default_rng(i).choice([-1.0, 1.0], 40)
-        trainer = tuple((-1.0 + size * signs).tolist())
-        yield Rollout((7, 7), tuple(range(i, i + 40)), (-1.0,) * 40, trainer, **more)
+        rng = np.random.default_rng(i)
+        engine, signs = rng.uniform(-1.5, -1.0, 40), rng.choice([-1.0, 1.0], 40)
+        trainer = tuple((engine + size * signs).tolist())
+        yield Rollout((7, 7), tuple(range(i, i + 40)), tuple(engine.tolist()), trainer, **more)
 
 
 def test_sequences_of_one_prompt_that_differ_are_not_healthy(audit_of):

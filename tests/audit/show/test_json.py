@@ -61,3 +61,13 @@ def test_what_json_cannot_hold_is_null_or_spelled_out():
 def test_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(DataError, match="cannot write"):
         write_json(tmp_path / "none" / "report.json", {})
+
+
+def test_the_tails_are_told(audit_of, small_run):
+    tails = audit_dict(audit_of(small_run()), SampleAdvice())["statistics"]["tails"]
+    assert set(tails) == {"pareto_k", "log_ratio_quantiles", "rates", "signed_skew"}
+    assert set(tails["pareto_k"]["tokens"]) == {"value", "low", "high"}
+    quantiles = tails["log_ratio_quantiles"]
+    assert quantiles["above"]["0.99"] > 0 > quantiles["below"]["0.99"]
+    assert tails["rates"]["beyond 20"]["high"] > 0
+    assert set(tails["signed_skew"]) == {"positive", "negative"}

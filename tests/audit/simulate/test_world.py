@@ -145,7 +145,8 @@ def test_a_fault_changes_the_run_and_keeps_it_whole(name):
     fault = FAULTS[name]
     run = clean_run(5, **{**SMALL, "prompts": 8, **fault.run})
     broken = fault.apply(run, fault.strengths[0], np.random.default_rng(0))
-    assert len(broken) == len(run)
+    kept = 0.9 if "are dropped" in fault.describe else 1.0
+    assert kept * len(run) <= len(broken) <= len(run)
     assert broken != run
     for rollout in broken:
         for field in ("rollout_logprobs", "trainer_logprobs", "response_mask"):

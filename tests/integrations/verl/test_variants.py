@@ -51,7 +51,7 @@ ULYSSES = (
 
 @pytest.mark.parametrize(
     ("given", "ranks", "close"),
-    # A critic's first updates carry the rounding of rows in another order, which is random in verl, into the advantages.
+    # A critic's first updates carry the rounding of rows in another order, random in verl, into the advantages.
     [(CUT, 1, 5e-5), (CRITIC, 1, 5e-3), (ULYSSES, 2, 5e-5)],
     ids=[
         "dynamic micro-batches, fused kernels, filtered groups",

@@ -129,6 +129,8 @@ def _bootstrap(
     draws = _draws(len(filled))
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = np.asarray(statistic(draws @ sums[filled], draws @ counts[filled]))
+    if np.isnan(resampled).all():
+        return Estimate(value, float("-inf"), float("inf"))
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high))
 

@@ -49,7 +49,7 @@ def stretches_of(view: TokenView) -> Stretches:
     place = starts - view.chunk.offsets[sequence]
     size = len(starts) * (CLASSES + 1)
     column = np.repeat(np.arange(0, size, CLASSES + 1), np.diff(starts, append=view.chunk.token_count))
-    column += _class(view)
+    column += classes_of(view)
     shape = (len(starts), CLASSES + 1)
     return Stretches(
         sequence=sequence,
@@ -74,7 +74,7 @@ def _starts(view: TokenView) -> Column:
     return np.flatnonzero(cut)
 
 
-def _class(view: TokenView) -> Column:
+def classes_of(view: TokenView) -> Column:
     """Flat: class of uncertainty of a measured token, CLASSES for all others."""
     surprise = -view.tokens("rollout_logprobs")
     found = np.zeros(len(surprise), np.int8)

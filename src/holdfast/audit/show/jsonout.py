@@ -18,6 +18,7 @@ from holdfast.audit.judge.auditor import Audit
 from holdfast.audit.judge.verdict import verdict_of
 from holdfast.audit.measure.statistics.running import ESTIMATORS, PROVEN, Statistics, per
 from holdfast.audit.measure.statistics.tables import Table
+from holdfast.audit.measure.statistics.tails import RATES, SHARES, SIGNS, Tails, pareto_k
 from holdfast.errors import DataError
 
 SCHEMA = "holdfast.audit/1"
@@ -97,6 +98,7 @@ def _statistics(statistics: Statistics) -> dict[str, Any]:
         "estimators": {name: statistics.mean(name) for name in ESTIMATORS},
         "regions": statistics.regions(),
         "abs_log_quantiles": {f"{share:g}": statistics.sizes.quantile(share) for share in QUANTILES},
+        "tails": _tails(statistics.tails),
         "abs_log_largest": statistics.sizes.largest if statistics.sizes.counts.any() else None,
         "by_position": [
             {"from": 0 if place == 0 else 1 << (place - 1), "tokens": int(count), "abs_log": size, "k3": k3}
@@ -117,6 +119,20 @@ def _statistics(statistics: Statistics) -> dict[str, Any]:
             {"from": key, "to": key + statistics.by_step.width - 1, **row} for key, row in rows_of(statistics.by_step)
         ],
         "by_environment": [{"environment": key, **row} for key, row in rows_of(statistics.by_environment)],
+    }
+
+
+def _tails(tails: Tails) -> dict[str, Any]:
+    """Pareto's k, ratios at the tails' quantiles, rates of extreme tokens, and the signed skew."""
+    sides = {"above": (tails.above, 1), "below": (tails.below, -1), "sequences": (tails.sequences, 1)}
+    return {
+        "pareto_k": {"tokens": pareto_k(tails.above), "sequences": pareto_k(tails.sequences)},
+        "log_ratio_quantiles": {
+            name: {f"{share:g}": None if (value := side.quantile(share)) is None else sign * value for share in SHARES}
+            for name, (side, sign) in sides.items()
+        },
+        "rates": {name: tails.rate(name) for name in RATES},
+        "signed_skew": {sign: tails.signed_skew(sign) for sign in SIGNS},
     }
 
 

@@ -23,14 +23,25 @@ from holdfast.audit.judge.finding import at_least
 from holdfast.audit.read.columns import Chunk, as_rollouts, pack
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.simulate import FAULTS
-from holdfast.audit.simulate.run import Plan, clean_chunks, plan_of
+from holdfast.audit.simulate.run import ESTIMATORS, Plan, clean_chunks, plan_of
 from holdfast.types import Rollout
 
 SIZES = ((64, 50, 0.3), (256, 100, 0.3), (512, 200, 0.25), (1000, 300, 0.1), (5000, 500, 0.05))
 """Healthy runs: sequences, mean length, share of the runs."""
 FAULTY = (512, 100)
 """Faulty runs: sequences and mean length."""
-PLAIN = {"steps": 8, "temperature": 1.0, "top_p": 1.0, "sharpen": 0.0, "solved": None, "anonymous": False}
+PLAIN: dict[str, Any] = {
+    "steps": 8,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "sharpen": 0.0,
+    "solved": None,
+    "anonymous": False,
+    "estimator": "grpo",
+    "tail": 0.0,
+    "uneven": False,
+    "group_size": 8,
+}
 """What all of them have in common, but for what a fault needs."""
 
 PAGE = """# What the audit looks for, and how far its checks can be believed
@@ -48,10 +59,15 @@ vocabulary's tail. Strengths at which little is found are listed too: they are w
 
 {healthy} random healthy runs (sequences × tokens: {sizes}): dense or with
 expert flips on 0.5 to 5 % of the tokens, logit noise of 0.003 to 0.06, rollouts 0 to 2 updates old, temperature
-0.7, 1 or 1.2, with and without top-p on both sides, one or three turns. One in six logs neither prompts nor groups.
+0.7, 1 or 1.2, with and without top-p on both sides, one or three turns, one, 4 or 8 answers to a prompt, environments
+of equal or different lengths, normal noise or heavy-tailed (Student's t with 3 or 5 degrees of freedom). Advantages
+are made in nine ways: GRPO with and without the standard deviation, leave-one-out, whitened by the batch, normalised
+by the batch, with a KL in the reward, without groups of equal rewards, and in groups that lost members before or after
+advantages were made. One in six logs neither prompts nor groups.
 One in six of them solves its task: over eight steps its logits grow by a half to three times themselves, so that little
 entropy is left, and 98 % of its last responses are right. An alarm is a warning or worse, also one that a data error
-would withhold. None in 200 means: below 1.5 % with 95 % confidence.
+would withhold. None in 200 means: below 1.5 % with 95 % confidence. A cell with fewer
+runs was measured on some of them only, mostly small ones.
 
 | check | the question it answers | false alarms |
 |-|-|-|
@@ -60,7 +76,8 @@ would withhold. None in 200 means: below 1.5 % with 95 % confidence.
 ## Detection
 
 Each fault planted in {faulty} random healthy runs of {sequences} sequences of about {length} tokens. *s* is the
-strength; the share of the runs in which the fault's own check gave a warning or worse is in bold.
+strength; the share of the runs in which the fault's own check gave a warning or worse is in bold. What came after the
+page was last written is "not measured".
 
 | check | what was planted | found |
 |-|-|-|
@@ -90,8 +107,15 @@ def healthy_plan(seed: int, sequences: int, length: int, **fixed: Any) -> Plan:
     if "solved" not in fixed and rng.random() < 1 / 6:
         # Fresh rollouts: growing this fast, a policy soon leaves older ones behind, which drift checks then say.
         drawn.update(steps=8, age=0, sharpen=float(rng.uniform(0.5, 3)), solved=0.98)
+    later = np.random.default_rng([12, seed])
+    drawn.update(
+        estimator=str(later.choice(ESTIMATORS)),
+        tail=float(later.choice([0, 0, 3, 5])),
+        uneven=bool(later.random() < 1 / 3),
+        group_size=int(later.choice([8, 8, 4, 1])),
+    )
     drawn.update(fixed)
-    drawn.setdefault("prompts", max(1, round(sequences / drawn["steps"] / 8)))
+    drawn.setdefault("prompts", max(1, round(sequences / drawn["steps"] / drawn["group_size"])))
     return plan_of(seed, **drawn)
 
 

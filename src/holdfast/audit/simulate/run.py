@@ -16,6 +16,14 @@ PROMPT_LENGTH = 12
 TOOL_TOKENS = 8
 """Tokens of tool output before each turn but the first: outside the response mask, and of log-probability 0."""
 ENVIRONMENTS = ("arithmetic", "code", "search")
+UNEVEN = np.array([0.5, 1.0, 2.0])
+"""Times the mean length, by environment, of an `uneven` run."""
+ESTIMATORS = ("grpo", "dr_grpo", "rloo", "whitened", "batch", "kl", "filtered", "partial", "thinned")
+"""How healthy runs make advantages: by a group's mean and standard deviation, its mean, leaving one out, its mean and
+the batch's standard deviation, the batch's mean and standard deviation, with a KL taken off the reward; without groups
+of equal rewards; in groups that lost members before, or after, advantages were made."""
+LOST = 0.15
+"""Share of the members that partial and thinned groups lose."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Plan:
 
     With `age` a, rollout i of a group is min(i mod (a + 1), step - 1) updates old. Prompt tokens are numbers below the
     vocabulary; lengths are log-normal about `mean_length`. Rewards stay about one half, or go to `solved`, the share of
-    the last step's responses that are right. An `anonymous` run logs neither prompts nor groups.
+    the last step's responses that are right. An `anonymous` run logs neither prompts nor groups. In an `uneven` one
+    environments have lengths of their own.
     """
 
     world: World
@@ -37,6 +46,8 @@ class Plan:
     texts: bool = False
     solved: float | None = None
     anonymous: bool = False
+    uneven: bool = False
+    estimator: str = "grpo"
 
 
 def clean_run(seed: int, **options: Any) -> list[Rollout]:
@@ -65,6 +76,8 @@ def _step(plan: Plan, world: World, step: int, rng: np.random.Generator) -> Chun
     group = np.repeat(np.arange(plan.prompts), plan.group_size)
     prompt = rng.integers(0, VOCABULARY, (plan.prompts, PROMPT_LENGTH))[group]
     spread = np.exp(rng.normal(-0.08, 0.4, count))
+    if plan.uneven:
+        spread = spread * UNEVEN[group % len(ENVIRONMENTS)]
     lengths = np.maximum(4 * plan.turns, np.round(plan.mean_length * spread).astype(np.int64))
     age = np.minimum(np.arange(count) % (plan.age + 1), step - 1)
     numbers = (step - 1) * count + np.arange(count)
@@ -72,7 +85,7 @@ def _step(plan: Plan, world: World, step: int, rng: np.random.Generator) -> Chun
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = _token_columns(world, ids, rows, np.repeat(age, lengths))
     tokens["weight_versions"] = np.repeat(step - 1 - age, lengths).astype(np.int32)
-    rewards, advantages = _rewards(plan, step, rng)
+    rewards, advantages, kept = _rewards(plan, step, rng)
     tokens["advantages"] = np.repeat(advantages, lengths).astype(np.float32)
     _add_turns(plan, tokens, offsets, rng)
     columns = {
@@ -87,6 +100,12 @@ def _step(plan: Plan, world: World, step: int, rng: np.random.Generator) -> Chun
         del columns["group_id"]
         prompt = prompt[:, :0]
     environment = np.array(ENVIRONMENTS, dtype=object)[group % len(ENVIRONMENTS)]
+    if not kept.all():
+        inside = np.repeat(kept, lengths)
+        offsets = np.concatenate([[0], np.cumsum(lengths[kept])])
+        tokens = {name: values[inside] for name, values in tokens.items()}
+        columns = {name: values[kept] for name, values in columns.items()}
+        environment, prompt = environment[kept], prompt[kept]
     return _chunk(plan, offsets, tokens, columns, environment, prompt)
 
 
@@ -129,14 +148,39 @@ def _token_columns(world: World, ids: Column, rows: Column, age: Column) -> dict
     }
 
 
-def _rewards(plan: Plan, step: int, rng: np.random.Generator) -> tuple[Column, Column]:
-    """Rewards 0 or 1 of prompts of different difficulty, and GRPO's advantages."""
+def _rewards(plan: Plan, step: int, rng: np.random.Generator) -> tuple[Column, Column, Column]:
+    """Rewards 0 or 1 of prompts of different difficulty, advantages, and which sequences the log keeps."""
     right = rng.beta(1.5, 1.5, (plan.prompts, 1))
     if plan.solved is not None:
         right = right + (plan.solved - right) * (step - 1) / max(1, plan.steps - 1)
     rewards = (rng.random((plan.prompts, plan.group_size)) < right).astype(np.float64)
-    centred = rewards - rewards.mean(1, keepdims=True)
-    return rewards.ravel(), (centred / (rewards.std(1, keepdims=True) + 1e-6)).ravel()
+    kept = np.ones(rewards.shape, bool)
+    paid = rewards
+    if plan.estimator in ("partial", "thinned"):
+        kept = rng.random(rewards.shape) >= LOST
+    if plan.estimator == "filtered":
+        kept &= rewards.std(1, keepdims=True) > 0
+    if plan.estimator == "kl":
+        paid = rewards - 0.1 * rng.gamma(2.0, 0.5, rewards.shape)
+    counted = kept if plan.estimator == "partial" else np.ones_like(kept)
+    if not kept.any():
+        kept = np.ones_like(kept)
+    return rewards.ravel(), _advantages(plan.estimator, paid, counted).ravel(), kept.ravel()
+
+
+def _advantages(estimator: str, rewards: Column, counted: Column) -> Column:
+    """[prompts, group] advantages by one of ESTIMATORS from rewards and the members that count."""
+    number = np.maximum(counted.sum(1, keepdims=True), 1)
+    centred = rewards - (rewards * counted).sum(1, keepdims=True) / number
+    if estimator == "dr_grpo":
+        return centred
+    if estimator == "rloo":
+        return centred * number / np.maximum(number - 1, 1)
+    if estimator == "whitened":
+        return centred / (centred.std() + 1e-6)
+    if estimator == "batch":
+        return (rewards - rewards.mean()) / (rewards.std() + 1e-6)
+    return centred / (np.sqrt((centred**2 * counted).sum(1, keepdims=True) / number) + 1e-6)
 
 
 def _add_turns(plan: Plan, tokens: dict[str, Column], offsets: Column, rng: np.random.Generator) -> None:

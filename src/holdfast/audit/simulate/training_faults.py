@@ -38,7 +38,8 @@ def noisier_trainer(extent: Callable[[Sequence[Rollout]], Column]) -> Apply:
     return apply
 
 
-def _flat(per_token: Callable[[Rollout], Column]) -> Callable[[Sequence[Rollout]], Column]:
+def flat(per_token: Callable[[Rollout], Column]) -> Callable[[Sequence[Rollout]], Column]:
+    """A number per token of each rollout, for all rollouts one after the other."""
     return lambda rollouts: np.concatenate([np.asarray(per_token(r), np.float64) for r in rollouts])
 
 
@@ -64,7 +65,7 @@ def _age(rollout: Rollout) -> Column:
 
 def _steps(rollouts: Sequence[Rollout]) -> Column:
     last = max(r.step or 1 for r in rollouts)
-    return _flat(lambda r: _everywhere(r) * ((r.step or 1) - 1) / max(1, last - 1))(rollouts)
+    return flat(lambda r: _everywhere(r) * ((r.step or 1) - 1) / max(1, last - 1))(rollouts)
 
 
 def worst_token_mask(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
@@ -130,18 +131,18 @@ def frozen_engine(rollouts: Sequence[Rollout], strength: float, rng: np.random.G
 
 def _second_half(rollouts: Sequence[Rollout]) -> Column:
     last = max(r.step or 1 for r in rollouts)
-    return _flat(lambda r: _everywhere(r) * ((r.step or 1) > last // 2))(rollouts)
+    return flat(lambda r: _everywhere(r) * ((r.step or 1) > last // 2))(rollouts)
 
 
 def some_sequences_apart(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
     """A share `strength` of the sequences is scored with normal noise of 1 on the trainer's logits."""
     chosen = {id(r) for r in rollouts if rng.random() < strength}
-    return noisier_trainer(_flat(lambda r: _everywhere(r) * (id(r) in chosen)))(rollouts, 1.0, rng)
+    return noisier_trainer(flat(lambda r: _everywhere(r) * (id(r) in chosen)))(rollouts, 1.0, rng)
 
 
 def nameless(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
     """Normal noise of `strength` on the trainer's logits, in a log without prompts and groups."""
-    noisy = noisier_trainer(_flat(_everywhere))(rollouts, strength, rng)
+    noisy = noisier_trainer(flat(_everywhere))(rollouts, strength, rng)
     return [replace(r, prompt_ids=(), group_id=None) for r in noisy]
 
 
@@ -168,7 +169,7 @@ TRAINING_FAULTS = (
         "drift_level",
         "noise of {strength:g} on all of the trainer's logits",
         (0.1, 0.3, 1.0),
-        noisier_trainer(_flat(_everywhere)),
+        noisier_trainer(flat(_everywhere)),
         run=QUIET,
     ),
     Fault(
@@ -176,7 +177,7 @@ TRAINING_FAULTS = (
         "drift_with_depth",
         "noise on the trainer's logits that grows to {strength:g} at the end of each response",
         (0.03, 0.06, 0.2),
-        noisier_trainer(_flat(_depth)),
+        noisier_trainer(flat(_depth)),
         run=QUIET,
     ),
     Fault(
@@ -184,7 +185,7 @@ TRAINING_FAULTS = (
         "drift_with_turn",
         "noise of {strength:g} on the trainer's logits after the first of three turns",
         (0.03, 0.06, 0.2),
-        noisier_trainer(_flat(_later_turns)),
+        noisier_trainer(flat(_later_turns)),
         run={**QUIET, "turns": 3},
     ),
     Fault(
@@ -192,7 +193,7 @@ TRAINING_FAULTS = (
         "drift_with_age",
         "noise of {strength:g} on the trainer's logits per update since sampling, rollouts 0 to 2 updates old",
         (0.1, 0.2, 0.4),
-        noisier_trainer(_flat(_age)),
+        noisier_trainer(flat(_age)),
         run={**QUIET, "age": 2},
     ),
     Fault(
@@ -247,7 +248,7 @@ TRAINING_FAULTS = (
         "drift_by_environment",
         "noise of {strength:g} on the trainer's logits in one of three environments",
         (0.03, 0.06, 0.2),
-        noisier_trainer(_flat(_code)),
+        noisier_trainer(flat(_code)),
         run=QUIET,
     ),
     Fault(
@@ -283,7 +284,7 @@ TRAINING_FAULTS = (
         "dead_clip",
         "noise of {strength:g} on the trainer's logits, and a mask that lets every token through",
         (0.2, 0.4, 0.8),
-        noisier_trainer(_flat(_everywhere)),
+        noisier_trainer(flat(_everywhere)),
         run=QUIET,
     ),
     Fault(
@@ -291,7 +292,7 @@ TRAINING_FAULTS = (
         "vanishing_weights",
         "noise of {strength:g} on the trainer's logits over about 300 tokens",
         (0.1, 0.2, 0.4),
-        noisier_trainer(_flat(_everywhere)),
+        noisier_trainer(flat(_everywhere)),
         run={**QUIET, "mean_length": 300},
     ),
     Fault(

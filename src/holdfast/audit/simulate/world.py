@@ -27,8 +27,9 @@ class World:
     `noise` is the standard deviation of the engine's logits about the trainer's at equal weights (a forward pass in
     bfloat16: 0.01 to 0.05), `flips` the share of tokens at which the engine is `flip_noise` off, `update` the size of
     one weight update in logits. From the first version to the last the trainer's logits grow by `sharpen` times
-    themselves, as those of a policy that learns do. Sampling is from softmax(logits / temperature) renormalised on the
-    top-p set.
+    themselves, as those of a policy that learns do. With a `tail` of ν > 2 the engine's noise has Student's t
+    distribution with ν degrees of freedom instead of a normal one, of the same variance and one scale for all logits of
+    a context (flips stay normal). Sampling is from softmax(logits / temperature) renormalised on the top-p set.
     """
 
     seed: int = 0
@@ -38,6 +39,7 @@ class World:
     flip_noise: float = 0.5
     update: float = 0.03
     sharpen: float = 0.0
+    tail: float = 0.0
     temperature: float = 1.0
     top_p: float = 1.0
 
@@ -60,7 +62,12 @@ class World:
         unevenness = np.exp(rng.normal(-0.2, 0.6, (CONTEXTS, 1)))
         scales = np.append(self.noise * _COPY_SCALES, self.flip_noise)[:, None, None]
         shape = (self.versions, COPIES, CONTEXTS, VOCABULARY)
-        return self.trainer_logits[:, None] + scales * unevenness * rng.normal(size=shape)
+        noise = scales * unevenness * rng.normal(size=shape)
+        if self.tail:
+            noise[:, :-1] *= np.sqrt(
+                (self.tail - 2) / rng.chisquare(self.tail, (self.versions, COPIES - 1, CONTEXTS, 1))
+            )
+        return self.trainer_logits[:, None] + noise
 
     @cached_property
     def support(self) -> Column:

@@ -43,17 +43,18 @@ def test_what_is_no_dominance(look, others):
 
 def test_one_prompt_carries_the_drift(look):
     """One prompt at 0.4 among 49 at 0.01: 40 of 40 + 49 = 45 % with 2 % of the tokens."""
-    (got,) = look(FewPromptsDominate, [*drifting(0.01, 49), *drifting(0.4, 1, group_id=77, step=1)])
+    (got,) = look(FewPromptsDominate, [*drifting(0.01, 49, 300), *drifting(0.4, 1, 300, group_id=77, step=1)])
+    assert look(FewPromptsDominate, [*drifting(0.01, 49, 299), *drifting(0.4, 1, 299, group_id=77, step=1)]) == []
     assert got.evidence["share of the drift"] == pytest.approx(40 / 89, rel=1e-3)
     assert got.evidence["share of tokens"] == pytest.approx(0.02)
     assert got.where.sequences == (49,)
 
 
 def test_the_gradient_of_one_prompt(look):
-    advantages = {"advantages": (0.1,) * 100}
+    advantages = {"advantages": (0.1,) * 300}
     (got,) = look(FewPromptsDominate, [
-        *drifting(0.01, 49, **advantages),
-        *drifting(0.01, 1, group_id=77, step=1, advantages=(5.0,) * 100),
+        *drifting(0.01, 49, 300, **advantages),
+        *drifting(0.01, 1, 300, group_id=77, step=1, advantages=(5.0,) * 300),
     ])  # fmt: skip
     assert got.evidence["share of the gradient"] == pytest.approx(5 / (5 + 4.9), rel=1e-3)
     assert got.kind == "training"

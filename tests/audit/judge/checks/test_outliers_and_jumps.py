@@ -113,9 +113,9 @@ def test_healthy_responses_hold_several_tokens(look, healthy):
 
 def test_prompts_without_a_gradient_do_not_count(look):
     """Sixty groups of which three still have advantages: these three are all there is, not one in twenty."""
-    run = [drifting(i, 0.02, advantages=(1.0 if i < 3 else 0.0,) * 60, group_id=i, step=1) for i in range(60)]
+    run = [drifting(i, 0.02, 300, advantages=(1.0 if i < 3 else 0.0,) * 300, group_id=i, step=1) for i in range(60)]
     assert look(FewPromptsDominate, run) == []
-    run = [drifting(i, 0.02, advantages=(50.0 if i == 0 else 0.1,) * 60, group_id=i, step=1) for i in range(60)]
+    run = [drifting(i, 0.02, 300, advantages=(50.0 if i == 0 else 0.1,) * 300, group_id=i, step=1) for i in range(60)]
     (got,) = look(FewPromptsDominate, run)
     assert "1 of 60 prompts" in got.headline
 

@@ -11,6 +11,7 @@ import numpy as np
 from holdfast.audit.measure.binned import Binned, power_bin
 from holdfast.audit.measure.estimate import Estimate
 from holdfast.audit.measure.statistics.tables import Quantiles, StepTable, Table
+from holdfast.audit.measure.statistics.tails import Tails
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 from holdfast.core.advise import PUBLISHED
@@ -72,6 +73,7 @@ class Statistics:
     by_depth: Binned = field(default_factory=lambda: Binned(DEPTHS))
     k3_by_depth: Binned = field(default_factory=lambda: Binned(DEPTHS))
     sizes: Quantiles = field(default_factory=Quantiles)
+    tails: Tails = field(default_factory=Tails)
     rewards: tuple[float, float] | None = None
     """Smallest and largest reward that was logged."""
 
@@ -89,6 +91,7 @@ class Statistics:
             self.by_depth.add_tokens(view, view.depth, view.size)
             self.k3_by_depth.add_tokens(view, view.depth, view.k3)
             self.sizes.add(view.size[view.measured], view.token_fold[view.measured])
+            self.tails.update(view)
 
     def mean(self, name: str) -> Estimate | None:
         """An estimator's mean per token over the whole run; None where it was not measured."""

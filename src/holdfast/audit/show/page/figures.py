@@ -11,6 +11,7 @@ from holdfast.audit.judge.verdict import REGION_HEADS, interval, region_row
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.estimate import Estimate
 from holdfast.audit.measure.statistics.running import ESTIMATORS, REGIONS, Statistics, per
+from holdfast.audit.measure.statistics.tails import RATES, SIGNS, Tails, pareto_k
 from holdfast.audit.measure.tokens import Unit
 from holdfast.audit.show.jsonout import QUANTILES
 from holdfast.core.advise import PUBLISHED
@@ -30,6 +31,12 @@ _READINGS = {
     "kl_lower": "KL is at least this, by the engine's likeliest tokens",
     "tv_lower": "total variation, from 0 to 1, is at least this",
     "tv_upper": "total variation is at most this",
+}
+_RATE_READINGS = {
+    **{
+        name: f"tokens whose two probabilities differ by more than a factor of {name.split()[1]}" for name in RATES[:-1]
+    },
+    RATES[-1]: "tokens that the engine gives a half or more, and the trainer less than a seventh of that",
 }
 _MIN_SHARE_TOKENS = 50
 
@@ -123,9 +130,25 @@ def _estimators(statistics: Statistics) -> Markup:
         for share in QUANTILES
     ]
     rows.append(("|r|, largest", "the worst token of all", number(statistics.sizes.largest)))
+    rows += _tails(statistics.tails)
     return table(
         ("per token", "what it is", "estimate (95 % interval)"), rows, label="Estimates of the drift", numeric=(2,)
     )
+
+
+def _tails(tails: Tails) -> list[tuple[str, str, str]]:
+    """What the tails of the weights say: Pareto's k, extreme tokens, and whom the errors hit."""
+    found = [
+        ("Pareto's k, tokens", "of token weights; above 0.7 their means are unreliable", pareto_k(tails.above)),
+        ("Pareto's k, sequences", "the same of the product over a sequence", pareto_k(tails.sequences)),
+    ]
+    found += [(f"share {name}", _RATE_READINGS[name], tails.rate(name)) for name in RATES]
+    found += [
+        (f"signed skew, A {'>' if sign == 'positive' else '<'} 0", "mean -(w - 1) A: 0 at no drift", skew)
+        for sign in SIGNS
+        if (skew := tails.signed_skew(sign))
+    ]
+    return [(name, says, interval(value)) for name, says, value in found if value]
 
 
 def acceptance_section(statistics: Statistics, advice: SampleAdvice) -> Markup:

@@ -17,6 +17,12 @@ from holdfast.audit.read.columns import Column
 
 AGES = 4
 FEWEST_STEPS = 6
+TOOTH, FALL = 4, 1.25
+"""Steps that a tooth of a saw has at least, and the factor by which drift falls at once after one."""
+NOISES = 4.0
+"""How many standard deviations of the changes from step to step, by their median deviation, that fall is at least."""
+CERTAIN = 3.3
+"""Standard deviations by which the teeth rise more steadily than chance lets them."""
 UNLIKELY, SURE = 0.005, 1e-3
 """Chances of so steady a rise in random order: for a finding, and for one that never falls back."""
 
@@ -25,7 +31,7 @@ class DriftWithStep:
     """Compares the last third of the steps with the first, at equal uncertainty and equal weight age.
 
     The steps are the independent units: each has its own weights. The rise must also be steady: Kendall's test of all
-    steps in order.
+    steps in order. Drift that rises, falls back at once and rises again is told as such (`saw_teeth`).
     """
 
     name = "drift_with_step"
@@ -56,12 +62,15 @@ class DriftWithStep:
             return
         sums, counts, kl = np.stack([self.steps[one].reshape(3, -1) for one in steps], 1)
         third = len(steps) // 3
-        grown = growth((sums[:third], counts[:third]), (sums[-third:], counts[-third:]), paired=False)
         level = levels(sums, counts)
+        kl_by_step = kl.sum(1) / counts.sum(1)
+        if teeth := saw_teeth(np.log(np.maximum(level, 1e-300))):
+            yield _saw_tooth(steps, teeth, level, kl_by_step)
+            return
+        grown = growth((sums[:third], counts[:third]), (sums[-third:], counts[-third:]), paired=False)
         steady = trend_chance(level) < UNLIKELY and float(np.median(level[-third:]) / np.median(level[:third])) > GROWTH
         if not (steady and grown.value > GROWTH):
             return
-        kl_by_step = kl.sum(1) / counts.sum(1)
         last = float(kl[-third:].sum() / counts[-third:].sum())
         aged = "weight_versions" in facts.columns
         frozen = kl_by_step[0] < KL_EXPERTS and last > KL_HIGH and trend_chance(level) < SURE
@@ -95,3 +104,43 @@ def levels(sums: Column, counts: Column) -> Column:
     with np.errstate(invalid="ignore", divide="ignore"):
         usual = np.nan_to_num(sums.sum(0) / counts.sum(0))
     return sums.sum(1) / np.maximum((counts * usual).sum(1), 1e-300)
+
+
+def saw_teeth(level: Column) -> list[int]:
+    """Where a log level falls back to rise again: indices of the first steps of all teeth but the first.
+
+    Empty where it does not. A fall is FALL at least and NOISES times the usual deviation of changes from their
+    median; at least two teeth of TOOTH steps must be left, and rise within themselves, together, by CERTAIN
+    deviations (Kendall's sums of each tooth added up) and by the logarithm of FALL in the mean.
+    """
+    change = np.diff(level)
+    usual = 1.4826 * float(np.median(np.abs(change - np.median(change)))) if len(change) else 0.0
+    falls = (np.flatnonzero(change < -max(np.log(FALL), NOISES * usual)) + 1).tolist()
+    teeth = [tooth for tooth in np.split(level, falls) if len(tooth) >= TOOTH]
+    if not falls or len(teeth) < 2:
+        return []
+    rises = sum(float(np.sign(tooth[i + 1 :] - tooth[i]).sum()) for tooth in teeth for i in range(len(tooth)))
+    variance = sum(len(tooth) * (len(tooth) - 1) * (2 * len(tooth) + 5) / 18 for tooth in teeth)
+    heights = [np.median(tooth[-(len(tooth) // 3) :]) - np.median(tooth[: len(tooth) // 3]) for tooth in teeth]
+    height = float(np.mean(heights))
+    return falls if rises > CERTAIN * variance**0.5 and height > np.log(FALL) else []
+
+
+def _saw_tooth(steps: list[int], falls: list[int], level: Column, kl: Column) -> Finding:
+    tops = [at - 1 for at in falls] + [len(steps) - 1]
+    factor = float(np.mean([level[at - 1] / level[at] for at in falls]))
+    back = ", ".join(str(steps[at]) for at in falls[:5])
+    return Finding(
+        name=DriftWithStep.name,
+        kind="drift",
+        severity=growth_severity(factor, float(kl[tops].max())),
+        headline=f"drift rises from step to step, falls back by a factor of {factor:.1f} at step {back}, and rises "
+        "again: something in the engine piles up until a restart clears it",
+        meaning="The policies do not come apart: then no restart would mend it. The engine keeps state from older "
+        "weights, and more and more of what it computes rests on it.",
+        fix="Reset the prefix cache (KV cache) at every weight update, and look for other state that outlives one: "
+        "cached encoder outputs, quantisation scales computed once, compiled graphs that hold old tensors, deltas that "
+        "are added up. Until it is found, restart the engines when the drift is twice that after a restart.",
+        evidence={"fall": factor, "largest KL": float(kl[tops].max()), "times it fell": len(falls)},
+        where=Where(steps=tuple(steps[at] for at in falls[:10])),
+    )

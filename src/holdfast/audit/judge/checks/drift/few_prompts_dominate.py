@@ -17,6 +17,8 @@ FEWEST_PROMPTS = 48
 SHARE = 0.15
 EXCESS = 6.0
 """The share must also be this multiple of the same prompts' share of tokens: long prompts may carry more."""
+FEWEST_TOKENS = 300
+"""Tokens that those prompts must have together: below, one wild token makes them."""
 
 
 class FewPromptsDominate:
@@ -59,7 +61,7 @@ class FewPromptsDominate:
             if prompts < FEWEST_PROMPTS:
                 continue
             share, of_tokens, top = self._top(sums)
-            if share < SHARE or share < EXCESS * of_tokens:
+            if share < SHARE or share < EXCESS * of_tokens or self.tokens[top].sum() < FEWEST_TOKENS:
                 continue
             yield Finding(
                 name=self.name,

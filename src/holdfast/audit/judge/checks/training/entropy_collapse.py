@@ -20,6 +20,10 @@ FELL_TO = 0.6
 """The last third of the steps has less than this share of the first third's entropy."""
 COLLAPSED_TO = 0.25
 FEWEST_STEPS = 6
+UNSURE = 0.5
+"""Width of the 95 % interval of the rewards' rise, over their range, from which on it says nothing."""
+FEWEST_UNITS = 4
+"""Groups of prompts in the first and in the last third, below which that interval says nothing either."""
 UNLIKELY = 0.005
 TOP = 0.002
 """Share of tokens whose part of the covariance is reported: KL-Cov's for its smaller models."""
@@ -88,7 +92,7 @@ class EntropyCollapse:
         yield Finding(
             name=self.name,
             kind="training",
-            severity="info" if course.solved or course.rose else "critical" if gone else "warning",
+            severity="info" if course.solved or course.rose or course.unsure else "critical" if gone else "warning",
             headline=f"entropy fell from {first:.3g} to {last:.3g} nats per token between steps {steps[0]} and "
             f"{steps[-1]}{course.words}",
             meaning=_meaning(course)
@@ -141,6 +145,8 @@ class _Course:
     means: tuple[float, float, float, float] | None = None
     rose: bool = False
     solved: bool = False
+    unsure: bool = False
+    """Too few rewards to tell whether they rose."""
 
     @property
     def words(self) -> str:
@@ -150,6 +156,8 @@ class _Course:
         first, _, last, newest = self.means
         if self.solved:
             return f", with the reward at {newest:.3g} now"
+        if self.unsure and not self.rose:
+            return f"; there are too few rewards to say whether they rose ({first:.3g} to {last:.3g})"
         return f", while the reward {'rose' if self.rose else 'did not rise'} ({first:.3g} to {last:.3g})"
 
     @property
@@ -194,9 +202,11 @@ class _Rewards:
         with np.errstate(invalid="ignore"):
             means = drawn[:, 0] / drawn[:, 1]
         rise, late = np.nanquantile(means[2] - means[0], 0.025), np.nanquantile(means[2] - means[1], 0.975)
+        wide = bool(np.nanquantile(means[2] - means[0], 0.975) - rise > UNSURE * (self.high - self.low) > 0)
         return _Course(
             means=(first, middle, last, newest),
             rose=bool(rise > 0 and late >= 0),
+            unsure=wide or bool((sums[[0, 2], :, 1] > 0).sum(1).min() < FEWEST_UNITS),
             solved=self.high >= FULL_REWARD and newest >= self.low + SOLVED * (self.high - self.low) > self.low,
         )
 

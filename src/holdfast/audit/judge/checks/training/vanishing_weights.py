@@ -53,7 +53,7 @@ class VanishingWeights:
         size = _mean(self.truncated, long) ** 2 / max(1e-300, _mean(self.squared, long))
         yield Finding(
             name=self.name,
-            kind="training",
+            kind="drift",
             severity="warning" if masked.value < 0.2 else "info",
             headline=f"a weight per sequence would give responses from {length_of(int(long[0])):,} tokens on a mean "
             f"weight of {masked.value:.2f} instead of 1 (the shortest quarter: {first:.2f})",
