@@ -190,3 +190,31 @@ def test_every_check_that_has_settings_names_a_recommendation():
 def test_fixes_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FIXES["clip_cov"].does = ""
+
+
+READ = {
+    "slime": "eps-clip eps-clip-high use-tis tis-clip custom-tis-function-path use-rollout-logprobs entropy-coef "
+    "update-weights-interval get-mismatch-metrics rollout-temperature rollout-top-p rollout-top-k "
+    "log-probs-max-tokens-per-gpu max-tokens-per-gpu",
+    "miles": "eps-clip eps-clip-high use-tis tis-clip custom-tis-function-path use-rollout-logprobs entropy-coef "
+    "max-weight-staleness get-mismatch-metrics rollout-temperature rollout-top-p rollout-top-k "
+    "log-probs-max-tokens-per-gpu max-tokens-per-gpu",
+    "OpenRLHF": "algo.advantage.is_correction_level algo.advantage.is_correction_mode "
+    "algo.advantage.is_correction_gating "
+    "algo.advantage.is_correction_threshold actor.eps_clip_low_high actor.entropy_coef train.async_queue_size "
+    "train.async_enable rollout.temperature rollout.top_p rollout.max_tokens_per_gpu train.max_tokens_per_gpu",
+    "ms-swift": "epsilon epsilon_high rollout_importance_sampling_mode rollout_importance_sampling_threshold "
+    "off_policy_sequence_mask_delta top_entropy_quantile num_iterations steps_per_generation "
+    "log_rollout_offpolicy_metrics temperature top_p top_k",
+}
+"""Arguments that were seen in the released sources which the page names."""
+
+
+@pytest.mark.parametrize("name", FIXES)
+@pytest.mark.parametrize("framework", READ)
+def test_flags_are_those_that_were_read(name, framework):
+    text = settings(name)[framework]
+    given = set(re.findall(r"--([\w.-]+)", bare(text)))
+    assert given <= set(READ[framework].split())
+    assert given or text.startswith(("no option", "nothing to set"))
+    assert f"[{framework}]\n{text}" in DOCUMENT.read_text(encoding="utf-8")

@@ -3,7 +3,8 @@
 Option names were read in verl 0.9.1 and TRL 1.16.0 (released wheels) and in AReaL 4aef98d, prime-rl 559b447 and
 NeMo-RL 7ea279a (sources of May and August 2026); docs/audit_fixes.md cites the places. Where a framework has no such
 option the line says "no option" and what is nearest. verl lines are Hydra overrides, TRL lines fields of GRPOConfig,
-AReaL and NeMo-RL lines Hydra overrides of their YAML, prime-rl and Holdfast lines TOML.
+AReaL and NeMo-RL lines Hydra overrides of their YAML, prime-rl and Holdfast lines TOML. The other six frameworks' lines
+are in `fixes_by_flags`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from holdfast.audit.judge.fixes_by_flags import BY_FLAGS, FLAGS
 from holdfast.errors import ConfigError
 
-FRAMEWORKS = ("verl", "TRL", "AReaL", "prime-rl", "NeMo-RL", "Holdfast")
+FRAMEWORKS = ("verl", "TRL", "AReaL", "prime-rl", "NeMo-RL", "Holdfast", *BY_FLAGS)
 
 
 @dataclass(frozen=True)
 class Fix:
-    """A recommendation: what it does, its numbers with their defaults, and a line per framework in FRAMEWORKS' order.
+    """A recommendation: what it does, its numbers with their defaults, and a line for each of the first six FRAMEWORKS.
 
     `{name}` in a line is a number: `numbers`, and what follows from them (see `_values`).
     """
@@ -250,7 +252,9 @@ def settings(name: str, **numbers: float | int) -> dict[str, str]:
         allowed = ", ".join(fix.numbers) or "none"
         raise ConfigError(f"{name!r} has no number {unknown[0]!r}; it has: {allowed}")
     values = _values({**fix.numbers, **numbers})
-    return {framework: line.format(**values) for framework, line in zip(FRAMEWORKS, fix.lines, strict=True)}
+    return {
+        framework: line.format(**values) for framework, line in zip(FRAMEWORKS, (*fix.lines, *FLAGS[name]), strict=True)
+    }
 
 
 def _values(numbers: Mapping[str, float | int]) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Levels:
     def leans_up(self) -> bool:
         """Whether the last level is above the first by two standard errors or a fifth: no proof, but no reproach."""
         rise = self.last - self.first
-        return rise > 2 * self.error or rise > 0.2 * max(abs(self.first), abs(self.last))
+        return rise > 2 * self.error or rise > max(self.error, 0.2 * max(abs(self.first), abs(self.last)))
 
     def _certain(self, change: float, by: float, chance: float) -> bool:
         if not change > by or change <= 0:

@@ -167,7 +167,7 @@ COURSE_FAULTS = (
         (2.0, 3.0, 6.0),
         lambda v, s, a, r: {
             "entropy": v["entropy"][0] * (v["entropy"] / _smooth(v["entropy"])) * (1 + (s - 1) * a),
-            "reward": _sunk(v, 0.5, a),
+            "reward": _sunk(v, 1.0, a),
         },
     ),
     CourseFault(
@@ -185,7 +185,7 @@ COURSE_FAULTS = (
         (2.0, 3.0, 8.0),
         lambda v, s, a, r: {
             "length": v["length"][0] * (v["length"] / _smooth(v["length"])) * (1 + (s - 1) * a),
-            "reward": _sunk(v, 0.5, a),
+            "reward": _sunk(v, 1.0, a),
         },
     ),
     CourseFault(
@@ -194,7 +194,7 @@ COURSE_FAULTS = (
         (0.5, 0.3, 0.05),
         lambda v, s, a, r: {
             "length": v["length"][0] * (v["length"] / _smooth(v["length"])) * (1 + (s - 1) * a),
-            "reward": _sunk(v, 0.5, a),
+            "reward": _sunk(v, 1.0, a),
         },
     ),
     CourseFault(
@@ -221,7 +221,7 @@ COURSE_FAULTS = (
         (0.1, 0.3, 3.0),
         lambda v, s, a, r: {
             "kl_ref": 0.003 * (s / 0.003) ** a * np.exp(0.2 * r.normal(size=len(a))),
-            "reward": _sunk(v, 0.5, a),
+            "reward": _sunk(v, 1.0, a),
         },
     ),
     CourseFault(

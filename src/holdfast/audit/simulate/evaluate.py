@@ -120,7 +120,7 @@ def healthy_plan(seed: int, sequences: int, length: int, **fixed: Any) -> Plan:
 
 
 def alarms(chunks: Iterable[Chunk], checks: Sequence[Callable[[], Check]] = CHECKS) -> set[str]:
-    """Names of the checks that give a warning or worse, withheld ones included."""
+    """Names of the checks, those of the course among them, that give a warning or worse, withheld ones included."""
     auditor = Auditor(Reading(), checks=[check() for check in checks])
     for chunk in chunks:
         auditor.feed(chunk)
@@ -146,7 +146,7 @@ def detected(seed: int, names: Sequence[str], strongest: bool = False) -> set[tu
         check = [check for check in CHECKS if check.name == fault.check]
         for strength in fault.strengths[-1:] if strongest else fault.strengths:
             rollouts = fault.apply(healthy[repr(plan)], strength, np.random.default_rng(seed))
-            if alarms(pack(rollouts), check):
+            if fault.check in alarms(pack(rollouts), check):
                 found.add((fault.name, strength))
     return found
 

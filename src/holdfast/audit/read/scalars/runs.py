@@ -18,6 +18,7 @@ from holdfast.audit.read.scalars.rows import Row
 from holdfast.errors import DataError
 
 HEAD = 1 << 16
+LARGEST_STEP = 1e15
 SAME = 1e-6
 """Relative difference up to which two files say the same of a step."""
 _CONSOLES = (".log", ".txt", ".out", ".err")
@@ -128,7 +129,7 @@ def _points(path: Path, reading: Reading) -> _Points:
                 if name in STEPS or name in OWN_STEPS.values():
                     continue
                 own = row.get(OWN_STEPS.get(name.split("/")[0], ""), step)
-                at = number + 1 if own is None or not np.isfinite(own) else int(own)
+                at = number + 1 if own is None or not abs(own) < LARGEST_STEP else int(own)
                 steps, values = points.steps[name], points.values[name]
                 while steps and steps[-1] >= at:
                     repeated.add(steps.pop())
@@ -150,7 +151,7 @@ def _points(path: Path, reading: Reading) -> _Points:
 
 
 def _step(row: Row) -> float | None:
-    return next((row[name] for name in STEPS if name in row and np.isfinite(row[name])), None)
+    return next((row[name] for name in STEPS if name in row and abs(row[name]) < LARGEST_STEP), None)
 
 
 def _joined(path: Path, files: Sequence[_Points], reading: Reading) -> _Points:
