@@ -154,7 +154,7 @@ def main(name: str, search_path: str, memory: str) -> None:
             os._exit(0)  # a process that the function forked, and let return
         text = json.dumps(answer).encode()
         if len(text) > 3000:  # escapes take up to six bytes a character
-            text = json.dumps({"error": answer["error"][:300]}).encode()
+            text = json.dumps({"error": str(answer["error"])[:300]}).encode()
         os.write(answers, read(requests, NONCE_BYTES) + LENGTH.pack(len(text)) + text)
 
 

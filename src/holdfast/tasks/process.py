@@ -35,6 +35,7 @@ class Judge:
         Raises:
             ConfigError: the function cannot be imported.
         """
+        answer, late = None, False
         for _ in range(STARTS):
             self._start(function, memory_gib)
             answer, late = self.exchange(None, START)

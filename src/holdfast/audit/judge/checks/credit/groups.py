@@ -197,7 +197,8 @@ def _own_tokens(view: View) -> tuple[Column, Column, Column, Column]:
     ends = np.searchsorted(own, view.chunk.offsets)
     count = np.diff(ends)
     if not len(own):
-        return (np.zeros(len(count), np.int64),) * 3 + (count,)
+        nowhere = np.zeros(len(count), np.int64)
+        return nowhere, nowhere, nowhere, count
     low, high = ends[:-1], np.maximum(ends[1:] - 1, 0)
     clip = len(own) - 1
     first, middle, last = (own[np.minimum(k, clip)] for k in (low, (low + high) // 2, high))
