@@ -182,7 +182,7 @@ def test_dumps_of_text_are_answered_with_the_switch(tmp_path):
     trl = [{"step": 1, "prompt": "q", "completion": "a", "accuracy": 1.0, "advantage": 0.5}]
     pq.write_table(pa.Table.from_pylist(trl), tmp_path / "completions_00001.parquet")
     (tmp_path / "1.jsonl").unlink()
-    with pytest.raises(DataError, match=r"TRL's table of completions .* OUTPUT_DIR/rollouts"):
+    with pytest.raises(DataError, match=r"TRL's table of completions .* OUTPUT_DIR/_rollouts"):
         find_files(tmp_path)
 
 
