@@ -74,10 +74,11 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 def difference(expected: dict[str, bytes], found: dict[str, bytes]) -> str:
-    """The first thing in which two folders differ."""
+    """In what two folders differ."""
     if lists := sorted(set(expected) ^ set(found)):
         return f"files in one of the folders only: {lists[:5]}"
-    return next((f"{name} differs" for name in expected if expected[name] != found[name]), "")
+    other = [name for name in expected if expected[name] != found[name]]
+    return f"{', '.join(other[:5])} differ" if other else ""
 
 
 def _train(settings: Path, path: Path, place: int | None = None, *, torn: bool = False, seen: Any = None) -> int:

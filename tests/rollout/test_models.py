@@ -52,7 +52,7 @@ def test_a_missing_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.source = 'nobody/nothing' could not be loaded"):
         load_model("nobody/nothing", torch.float32)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="could not be loaded as a causal model"):
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
         load_model(str(tmp_path / "empty"), torch.float32)
 
 

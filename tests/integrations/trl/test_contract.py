@@ -85,5 +85,5 @@ def test_missing_trl_is_said(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(contract, "version", absent)
-    with pytest.raises(ConfigError, match="pip install 'holdfast\\[trl\\]'"):
+    with pytest.raises(ConfigError, match="pip install 'holdfast-rl\\[trl\\]'"):
         contract.require_supported()

@@ -30,7 +30,7 @@ def test_without_torchao_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(
-        ConfigError, match=r'optimizer.kind = "adamw8bit" needs the package torchao.*holdfast\[adamw8bit\]'
+        ConfigError, match=r'optimizer.kind = "adamw8bit" needs the package torchao.*holdfast-rl\[adamw8bit\]'
     ):
         make_optimizer(OptimizerConfig(kind="adamw8bit"), weights())
 
