@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         save_model(temporary / "model", model, tokenizer)
-        torch.save(state | {"step": step, "torch_rng": torch.get_rng_state()}, temporary / "state.pt")
+        torch.save(_interned(state | {"step": step, "torch_rng": torch.get_rng_state()}), temporary / "state.pt")
         seal(temporary)
         replace_folder(temporary, target)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is all of these
@@ -50,6 +51,13 @@ def save_checkpoint(
         if _step(old) != best:
             remove_folder(old)
     return target
+
+
+def _interned(state: Any) -> Any:
+    """The same with one object for equal keys: pickle writes each object once, and a resumed run has other objects."""
+    if type(state) is dict:
+        return {sys.intern(key) if type(key) is str else key: _interned(value) for key, value in state.items()}
+    return [_interned(value) for value in state] if type(state) is list else state
 
 
 def tidy(root: Path) -> None:
