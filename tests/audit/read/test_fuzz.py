@@ -29,6 +29,7 @@ from holdfast.audit.read.loaders.answers import servers
 from holdfast.audit.read.loaders.generic.sources import generic_loader
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
+from mutations import mutated_bytes
 
 RECORDS = 2000
 
@@ -68,25 +69,6 @@ STRANGE: tuple[Any, ...] = (
     *(NAN, INFINITY, -INFINITY, "", "1", "<script>", "\ud800", "\x00", [], [[]], [None], {}, {"": None}),
     *([1.5], ["a"], [2**40], [True], [{}], {"a": 1}, {"content": []}, {"id": 3}, {"work": []}),
 )
-
-
-def mutated_bytes(line: bytes, rng: random.Random) -> bytes:
-    """Flip, cut, repeat or insert a few bytes; may split the line in two."""
-    data = bytearray(line)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(data) + 1)
-        action = rng.randrange(5)
-        if action == 0 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif action == 1:
-            del data[at : at + rng.choice((1, 2, 30, len(data)))]
-        elif action == 2:
-            data[at:at] = data[at : at + rng.randint(1, 40)]
-        else:
-            data[at:at] = rng.choice(
-                (b"\n", b"\xff", b"NaN", b"-Infinity", b"1e999", b"null", b'"', b"[", b"}", b"\x00", b"9" * 30)
-            )
-    return bytes(data)
 
 
 def mutated_value(value: Any, rng: random.Random, depth: int = 0) -> Any:

@@ -19,10 +19,6 @@ def test_every_check_has_a_fault():
 @pytest.mark.parametrize("fault", COURSE_FAULTS, ids=lambda fault: fault.describe[:40])
 def test_every_fault_is_found_at_its_strongest(fault):
     """In one of three runs at least, of 300 steps: short and noisy runs can hide it."""
-    found = 0
-    for seed in (s for s in range(200) if len(healthy_course(s).steps) == 300):
-        planted = fault.plant(healthy_course(seed), fault.strengths[-1], np.random.default_rng(seed))
-        found += fault.check in course_alarms(planted)
-        if found:
-            break
-    assert found
+    seeds = [seed for seed in range(200) if len(healthy_course(seed).steps) == 300][:3]
+    planted = [fault.plant(healthy_course(s), fault.strengths[-1], np.random.default_rng(s)) for s in seeds]
+    assert any(fault.check in course_alarms(course) for course in planted)

@@ -202,3 +202,11 @@ def test_best_is_among_what_is_there(tmp_path):
     assert best_checkpoint(tmp_path, judged(0.9, 0.5, 0.8)) == 1, "step 2 has none"
     assert best_checkpoint(tmp_path, judged(0.9, 0.5, 0.8), saving=2) == 2
     assert best_checkpoint(tmp_path, [{"step": 1, "reward_mean": 1.0}]) is None
+
+
+def test_a_resumed_state_is_written_with_the_same_bytes(tmp_path):
+    """Keys out of a checkpoint are other objects than those of the code, and pickle writes equal objects again."""
+    first = save(tmp_path / "a", 1, state={"optimizer": {"state": {0: {"step": 1}}, "groups": [{"lr": 0.1}]}})
+    again = torch.load(first / "state.pt", weights_only=False)
+    second = save(tmp_path / "b", 1, state={"optimizer": again["optimizer"]})
+    assert (first / "state.pt").read_bytes() == (second / "state.pt").read_bytes()

@@ -26,6 +26,15 @@ _GEOMETRIC = _ROLL_FILTER.format(agg="geometric", low="0.99", high="1.01")
 _NEAREST_MEAN = "no option for the mean k3; nearest, on the geometric mean of the ratio:\n"
 _IDS = "no option: keep the token ids of the engine's answers, and never tokenise its text again"
 
+_MEAN_MASK = (
+    _CUSTOM,
+    _CUSTOM,
+    f"{_NEAREST_MEAN}{_OPEN}level seq {_OPEN}mode mask {_OPEN}gating ratio {_OPEN}threshold 0.99 1.01",
+    f"{_NEAREST_MEAN}{_SKY}sequence_mask_metric=geometric {_SKY}geo_mask_low=0.99 {_SKY}geo_mask_high=1.01",
+    f"{_NEAREST_MEAN}{_GEOMETRIC}",
+    "no option for the mean k3; nearest, a signed mean that looks only at A < 0:\n"
+    "--off_policy_sequence_mask_delta {delta_avg:.4g}",
+)
 FLAGS: Mapping[str, tuple[str, str, str, str, str, str]] = {
     "sequence_mask": (
         _CUSTOM,
@@ -38,24 +47,7 @@ FLAGS: Mapping[str, tuple[str, str, str, str, str, str]] = {
         "no option for the worst token; nearest, per token (an upper bound only):\n"
         "--rollout_importance_sampling_mode token_mask --rollout_importance_sampling_threshold {ratio:.4g}",
     ),
-    "mean_mask": (
-        _CUSTOM,
-        _CUSTOM,
-        f"{_NEAREST_MEAN}{_OPEN}level seq {_OPEN}mode mask {_OPEN}gating ratio {_OPEN}threshold 0.99 1.01",
-        f"{_NEAREST_MEAN}{_SKY}sequence_mask_metric=geometric {_SKY}geo_mask_low=0.99 {_SKY}geo_mask_high=1.01",
-        f"{_NEAREST_MEAN}{_GEOMETRIC}",
-        "no option for the mean k3; nearest, a signed mean that looks only at A < 0:\n"
-        "--off_policy_sequence_mask_delta {delta_avg:.4g}",
-    ),
-    "length_neutral_mask": (
-        _CUSTOM,
-        _CUSTOM,
-        f"{_NEAREST_MEAN}{_OPEN}level seq {_OPEN}mode mask {_OPEN}gating ratio {_OPEN}threshold 0.99 1.01",
-        f"{_NEAREST_MEAN}{_SKY}sequence_mask_metric=geometric {_SKY}geo_mask_low=0.99 {_SKY}geo_mask_high=1.01",
-        f"{_NEAREST_MEAN}{_GEOMETRIC}",
-        "no option for the mean k3; nearest, a signed mean that looks only at A < 0:\n"
-        "--off_policy_sequence_mask_delta {delta_avg:.4g}",
-    ),
+    **dict.fromkeys(("mean_mask", "length_neutral_mask"), _MEAN_MASK),
     "truncated_token_weights": (
         _TRUNCATED,
         _TRUNCATED,

@@ -1,7 +1,12 @@
-"""Simulated courses of runs: healthy ones that rise, wobble and warm up, and the same with one fault planted."""
+"""Simulated courses of runs: healthy ones that rise, wobble and warm up, and the same with one fault planted.
+
+`python -m holdfast.audit.simulate.courses` prints the figures of docs/audit.md.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -139,6 +144,16 @@ def _flat(values: dict[str, Column]) -> Column:
     )
 
 
+def _ended(values: Column, share: float, by: float) -> Column:
+    """The values, which are `by` for the last `share` of the steps."""
+    return np.where(np.arange(len(values)) >= (1 - share) * len(values), by, values)
+
+
+def _scaled(values: Column, factor: float, after: Column) -> Column:
+    """The values' scatter about their first level, which goes to `factor` times itself."""
+    return values[0] * (values / _smooth(values)) * (1 + (factor - 1) * after)
+
+
 COURSE_FAULTS = (
     CourseFault(
         "reward_falls",
@@ -156,17 +171,14 @@ COURSE_FAULTS = (
         "rewards_equal",
         "rewards of every step are the same in the last {strength:.0%} of the run",
         (0.4, 1.0),
-        lambda v, s, a, r: {
-            "reward": np.where(np.arange(len(a)) >= (1 - s) * len(a), 0.0, v["reward"]),
-            "reward_std": np.where(np.arange(len(a)) >= (1 - s) * len(a), 0.0, v["reward_std"]),
-        },
+        lambda v, s, a, r: {name: _ended(v[name], s, 0.0) for name in ("reward", "reward_std")},
     ),
     CourseFault(
         "entropy_explodes",
         "the entropy grows to {strength:g} times while the reward sinks",
         (2.0, 3.0, 6.0),
         lambda v, s, a, r: {
-            "entropy": v["entropy"][0] * (v["entropy"] / _smooth(v["entropy"])) * (1 + (s - 1) * a),
+            "entropy": _scaled(v["entropy"], s, a),
             "reward": _sunk(v, 1.0, a),
         },
     ),
@@ -175,7 +187,7 @@ COURSE_FAULTS = (
         "the entropy falls to {strength:g} while the reward stays",
         (0.5, 0.3, 0.05),
         lambda v, s, a, r: {
-            "entropy": v["entropy"][0] * (v["entropy"] / _smooth(v["entropy"])) * (1 + (s - 1) * a),
+            "entropy": _scaled(v["entropy"], s, a),
             "reward": _flat(v),
         },
     ),
@@ -184,7 +196,7 @@ COURSE_FAULTS = (
         "responses grow to {strength:g} times while the reward sinks",
         (2.0, 3.0, 8.0),
         lambda v, s, a, r: {
-            "length": v["length"][0] * (v["length"] / _smooth(v["length"])) * (1 + (s - 1) * a),
+            "length": _scaled(v["length"], s, a),
             "reward": _sunk(v, 1.0, a),
         },
     ),
@@ -193,7 +205,7 @@ COURSE_FAULTS = (
         "responses shrink to {strength:g} while the reward sinks",
         (0.5, 0.3, 0.05),
         lambda v, s, a, r: {
-            "length": v["length"][0] * (v["length"] / _smooth(v["length"])) * (1 + (s - 1) * a),
+            "length": _scaled(v["length"], s, a),
             "reward": _sunk(v, 1.0, a),
         },
     ),
@@ -240,15 +252,13 @@ COURSE_FAULTS = (
         "learning_rate",
         "the learning rate is 0 for the last {strength:.0%} of the steps",
         (0.1, 0.4, 1.0),
-        lambda v, s, a, r: {
-            "learning_rate": np.where(np.arange(len(a)) >= (1 - s) * len(a), 0.0, np.maximum(v["learning_rate"], 1e-9))
-        },
+        lambda v, s, a, r: {"learning_rate": _ended(np.maximum(v["learning_rate"], 1e-9), s, 0.0)},
     ),
     CourseFault(
         "not_finite",
         "the loss is NaN for the last {strength:.0%} of the steps",
         (0.05, 0.5),
-        lambda v, s, a, r: {"loss": np.where(np.arange(len(a)) >= (1 - s) * len(a), np.nan, v["loss"])},
+        lambda v, s, a, r: {"loss": _ended(v["loss"], s, np.nan)},
     ),
 )
 
@@ -273,3 +283,18 @@ def course_detected(seed: int) -> set[tuple[str, float]]:
             if fault.check in course_alarms(course):
                 found.add((fault.describe, strength))
     return found
+
+
+def main(healthy: int = 200, faulty: int = 10) -> None:
+    """Print the alarms in healthy courses, and the share of the faulty ones in which each fault was found."""
+    wolf = Counter(name for seed in range(healthy) for name in course_alarms(healthy_course(seed)))
+    print(f"alarms in {healthy} healthy courses: {dict(wolf)}")
+    found = Counter(which for seed in range(faulty) for which in course_detected(seed))
+    for fault in COURSE_FAULTS:
+        form = ".0%" if "{strength:.0%}" in fault.describe else "g"
+        shares = (f"{s:{form}}: **{found[fault.describe, s] / faulty:.0%}**" for s in fault.strengths)
+        print(f"| `{fault.check}`: {re.sub('{.*?}', '*s*', fault.describe)} | {' · '.join(shares)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,25 +8,9 @@ import pytest
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.read.scalars.runs import read_scalars
 from holdfast.errors import DataError
+from mutations import mutated_bytes
 
 ROWS = [(s, {"critical": 0.5, "critic/score/mean": s / 10, "actor/entropy": 0.4}) for s in range(1, 9)]
-
-
-def mutated(data, rng):
-    """A few bytes flipped, cut, repeated or put in."""
-    data = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(data) + 1)
-        action = rng.randrange(4)
-        if action == 0 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif action == 1:
-            del data[at : at + rng.choice((1, 2, 30, len(data)))]
-        elif action == 2:
-            data[at:at] = data[at : at + rng.randint(1, 40)]
-        else:
-            data[at:at] = rng.choice((b"\n", b"\xff", b"NaN", b"1e999", b"null", b'"', b"[", b"}", b"\x00", b"9" * 400))
-    return bytes(data)
 
 
 def log(kind, path, write_events, write_wandb):
@@ -53,7 +37,7 @@ def test_mutated_logs(tmp_path, kind, write_events, write_wandb):
     path = log(kind, tmp_path / f"run.{kind}", write_events, write_wandb)
     good, kept = path.read_bytes(), 0
     for _ in range(300):
-        path.write_bytes(mutated(good, rng))
+        path.write_bytes(mutated_bytes(good, rng))
         try:
             found = read_scalars(path, Reading())
         except DataError:
