@@ -101,9 +101,7 @@ def test_autocast_multiplies_in_its_dtype(tmp_path):
 
 
 def test_model_that_does_something_else_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        head, "_form", lambda config, temperature, in_float32: head._Form(1.5, None, temperature, False)
-    )
+    monkeypatch.setattr(head, "logit_form", lambda config: (1.5, None))
     with pytest.raises(ConfigError, match="log_probs differ from those of TRL's head"):
         train(tmp_path, runs.model(), lm_head="holdfast")
 
