@@ -5,7 +5,7 @@ import pytest
 from holdfast.errors import ConfigError
 from holdfast.rollout.models import character_tokenizer
 from holdfast.tasks import get_task
-from holdfast.tasks.base import Environment
+from holdfast.tasks.base import Environment, Problem
 from holdfast.train.sampling.data import PromptSource
 
 
@@ -107,7 +107,9 @@ def test_a_chat_template_frames_the_tool_s_answer():
     )
     source = PromptSource(task, tokenizer, max_tokens=99, chat=True)
     (problem,) = task.problems(3, 1, "train")
-    assert source.encode("1") == tuple(tokenizer.encode("U1<eos>\nA", add_special_tokens=False))
+    assert source.encode_shown(source.shown(Problem("1", "", None, ""))) == tuple(
+        tokenizer.encode("U1<eos>\nA", add_special_tokens=False)
+    )
     turn = tokenizer.encode("2*3", add_special_tokens=False)
     # The turn ended with <eos>; what the template puts after it comes with the answer.
     assert source.answer(problem, turn) == tuple(tokenizer.encode("\nT6;<eos>\nA", add_special_tokens=False))

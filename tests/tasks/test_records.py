@@ -207,3 +207,66 @@ def test_a_reference_answer_that_no_number_can_equal_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"line 2: the answer 'seven' holds no number .* task\.verifier = \"exact\""):
         get_task("jsonl", path=path, verifier="numeric")
     assert get_task("jsonl", path=path)
+
+
+def test_csv_and_tabs(tmp_path):
+    (tmp_path / "a.csv").write_bytes(codecs.BOM_UTF8 + b'prompt,answer,level\n"1,5+1",2.5,007\n"two\nlines",x,\n')
+    problems = get_task("csv", path=str(tmp_path / "a.csv"), eval_path=str(tmp_path / "a.csv")).pool("train")
+    assert [(p.prompt, p.answer, p.row) for p in problems] == [
+        ("1,5+1", "2.5", {"level": "007"}),
+        ("two\nlines", "x", {"level": ""}),
+    ]
+    (tmp_path / "a.tsv").write_text("prompt\tanswer\na,b\tc\n")
+    assert get_task("csv", path=str(tmp_path / "a.tsv")).pool("train")[0].prompt == "a,b"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"prompt,answer\na,b,c\n", "line 2: more fields than the first line names: quote"),
+        (b"prompt,answer\na\n", "line 2: field 'answer' is NoneType"),
+        (b"question,answer\na,b\n", "no field 'prompt' .found: question, answer."),
+        (b"prompt,answer\n\xff,b\n", "not UTF-8 .byte 15."),
+        (b"prompt,answer\n" + b"a" * 200_000 + b",b\n", "line 1: field larger than field limit"),
+        (b"", "holds no problems"),
+    ],
+)
+def test_a_bad_csv_is_a_sentence(tmp_path, text, message):
+    (tmp_path / "a.csv").write_bytes(text)
+    with pytest.raises(DataError, match=message):
+        get_task("csv", path=str(tmp_path / "a.csv"))
+
+
+def test_prompts_may_be_chat_messages(tmp_path):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    rows = [{"prompt": talk, "answer": "d", "id": 7}, {"prompt": "plain", "answer": "e"}]
+    path = write(tmp_path / "a.jsonl", rows)
+    first, second = get_task("jsonl", path=path, eval_path=path, template="<{prompt}>").pool("train")
+    assert first.prompt == "a\n\nb\n\n<c>" and first.row == {"id": 7}
+    assert first.messages == (("user", "a"), ("assistant", "b"), ("user", "<c>"))
+    assert (second.prompt, second.messages) == ("<plain>", None)
+
+
+def test_a_system_prompt_goes_in_front_where_a_row_has_none_of_its_own(tmp_path):
+    own = [{"role": "system", "content": "mine"}, {"role": "user", "content": "a"}]
+    path = write(tmp_path / "a.jsonl", [{"prompt": own, "answer": "d"}, {"prompt": "b", "answer": "e"}])
+    first, second = get_task("jsonl", path=path, eval_path=path, system="yours").pool("train")
+    assert (first.prompt, first.messages) == ("a", (("system", "mine"), ("user", "a")))
+    assert (second.prompt, second.messages) == ("b", (("system", "yours"), ("user", "b")))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "the prompt is an empty list: chat messages look like"),
+        (["a"], "'a' is no chat message"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "is no chat message"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "ends with a message of the assist",
+        ),
+    ],
+)
+def test_bad_chat_messages_are_a_sentence(tmp_path, prompt, message):
+    with pytest.raises(DataError, match=message):
+        get_task("jsonl", path=write(tmp_path / "a.jsonl", [{"prompt": prompt, "answer": "d"}]))

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ import pytest
 from holdfast.errors import ConfigError, DataError
 from holdfast.tasks import get_task
 from holdfast.tasks.base import Problem
-from holdfast.tasks.verify import InProcess, Isolated, Score, make_scorer, rewards_of, shorten
+from holdfast.tasks.verify import (
+    InProcess,
+    Isolated,
+    Score,
+    make_scorer,
+    mean_parts,
+    rewards_of,
+    short_names,
+    shorten,
+)
 
 PROBLEM = Problem("1+1=", "2", None, "sums")
 FUNCTIONS = """
@@ -188,3 +198,92 @@ def test_math_verify_compares_meaning():
     scores = scorer(problems, responses)
     scorer.close()
     assert [score.value for score in scores] == [1.0, 1.0, 1.0, 0.0] and not any(score.error for score in scores)
+
+
+MORE = """
+def ours(problem, response): return len(response) + len(problem.row)
+def trl_text(prompts, completions, level, **kwargs):
+    assert prompts == ["1+1"] and kwargs["answer"] == ["2"], (prompts, kwargs)
+    return [len(text) * factor for text, factor in zip(completions, level)]
+def trl_chat(completions, prompts):
+    assert prompts[0][0] == {"role": "system", "content": "Brief."}
+    return [float(completions[0][0]["content"] == "yes")]
+def verl(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(solution_str == ground_truth) + extra_info["level"], "acc": 1}
+def _hidden(problem, response): return 9.0
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "rewards_of_mine.py").write_text(MORE)
+    return str(tmp_path / "rewards_of_mine.py")
+
+
+ROW = Problem("1+1", "2", None, "numbers", row={"level": 3})
+CHAT = Problem("say", "yes", None, "talk", messages=(("system", "Brief."), ("user", "say")))
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "response", "value"),
+    [
+        ("ours", ROW, "four", 5.0),
+        ("trl_text", ROW, "four", 12.0),
+        ("trl_chat", CHAT, "yes", 1.0),
+        ("verl", ROW, "2", 4.0),
+    ],
+)
+def test_a_function_in_a_file_has_any_of_three_signatures(file, name, problem, response, value):
+    scorer = isolated(f"{file}:{name}", workers=1)
+    assert scorer([problem], [response]) == [Score(value)]
+    scorer.close()
+
+
+def test_the_only_function_of_a_file_needs_no_name(file, tmp_path):
+    alone = tmp_path / "alone.py"
+    alone.write_text("from math import floor\ndef reward(problem, response): return floor(float(response))\n")
+    scorer = isolated(str(alone), workers=1)
+    assert scorer([ROW], ["2.5"]) == [Score(2.0)]
+    scorer.close()
+    with pytest.raises(ConfigError, match=r"file\.py:function; found: ours, trl_text, trl_chat, verl\)"):
+        isolated(file, workers=1)
+    with pytest.raises(ConfigError, match="No such file"):
+        isolated(str(tmp_path / "gone.py:f"), workers=1)
+
+
+def test_several_rewards_add_up_by_weight(file, functions):
+    task = get_task("ledger")
+    problem = replace(task.problems(0, 1, "train")[0], row={"level": 1})
+    weights = {"task": 2.0, f"{file}:ours": 0.5, "my_rewards:odd": -1.0}
+    scorer = make_scorer(task, weights, timeout=5.0, workers=1)
+    right, wrong = f"#{problem.answer}", "raise"
+    first, second = scorer([problem] * 2, [right, wrong])
+    odd = "raised ValueError"  # float("#..") in my_rewards
+    assert first.value == 2.0 * 1 + 0.5 * (len(right) + 1) and first.error.startswith(f"odd: {odd}")
+    assert second == Score(0.5 * 6, "odd: raised KeyError: 'answer'", False, {"task": 0.0, "ours": 6.0, "odd": 0.0})
+    assert mean_parts([first, second], "reward")["reward_of_task"] == 0.5
+    scorer.close()
+
+
+def test_functions_of_one_name_keep_their_whole_names():
+    assert short_names({"a.py:f": 1.0, "b.py:f": 1.0, "task": 1.0, "c/d.py": 1.0}) == {
+        "a.py:f": "a.py:f",
+        "b.py:f": "b.py:f",
+        "task": "task",
+        "c/d.py": "d",
+    }
+
+
+def test_several_rewards_that_cannot_all_be_had_leave_no_process(functions):
+    before = set(Path("/proc").glob("[0-9]*"))
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        make_scorer(get_task("ledger"), {"my_rewards:equal": 1.0, "my_rewards:gone": 1.0}, timeout=5.0, workers=1)
+    mine = [p for p in set(Path("/proc").glob("[0-9]*")) - before if b"my_rewards:equal" in _words(p)]
+    assert mine == []
+
+
+def _words(process):
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""

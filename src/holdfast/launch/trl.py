@@ -153,8 +153,8 @@ def build_trainer(run: RunFile, folder: Path) -> Any:
         model,
         reward,
         _grpo_config(settings),
-        _dataset(chosen[0], 0, config.model.chat),
-        eval_dataset=_dataset(chosen[1], len(chosen[0]), config.model.chat),
+        _dataset(chosen[0], 0, source),
+        eval_dataset=_dataset(chosen[1], len(chosen[0]), source),
         processing_class=tokenizer,
         objective=objective_of(config),
         rollouts_every=config.log.rollouts_every * config.batch.updates,
@@ -182,8 +182,7 @@ class EngineRollouts:
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """One response to each prompt, drawn as `holdfast train` draws it; evaluation samples from the trainer."""
         training, step = trainer.model.training, trainer.state.global_step
-        texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
-        ids = [self.source.encode(text) for text in texts]
+        ids = [self.source.encode_shown(prompt) for prompt in prompts]
         engine, purpose = (self.engine, "sample") if training else (self.judge, "evaluate")
         if step or not training:
             engine.sync(trainer.accelerator.unwrap_model(trainer.model), step)
@@ -310,13 +309,10 @@ def _grpo_config(settings: Mapping[str, Any]) -> Any:
         raise ConfigError(f"TRL refuses these settings: {error}") from None
 
 
-def _dataset(problems: Sequence[Problem], first: int, chat: bool) -> Any:
+def _dataset(problems: Sequence[Problem], first: int, source: PromptSource) -> Any:
     from datasets import Dataset
 
-    def prompt(text: str) -> Any:
-        return [{"role": "user", "content": text}] if chat else text
-
-    rows = [{"prompt": prompt(problem.prompt), "number": first + index} for index, problem in enumerate(problems)]
+    rows = [{"prompt": source.shown(problem), "number": first + index} for index, problem in enumerate(problems)]
     return Dataset.from_list(rows)
 
 

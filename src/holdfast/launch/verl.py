@@ -194,7 +194,7 @@ def _missing(config: RunConfig) -> Iterator[str]:
 def _data(config: RunConfig, folder: Path) -> dict[str, Any]:
     task = config.task
     options = {key: _absolute(key, value) for key, value in task.options.items()}
-    chosen = {"name": task.name, "options": options, "reward": task.reward}
+    chosen = {"name": task.name, "options": options, "reward": _absolute_rewards(task.reward)}
     chosen |= {name: getattr(task, name) for name in ("reward_timeout", "reward_workers", "reward_memory_gib")}
     return {
         "data.train_files": str(folder.absolute() / "data" / "train.parquet"),
@@ -277,6 +277,17 @@ def _bookkeeping(config: RunConfig, folder: Path) -> dict[str, Any]:
         "trainer.project_name": config.log.project,
         "trainer.experiment_name": folder.name,
     }
+
+
+def _absolute_rewards(reward: str | dict[str, float] | None) -> str | dict[str, float] | None:
+    if isinstance(reward, dict):
+        return {_absolute_file(name): weight for name, weight in reward.items()}
+    return reward and _absolute_file(reward)
+
+
+def _absolute_file(function: str) -> str:
+    file, colon, name = function.partition(":")
+    return f"{Path(file).absolute()}{colon}{name}" if file.endswith(".py") else function
 
 
 def _absolute(key: str, value: Any) -> Any:

@@ -22,7 +22,7 @@ def compute_score(
         answer=ground_truth,
         solution=extra_info["solution"],
         environment=data_source,
-        data=json.loads(extra_info["data"]),
+        **json.loads(extra_info["data"]),
     )
     return rewards_of(_scorer(task)([problem], [solution_str]), [problem], [solution_str])[0]
 
@@ -39,12 +39,12 @@ def verl_row(problem: Problem) -> dict[str, Any]:
         ConfigError: the task keeps something with a problem that cannot be written down.
     """
     try:
-        data = json.dumps(problem.data)
+        data = json.dumps({"data": problem.data, "messages": problem.messages, "row": problem.row})
     except TypeError as error:
         raise ConfigError(f"backend 'verl' cannot honour task {problem.environment!r}: {error}") from None
     return {
         "data_source": problem.environment,
-        "prompt": [{"role": "user", "content": problem.prompt}],
+        "prompt": [{"role": role, "content": text} for role, text in problem.messages or (("user", problem.prompt),)],
         "reward_model": {"style": "rule", "ground_truth": problem.answer},
         "extra_info": {"prompt": problem.prompt, "solution": problem.solution, "data": data},
     }

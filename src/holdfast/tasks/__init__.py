@@ -10,7 +10,7 @@ from holdfast.tasks.base import Problem, Task
 from holdfast.tasks.calculator import Calculator
 from holdfast.tasks.chains import Ledger, Multiplication, Sorting
 from holdfast.tasks.gym import ReasoningGym
-from holdfast.tasks.records import HuggingFace, JsonLines, Parquet
+from holdfast.tasks.records import Csv, HuggingFace, JsonLines, Parquet
 
 _TASKS: dict[str, type] = {
     "ledger": Ledger,
@@ -18,6 +18,7 @@ _TASKS: dict[str, type] = {
     "sorting": Sorting,
     "calculator": Calculator,
     "jsonl": JsonLines,
+    "csv": Csv,
     "parquet": Parquet,
     "huggingface": HuggingFace,
     "reasoning_gym": ReasoningGym,

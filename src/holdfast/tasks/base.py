@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Split = Literal["train", "eval"]
@@ -13,7 +14,9 @@ Split = Literal["train", "eval"]
 class Problem:
     """A prompt with its answer; `solution` is a correct response, where the task can write one.
 
-    In a conversation the solution holds the policy's turns, one a line. `data` is for the task itself.
+    In a conversation the solution holds the policy's turns, one a line. `data` is for the task itself. `messages` are
+    (role, content) of the chat that the prompt is, where it is more than one user's message, and `row` the other
+    columns of its table, for reward functions.
     """
 
     prompt: str
@@ -21,6 +24,8 @@ class Problem:
     solution: str | None
     environment: str
     data: Any = None
+    messages: tuple[tuple[str, str], ...] | None = None
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @runtime_checkable

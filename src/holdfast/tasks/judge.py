@@ -3,6 +3,10 @@
 Started by path, so that it imports that function's module and nothing of holdfast (which would load torch):
 
     python judge.py package.module:function SEARCH_PATH BYTES
+    python judge.py folder/file.py:function SEARCH_PATH BYTES
+
+The function is ours, f(problem, response); TRL's, f(prompts, completions, **columns) -> list; or verl's,
+f(data_source, solution_str, ground_truth, extra_info): its parameters' names tell which.
 
 A request on standard input is four bytes of length, that many of JSON, and a number used once. The number is read only
 after the function has returned: until then it is in no memory that code under judgement could look through, and the
@@ -13,6 +17,8 @@ function.
 import contextlib
 import fcntl
 import importlib
+import importlib.util
+import inspect
 import json
 import os
 import random
@@ -37,10 +43,11 @@ LONGEST_ERROR = 1000
 
 
 def load(name: str) -> Callable[[Any, str], Any]:
-    """The function of this name, or math-verify's comparison."""
+    """The function of this name, called as judges are, or math-verify's comparison."""
     if name != MATH:
         module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        found = _from_file(module) if module.endswith(".py") else importlib.import_module(module)
+        return in_our_words(getattr(found, attribute or _only_function(found)))
     from math_verify import parse, verify  # pyright: ignore[reportMissingImports]
 
     # Their own time limits need signals; here the whole process is killed.
@@ -51,6 +58,54 @@ def load(name: str) -> Callable[[Any, str], Any]:
         return float(verify(gold, parse(response, parsing_timeout=unlimited), timeout_seconds=unlimited))
 
     return equal
+
+
+def _from_file(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None, "a name that ends in .py has a loader"
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found  # dataclasses and pickle look a module up by its name
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    spec.loader.exec_module(found)
+    return found
+
+
+def _only_function(module: Any) -> str:
+    own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
+    public = [name for name in own if not name.startswith("_")]
+    if len(public) != 1:
+        raise AttributeError(f"say which function, as in file.py:function; found: {', '.join(public) or 'none'}")
+    return public[0]
+
+
+def in_our_words(function: Callable[..., Any]) -> Callable[[Any, str], Any]:
+    """The function as f(problem, response), whichever of the three signatures it has."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins and the like have none
+        return function
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    def accepted(values: dict[str, Any]) -> dict[str, Any]:
+        return values if takes_all else {name: value for name, value in values.items() if name in parameters}
+
+    def like_trl(problem: Any, response: str) -> Any:
+        chat = problem.messages is not None
+        prompt = [{"role": role, "content": text} for role, text in problem.messages] if chat else problem.prompt
+        written = [{"role": "assistant", "content": response}] if chat else response
+        columns = {**problem.row, "answer": problem.answer, "solution": problem.solution}
+        rows = {"prompts": prompt, "completions": written, **columns}
+        (value,) = function(**accepted({name: [value] for name, value in rows.items()}))
+        return value
+
+    def like_verl(problem: Any, response: str) -> Any:
+        values = {"data_source": problem.environment, "solution_str": response, "ground_truth": problem.answer}
+        value = function(**accepted({**values, "extra_info": problem.row}))
+        return value["score"] if isinstance(value, dict) else value
+
+    if "completions" in parameters:
+        return like_trl
+    return like_verl if "solution_str" in parameters else function
 
 
 def attempt(work: Callable[[], Any]) -> dict[str, Any]:

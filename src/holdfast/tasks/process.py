@@ -51,7 +51,7 @@ class Judge:
             silent = "its import ended the process"
         raise ConfigError(
             f"task.reward = {function!r} cannot be imported ({silent if answer is None else answer['error']}); write "
-            "package.module:function and start holdfast where the module can be found"
+            "package.module:function or file.py:function, and start holdfast where it can be found"
         )
 
     @property
@@ -64,7 +64,7 @@ class Judge:
 
         Anything but the answer to this very question is dropped.
         """
-        text, nonce = json.dumps(request).encode(), secrets.token_bytes(judge.NONCE_BYTES)
+        text, nonce = json.dumps(request, default=str).encode(), secrets.token_bytes(judge.NONCE_BYTES)
         pending = judge.LENGTH.pack(len(text)) + text + nonce
         deadline = time.monotonic() + timeout
         wakes = select.poll()

@@ -1,8 +1,10 @@
-"""Prompts and answers of one's own: JSON Lines, parquet, Hugging Face datasets, and how responses are judged."""
+"""Prompts and answers of one's own: JSON Lines, CSV, parquet, Hugging Face datasets, and how they are judged."""
 
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,9 +27,10 @@ class Records:
 
     The response's answer is the text after the last `marker`, or the whole response if the marker is empty;
     `answer_marker` finds the reference answer in its column in the same way. `verifier` compares them: "exact" texts,
-    "numeric" values, "math-verify", or a function "module:name", of which the last two see the whole response.
-    `template` is put around a prompt at "{prompt}". `eval_path` holds out a file; without it a tenth of the prompts is
-    held out by a checksum of their text.
+    "numeric" values, "math-verify", or a function "module:name" or "file.py:name", of which the last two see the whole
+    response. `template` is put around a prompt at "{prompt}", `system` in front of it as a system message. A prompt
+    may be a list of chat messages: those and `system` need `model.chat = true`. `eval_path` holds out a file; without
+    it a tenth of the prompts is held out by a checksum of their text.
     """
 
     path: str
@@ -38,6 +41,7 @@ class Records:
     marker: str = ""
     answer_marker: str = ""
     template: str = "{prompt}"
+    system: str | None = None
     verifier: str = "exact"
     name: str = field(default="records", init=False)
 
@@ -45,7 +49,7 @@ class Records:
         if self.judge is None and self.verifier not in COMPARISONS:
             raise ConfigError(
                 f"task.verifier = {self.verifier!r}: {nearest(self.verifier, [*COMPARISONS, MATH])}, "
-                "or a function module:name"
+                "or a function module:name or file.py:name"
             )
         if "{prompt}" not in self.template:
             raise ConfigError(f"task.template = {self.template!r}: write {{prompt}} where the prompt belongs")
@@ -72,7 +76,7 @@ class Records:
     @property
     def judge(self) -> str | None:
         """The function that judges whole responses in a process of its own, if any."""
-        return self.verifier if self.verifier == MATH or ":" in self.verifier else None
+        return self.verifier if self.verifier == MATH or ":" in self.verifier or self.verifier.endswith(".py") else None
 
     @property
     def alphabet(self) -> str:
@@ -128,7 +132,8 @@ class Records:
             if not isinstance(row, Mapping) or key not in row:
                 keys = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
                 raise DataError(f"{where}: no field {key!r} (found: {keys}); set task.prompt_key or task.answer_key")
-            if row[key] is None or isinstance(row[key], list | dict):
+            chat = key == self.prompt_key and isinstance(row[key], list)
+            if row[key] is None or (isinstance(row[key], list | dict) and not chat):
                 raise DataError(f"{where}: field {key!r} is {type(row[key]).__name__}: text or a number is needed")
         solution = row.get(self.solution_key)
         answer = answer_of(str(row[self.answer_key]), self.answer_marker)
@@ -139,8 +144,25 @@ class Records:
                 f"{where}: the answer {answer[:80]!r} holds no number that can be read, so no response could be right; "
                 'correct or remove the row, or set task.verifier = "exact"'
             )
-        prompt = self.template.replace("{prompt}", str(row[self.prompt_key]))
-        return Problem(prompt, answer, None if solution is None else str(solution), self.name)
+        prompt, messages = self._prompt(row[self.prompt_key], where)
+        used = (self.prompt_key, self.answer_key, self.solution_key)
+        return Problem(
+            prompt,
+            answer,
+            None if solution is None else str(solution),
+            self.name,
+            messages=messages,
+            row={name: value for name, value in row.items() if name not in used},
+        )
+
+    def _prompt(self, given: Any, where: str) -> tuple[str, tuple[tuple[str, str], ...] | None]:
+        """The prompt's text, and its messages where they are more than that text."""
+        talk = list(messages_of(given, where)) if isinstance(given, list) else [("user", str(given))]
+        talk[-1] = (talk[-1][0], self.template.replace("{prompt}", talk[-1][1]))
+        text = "\n\n".join(content for role, content in talk if role != "system")
+        if self.system is not None and talk[0][0] != "system":
+            talk.insert(0, ("system", self.system))
+        return text, tuple(talk) if isinstance(given, list) or len(talk) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -163,6 +185,47 @@ class JsonLines(Records):
                     raise DataError(f"{where}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from error
                 except (ValueError, RecursionError) as error:  # digits or depth without end
                     raise DataError(f"{where}: cannot be read ({error})") from error
+
+
+@dataclass(frozen=True)
+class Csv(Records):
+    """Columns named in the first line; tabs where the file's name ends in .tsv."""
+
+    name: str = field(default="csv", init=False)
+
+    def rows(self, path: str) -> Iterator[tuple[str, Any]]:
+        """(where, row) of every row."""
+        try:
+            text = _bytes_of(path).removeprefix(codecs.BOM_UTF8).decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from error
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.endswith(".tsv") else ",")
+        try:
+            for row in table:
+                where = f"{path}, line {table.line_num}"
+                if None in row:
+                    raise DataError(f"{where}: more fields than the first line names: quote a field that has commas")
+                yield where, row
+        except csv.Error as error:
+            raise DataError(f"{path}, line {table.line_num}: {error}; JSON Lines has no such limits") from error
+
+
+def messages_of(given: list[Any], where: str) -> Iterator[tuple[str, str]]:
+    """(role, content) of chat messages.
+
+    Raises:
+        DataError: no messages, one without a role and a text, or no message of the user to answer.
+    """
+    form = '[{"role": "user", "content": "..."}]'
+    if not given:
+        raise DataError(f"{where}: the prompt is an empty list: chat messages look like {form}")
+    for message in given:
+        role, text = (message.get(k) if isinstance(message, Mapping) else None for k in ("role", "content"))
+        if not isinstance(role, str) or not isinstance(text, str):
+            raise DataError(f"{where}: {str(message)[:80]!r} is no chat message; they look like {form}")
+        yield role, text
+    if role in ("assistant", "system"):
+        raise DataError(f"{where}: the prompt ends with a message of the {role}: there is nothing to answer")
 
 
 def _bytes_of(path: str) -> bytes:

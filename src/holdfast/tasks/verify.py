@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
 
@@ -21,17 +22,26 @@ from holdfast.tasks.process import Judge
 LARGEST = 1e15
 """Rewards beyond it, squared and summed, leave the range of float32."""
 
+OWN = "task"
+"""The task's own reward, among several."""
+
+_SHOWN = ("prompt", "answer", "solution", "environment", "messages", "row")
+
 MEMORY_GIB = 8.0
 """What a function's process, and each that it starts, may take."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A reward; `error` says why it is 0 where the function gave none, `late` that it was killed."""
+    """A reward; `error` says why it is 0 where the function gave none, `late` that it was killed.
+
+    `parts` are the values of several functions before their weights, by name.
+    """
 
     value: float
     error: str | None = None
     late: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -109,9 +119,32 @@ class Isolated:
             self.idle.put(process)
 
 
+class Weighted:
+    """Σ weight · reward over several scorers; one that gives none counts 0, and is named."""
+
+    def __init__(self, parts: Mapping[str, tuple[float, Scorer]]) -> None:
+        self.parts = parts
+
+    def __call__(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
+        found = {name: scorer(problems, responses) for name, (_, scorer) in self.parts.items()}
+        return [self._sum({name: of[row] for name, of in found.items()}) for row in range(len(responses))]
+
+    def close(self) -> None:
+        """End the processes of all."""
+        for _, scorer in self.parts.values():
+            scorer.close()
+
+    def _sum(self, scores: Mapping[str, Score]) -> Score:
+        errors = [f"{name}: {score.error}" for name, score in scores.items() if score.error]
+        value = finite(sum(weight * scores[name].value for name, (weight, _) in self.parts.items()))
+        error = "; ".join([*errors, *([value.error] if value.error else [])]) or None
+        values = {name: score.value for name, score in scores.items()}
+        return Score(value.value, error, any(score.late for score in scores.values()), values)
+
+
 def _ask(process: Judge, problem: Problem, response: str, timeout: float) -> Score:
     """One response's score; the process is dead afterwards where it gave none."""
-    shown = {name: getattr(problem, name) for name in ("prompt", "answer", "solution", "environment")}
+    shown = {name: getattr(problem, name) for name in _SHOWN}
     answer, late = process.exchange({"problem": shown, "response": response}, timeout)
     if answer is None:
         process.end()
@@ -149,20 +182,50 @@ def rewards_of(scores: Sequence[Score], problems: Sequence[Problem], responses: 
     return [score.value for score in scores]
 
 
+def mean_parts(scores: Sequence[Score], whose: str) -> dict[str, float]:
+    """The mean of each of several reward functions, before its weight: "reward_of_right"."""
+    names = scores[0].parts if scores else ()
+    return {f"{whose}_of_{name}": sum(score.parts[name] for score in scores) / len(scores) for name in names}
+
+
 def shorten(text: str, limit: int = 80) -> str:
     """At most `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def make_scorer(
-    task: Task, function: str | None, *, timeout: float, workers: int, memory_gib: float = MEMORY_GIB
+    task: Task,
+    function: str | Mapping[str, float] | None,
+    *,
+    timeout: float,
+    workers: int,
+    memory_gib: float = MEMORY_GIB,
 ) -> Scorer:
     """Who rewards the task's responses: `function` if given, else the function the task names, else the task.
 
+    Several functions with their weights add up; the name "task" stands for the task's own reward.
+
     Raises:
-        ConfigError: the function cannot be imported.
+        ConfigError: a function cannot be imported.
     """
+    if isinstance(function, Mapping):
+        parts: dict[str, tuple[float, Scorer]] = {}
+        try:
+            for whole, weight in function.items():
+                name = None if whole == OWN else whole
+                made = make_scorer(task, name, timeout=timeout, workers=workers, memory_gib=memory_gib)
+                parts[short_names(function)[whole]] = (float(weight), made)
+        except BaseException:
+            Weighted(parts).close()
+            raise
+        return Weighted(parts)
     name = function or getattr(task, "judge", None)
     if name is None:
         return InProcess(task.reward)
     return Isolated(name, timeout=timeout, workers=workers, memory_gib=memory_gib)
+
+
+def short_names(functions: Mapping[str, float]) -> dict[str, str]:
+    """Each function's own name, or its file's; the whole where two would be called the same."""
+    short = {whole: whole.rpartition(":")[2] if ":" in whole else Path(whole).stem for whole in functions}
+    return {whole: whole if list(short.values()).count(name) > 1 else name for whole, name in short.items()}

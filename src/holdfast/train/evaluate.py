@@ -11,7 +11,7 @@ from typing import Any
 from holdfast.rollout.engine import Sampling
 from holdfast.tasks.held_out import held_out_warnings
 from holdfast.tasks.pass_at_k import mean_pass_at_k, powers_of_two
-from holdfast.tasks.verify import Score
+from holdfast.tasks.verify import Score, mean_parts
 from holdfast.train.sampling.data import Prompts
 from holdfast.train.sampling.sampler import new_episodes, sampling_of
 from holdfast.train.settings.seeds import derive_seed
@@ -36,6 +36,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     groups = [values[first : first + samples] for first in range(0, len(values), samples)]
     rewards = [statistics.fmean(group) for group in groups]
     record: dict[str, Any] = {f"{name}_reward": _mean(of) for name, of in scores.items()}
+    record |= mean_parts(scores["eval"], "eval_reward")
     record["eval_rewards"] = rewards
     if len(rewards) > 1:
         record["eval_reward_se"] = statistics.stdev(rewards) / math.sqrt(len(rewards))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from holdfast.errors import DataError
+from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.models import character_tokenizer
 from holdfast.tasks import Problem, get_task
 from holdfast.train.sampling.data import PromptSource, assemble, pack
@@ -14,6 +14,10 @@ from holdfast.train.sampling.episodes import Episode
 from holdfast.train.settings.seeds import derive_seed
 
 PROBLEM = Problem("1+1=", "2", None, "sums")
+
+
+def problem(prompt, **more):
+    return Problem(prompt, "2", None, "sums", **more)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def test_groups_are_repeats_of_a_prompt():
 def test_prompts_begin_with_bos_and_do_not_end_with_eos():
     tokenizer = character_tokenizer("1+=")
     prompts = source(10)
-    assert prompts.encode("1=") == (tokenizer.bos_token_id, *tokenizer.encode("1=", add_special_tokens=False))
+    assert prompts.encode(problem("1=")) == (tokenizer.bos_token_id, *tokenizer.encode("1=", add_special_tokens=False))
     ids, sampled = prompts.encode_solution(PROBLEM, "1+1")
     assert ids[-1] == tokenizer.eos_token_id and prompts.decode(ids) == "1+1" and sampled == (True,) * 4
 
@@ -69,7 +73,7 @@ def test_an_end_token_put_after_prompts_by_a_tokenizer_is_removed():
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
     )
     prompts = PromptSource(Mixed(), tokenizer, max_tokens=9, chat=False)
-    assert prompts.encode("1=") == tuple(tokenizer.encode("1=", add_special_tokens=False))
+    assert prompts.encode(problem("1=")) == tuple(tokenizer.encode("1=", add_special_tokens=False))
 
 
 def test_chat_template_wraps_the_prompt():
@@ -78,7 +82,21 @@ def test_chat_template_wraps_the_prompt():
         "{% for m in messages %}={{ m.content }}={% endfor %}{% if add_generation_prompt %}+{% endif %}"
     )
     prompts = PromptSource(Mixed(), tokenizer, max_tokens=9, chat=True)
-    assert prompts.encode("1") == tuple(tokenizer.encode("=1=+", add_special_tokens=False))
+    assert prompts.encode(problem("1")) == tuple(tokenizer.encode("=1=+", add_special_tokens=False))
+
+
+def test_a_conversation_needs_the_chat_template_and_is_shown_whole():
+    tokenizer = character_tokenizer("1+=")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '+' if m.role == 'system' else '=' }}{{ m.content }}{% endfor %}"
+    )
+    talk = problem("1", messages=(("system", "11"), ("user", "1")))
+    prompts = PromptSource(Mixed(), tokenizer, max_tokens=9, chat=True)
+    assert prompts.encode(talk) == tuple(tokenizer.encode("+11=1", add_special_tokens=False))
+    with pytest.raises(
+        ConfigError, match=r"model\.chat = false, and the prompts are chat messages .* set model\.chat ="
+    ):
+        source(9).encode(talk)
 
 
 def test_tensors_of_a_step():

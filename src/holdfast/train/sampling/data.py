@@ -81,7 +81,7 @@ class PromptSource:
         shortest = None
         for attempt in range(8):
             for problem in self.task.problems(seed + attempt * 104_729, count, split):
-                ids = self.encode(problem.prompt)
+                ids = self.encode(problem)
                 shortest = len(ids) if shortest is None else min(shortest, len(ids))
                 if len(ids) <= self.max_tokens:
                     kept.append((problem, ids))
@@ -114,7 +114,7 @@ class PromptSource:
                 f"batch.without_replacement: task {self.task.name!r} makes up its problems and has no table to go "
                 "through; leave it out"
             )
-        encoded = [(problem, self.encode(problem.prompt)) for problem in self.task.pool("train")]
+        encoded = [(problem, self.encode(problem)) for problem in self.task.pool("train")]
         kept = [(problem, ids) for problem, ids in encoded if len(ids) <= self.max_tokens]
         if not kept:
             raise self._none_fits(min((len(ids) for _, ids in encoded), default=None))
@@ -127,12 +127,30 @@ class PromptSource:
             "model with a longer context"
         )
 
-    def encode(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of a prompt, with what the tokenizer puts in front."""
+    def shown(self, problem: Problem) -> str | list[dict[str, str]]:
+        """A prompt as the model is shown it: text, or chat messages.
+
+        Raises:
+            ConfigError: it is a conversation, and `model.chat` is false.
+        """
         if self.chat:
-            message = [{"role": "user", "content": prompt}]
+            talk = problem.messages or (("user", problem.prompt),)
+            return [{"role": role, "content": text} for role, text in talk]
+        if problem.messages is not None:
+            raise ConfigError(
+                "model.chat = false, and the prompts are chat messages (or task.system is set): set model.chat = true"
+            )
+        return problem.prompt
+
+    def encode(self, problem: Problem) -> tuple[int, ...]:
+        """Token ids of a prompt, with what the tokenizer puts in front."""
+        return self.encode_shown(self.shown(problem))
+
+    def encode_shown(self, prompt: str | list[dict[str, str]]) -> tuple[int, ...]:
+        """Token ids of a prompt that is text or chat messages."""
+        if not isinstance(prompt, str):
             try:
-                text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+                text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
             except Exception as error:  # templates raise what they like
                 raise ConfigError(
                     f"model.chat = true, and the tokenizer's chat template cannot be used ({error}): set "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,16 +16,20 @@ from pydantic import Field, model_validator
 from holdfast.train.settings.engine_tables import AsyncConfig, EngineConfig, SamplingConfig
 from holdfast.train.settings.section import OpenSection, Section
 
-TABLES = ("jsonl", "parquet", "huggingface")
+TABLES = ("jsonl", "csv", "parquet", "huggingface")
 """Tasks whose problems are the rows of a table, which a run can go through one by one."""
 
 
 class TaskConfig(OpenSection):
     """Where problems and rewards come from; further keys are the task's own options (`entries = 12`)."""
 
-    name: str = Field(default="ledger", description="a built-in task, or jsonl, parquet, huggingface, reasoning_gym")
-    reward: str | None = Field(
-        default=None, description="module:function(problem, response_text) instead of the task's own"
+    name: str = Field(
+        default="ledger", description="a built-in task, or jsonl, csv, parquet, huggingface, reasoning_gym"
+    )
+    reward: str | dict[str, float] | None = Field(
+        default=None,
+        description="module:function or file.py:function instead of the task's own reward, or several with weights "
+        '({"mine.py:right" = 1.0, "mine.py:brief" = 0.2, "task" = 1.0}); signatures: docs/tasks.md',
     )
     reward_timeout: float = Field(
         default=10.0, gt=0.0, description="seconds after which such a function is killed and the reward is 0"
@@ -33,6 +38,14 @@ class TaskConfig(OpenSection):
     reward_memory_gib: float = Field(
         default=8.0, ge=0.0, description="memory of each such process, and of each that it starts; 0: no limit"
     )
+
+    @model_validator(mode="after")
+    def _rewards_have_weights(self) -> TaskConfig:
+        if isinstance(self.reward, dict) and not (self.reward and all(map(math.isfinite, self.reward.values()))):
+            raise ValueError(
+                f'reward = {self.reward!r}: functions with finite weights are needed, as in {{ "mine.py:right" = 1.0 }}'
+            )
+        return self
 
 
 class ModelConfig(Section):

@@ -53,5 +53,5 @@ def _type(kind: Any) -> str:
         return f"list of {_type(get_args(kind)[0])}"
     options = [option for option in get_args(kind) if option is not type(None)]
     if options:
-        return _type(options[0])
+        return " or ".join(dict.fromkeys(map(_type, options)))
     return {int: "integer", float: "number", str: "text", bool: "true or false"}[kind]

@@ -19,7 +19,7 @@ from holdfast.core.bounds import unified
 from holdfast.core.bounds_measured import observed
 from holdfast.core.divergences import abs_log, k1, k2, k3
 from holdfast.objectives.metrics import LengthQuartiles
-from holdfast.tasks.verify import Score
+from holdfast.tasks.verify import Score, mean_parts
 from holdfast.train.sampling.data import Rollouts
 from holdfast.train.update import Updated
 
@@ -102,12 +102,16 @@ def lag_metrics(rollouts: Rollouts, step: int) -> dict[str, Any]:
 
 
 def reward_metrics(scores: Sequence[Score]) -> dict[str, Any]:
-    """Rewards that could not be had and count as 0: how many, how many of them took too long, the first reason."""
+    """Means of several reward functions, and rewards that could not be had and count as 0.
+
+    Of these: how many, how many of them took too long, the first reason.
+    """
+    record: dict[str, Any] = mean_parts(scores, "reward")
     failed = [score for score in scores if score.error is not None]
-    if not failed:
-        return {}
-    late = sum(score.late for score in failed)
-    return {"reward_errors": len(failed), "reward_timeouts": late, "reward_error": failed[0].error}
+    if failed:
+        late = sum(score.late for score in failed)
+        record |= {"reward_errors": len(failed), "reward_timeouts": late, "reward_error": failed[0].error}
+    return record
 
 
 def drift_metrics(rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
