@@ -14,7 +14,9 @@ from holdfast.errors import HoldfastError, nearest, visible
 
 COMMANDS = {
     "demo": "train the built-in example and open its report: ten minutes on a laptop",
+    "init": "write a run's file for your model and your data",
     "train": "train a model from a TOML file",
+    "check": "look a run over before it starts: data, prompts, reward, memory; seconds",
     "compare": "train several objectives on the same task and seeds; one table, one figure",
     "presets": "list the published objectives, or explain one",
     "bounds": "what a measured drift can cost, and which threshold guarantees a limit",

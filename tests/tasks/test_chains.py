@@ -118,7 +118,7 @@ def test_the_reward_reads_the_last_marker_only():
 def test_tasks_are_found_by_name():
     assert list_tasks() == [
         *("ledger", "multiplication", "sorting", "calculator"),
-        *("jsonl", "parquet", "huggingface", "reasoning_gym"),
+        *("jsonl", "csv", "parquet", "huggingface", "reasoning_gym"),
     ]
     assert get_task("ledger", entries=4) == Ledger(entries=4)
     assert isinstance(get_task("sorting"), Task)

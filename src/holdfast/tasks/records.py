@@ -219,6 +219,7 @@ def messages_of(given: list[Any], where: str) -> Iterator[tuple[str, str]]:
     form = '[{"role": "user", "content": "..."}]'
     if not given:
         raise DataError(f"{where}: the prompt is an empty list: chat messages look like {form}")
+    role = None
     for message in given:
         role, text = (message.get(k) if isinstance(message, Mapping) else None for k in ("role", "content"))
         if not isinstance(role, str) or not isinstance(text, str):

@@ -135,7 +135,7 @@ def set_up(
     objective = objective_of(config)
     task = task or get_task(config.task.name, **config.task.options)
     model, tokenizer = build_model(config, task.alphabet)
-    longest = _longest_prompt(config, model, task)
+    longest = longest_prompt(config, model.config, task)
     source = PromptSource(task, tokenizer, max_tokens=longest, chat=config.model.chat)
     config, said = _decided(config, source, objective, model)
     scorer = _scorer(config, task)  # before anything that takes long: it may not be there
@@ -171,8 +171,13 @@ def _decided(
     return decide_exact_kl(config, objective, model.get_input_embeddings().weight.shape[0])
 
 
-def _longest_prompt(config: RunConfig, model: Any, task: Task) -> int:
-    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+def longest_prompt(config: RunConfig, model_config: Any, task: Task) -> int:
+    """Tokens that a prompt may have: what the model's context leaves beside the response, or less if so configured.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    context = getattr(model_config, "max_position_embeddings", None) or 1 << 30
     answers = (task.max_turns - 1) * task.reply_tokens if isinstance(task, Environment) else 0
     room = context - config.sampling.max_tokens - answers
     if room < 1:

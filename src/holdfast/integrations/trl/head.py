@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import types
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from trl.trainer.utils import FusedCausalLMOutput
 
 from holdfast.errors import ConfigError
 from holdfast.kernels import Head, lm_head_stats, logit_form
@@ -37,8 +37,15 @@ def install(model: Any, temperature: float, in_float32: bool = False) -> None:
 
     Raises:
         ConfigError: a head that is not one plain linear layer, a mixture of experts (TRL's head makes its balancing
-            loss), or a model whose log-probabilities come out otherwise.
+            loss), a model whose log-probabilities come out otherwise, or TRL before 1.15, which asks no model.
     """
+    try:
+        from trl.trainer.utils import FusedCausalLMOutput
+    except ImportError:
+        raise ConfigError(
+            f"lm_head = 'holdfast' replaces TRL's fused head, which came with 1.15; {version('trl')} is installed: "
+            "use lm_head='trl'"
+        ) from None
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
     if type(layer) is not nn.Linear:
         raise ConfigError(f"lm_head = 'holdfast': the output layer is {type(layer).__name__}, not one linear layer")
