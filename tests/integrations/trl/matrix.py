@@ -10,7 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-RELEASES = ["1.9", "1.10", "1.11", "1.12", "1.13", "1.14", "1.15", "1.16"]
+RELEASES = ["1.10", "1.11", "1.12", "1.13", "1.14", "1.15", "1.16"]
 TESTS = ["test_contract.py", "test_same_as_trl.py", "test_mismatch.py", "test_top_k.py", "test_log_names.py"]
 WARNINGS = "error\nignore:trl .* was never tried with this plug-in"
 FOLDER = Path(__file__).parents[3] / "build" / "trl"

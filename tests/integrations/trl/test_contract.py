@@ -5,6 +5,7 @@ import inspect
 import warnings
 
 import pytest
+import torch
 from trl import GRPOTrainer
 
 from holdfast import ConfigError
@@ -87,3 +88,11 @@ def test_missing_trl_is_said(monkeypatch):
     monkeypatch.setattr(contract, "version", absent)
     with pytest.raises(ConfigError, match="pip install 'holdfast-rl\\[trl\\]'"):
         contract.require_supported()
+
+
+def test_an_entropy_without_a_gradient_is_no_bonus():
+    scored = {"logprobs": torch.ones(2, requires_grad=True), "entropy": torch.ones(2)}
+    contract.require_gradient({"logprobs"}, **scored)
+    contract.require_gradient({"entropy"}, **{name: value.detach() for name, value in scored.items()})
+    with pytest.raises(ConfigError, match="entropy comes without a gradient"):
+        contract.require_gradient({"entropy"}, **scored)

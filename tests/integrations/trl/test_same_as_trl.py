@@ -107,7 +107,9 @@ def test_lora(tmp_path):
 
     adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     settings = TWO_PASSES | {"beta": 0.05}
+    torch.manual_seed(0)  # before 1.15 adapters are drawn before TRL sets its seed
     theirs = train(GRPOTrainer, tmp_path, runs.model(), settings | {"loss_type": "grpo"}, peft_config=adapter)
+    torch.manual_seed(0)
     ours = train(HoldfastGRPOTrainer, tmp_path, runs.model(), settings, objective="grpo", peft_config=adapter)
     assert_same_run(theirs, ours)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Set
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -29,7 +30,7 @@ SIGNATURES: dict[str, tuple[tuple[str, ...], ...]] = {
     "_generate_single_turn": (("self", "prompt_ids"),),
     "_calculate_rewards": (("self", "inputs", "prompts", "completions", "completion_ids_list"),),
     # 1.14 hands everything on to one of two functions.
-    "_get_per_token_logps_and_entropies": (_SCORED, ("self", "model", "args", "kwargs")),
+    "_get_per_token_logps_and_entropies": (_SCORED, ("self", "model", "args")),
     "create_model_card": (("self", "model_name", "dataset_name", "tags"),),
 }
 """Methods of GRPOTrainer that are overridden or called, with the parameters that they begin with."""
@@ -70,6 +71,16 @@ def require_inputs(inputs: Any) -> None:
     """Raise ConfigError where a generation lacks what the loss is made of."""
     if missing := [f"a generation has no {name}" for name in INPUTS if name not in inputs]:
         raise ConfigError(_refusal(version("trl"), missing))
+
+
+def require_gradient(needs: Set[str], **given: Any) -> None:
+    """Raise ConfigError where the loss would be blind to something that the objective differentiates."""
+    if not given["logprobs"].requires_grad:
+        return  # an evaluation
+    if blind := [
+        f"{name} comes without a gradient" for name in given if name in needs and not given[name].requires_grad
+    ]:
+        raise ConfigError(_refusal(version("trl"), blind))
 
 
 def differences(trainer: Any = None) -> list[str]:

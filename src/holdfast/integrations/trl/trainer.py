@@ -108,6 +108,8 @@ class HoldfastGRPOTrainer(GRPOTrainer):
         self._name = f"{self.objective.name} (Holdfast {holdfast.__version__})"
         super().__init__(model, reward_funcs, telling(config, about, given), train_dataset, **options)
         contract.require_trainer(self)
+        # Before 1.15 TRL gives the entropy a gradient only for a bonus of its own.
+        self._entropy_bonus_enabled = "entropy" in self.objective.needs
         self.add_callback(card.Remember(self))
         if own.lm_head == "holdfast":
             bare = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
@@ -239,6 +241,7 @@ class HoldfastGRPOTrainer(GRPOTrainer):
             )
         if "entropy" not in self.objective.needs:
             entropy = entropy.detach()
+        contract.require_gradient(self.objective.needs, logprobs=logprobs, entropy=entropy)
         stats = TokenStats(logprobs=logprobs, entropy=entropy)
         if "top_ids" in inputs:
             mask, wide = whole_step.batch_of(inputs).response_mask, getattr(self.args, "cast_lm_head_to_fp32", False)
