@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import holdfast
+
 ROOT = Path(__file__).parents[1] / "src" / "holdfast"
 BELOW = {
     "types": {"errors"},
@@ -141,6 +143,21 @@ def test_importing_holdfast_loads_nothing_heavy():
     code = f"import sys, holdfast; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from holdfast.cli import dispatch; dispatch(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "holdfast COMMAND" in done.stdout
+
+
+def test_every_public_name_is_there_and_no_other():
+    code = "import holdfast; print([n for n in holdfast.__all__ if getattr(holdfast, n, None) is None], dir(holdfast))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] ") and "'preset'" in done.stdout
+    with pytest.raises(AttributeError, match="no attribute 'presets_of'"):
+        holdfast.presets_of  # noqa: B018
+    assert holdfast.kernels.lm_head_stats is not None
 
 
 def test_files_stay_readable():
