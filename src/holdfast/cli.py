@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model from a TOML file",
     "check": "look a run over before it starts: data, prompts, reward, memory; seconds",
     "compare": "train several objectives on the same task and seeds; one table, one figure",
+    "report": "write a run's page anew, at any time",
     "presets": "list the published objectives, or explain one",
     "bounds": "what a measured drift can cost, and which threshold guarantees a limit",
     "lab": "small policies with a known truth: check bounds, masks, entropy laws, certificates",

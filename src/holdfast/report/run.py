@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def run_page(run_dir: Path) -> Markup:
     """The page of a run folder."""
     metrics, summary = read_metrics(run_dir / "metrics.jsonl"), _read_summary(run_dir / "summary.json")
     seen = survey_run(run_dir / "rollouts")
-    title = " on ".join(str(summary[key]) for key in ("objective", "task") if summary.get(key)) or run_dir.name
+    title = _title(run_dir / "config.toml", summary) or run_dir.name
     return page(
         title,
         tiles(_tiles(metrics, summary)),
@@ -65,6 +66,19 @@ def run_page(run_dir: Path) -> Markup:
         verdict=headline(metrics),
         footer=f"Written by Holdfast {holdfast.__version__} from {run_dir.name}/. This page loads nothing.",
     )
+
+
+def _title(config: Path, summary: Mapping[str, Any]) -> str:
+    """Objective, data and model: the names by which a person tells runs apart."""
+    try:
+        values = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = {}
+    task, model = values.get("task", {}), values.get("model", {})
+    objective = summary.get("objective") or values.get("objective", {}).get("preset")
+    data = Path(task["path"]).stem if task.get("path") else summary.get("task") or task.get("name")
+    name = Path(model["source"]).name if model.get("source") else None
+    return " on ".join(map(str, filter(None, (objective, data)))) + (f", {name}" if name else "")
 
 
 def _read_summary(path: Path) -> Mapping[str, Any]:

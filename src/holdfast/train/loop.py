@@ -31,6 +31,7 @@ from holdfast.train.setup import Run, set_up
 from holdfast.train.show.advice import ratio_warnings, step_warnings
 from holdfast.train.show.banner import introduce
 from holdfast.train.show.display import Display
+from holdfast.train.show.live import LivePage
 from holdfast.train.show.metrics import lag_metrics, measured, recordable, reward_metrics, step_metrics
 from holdfast.train.show.records import rollout_records
 from holdfast.train.show.summary import summarize
@@ -93,7 +94,7 @@ def train(
 
 def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[], bool]) -> None:
     """The loop."""
-    config = run.config
+    config, page = run.config, LivePage(run.folder, run.config.log.report_every)
     if run.step == 0:
         doubts = held_out_doubts(run)
         report(run, {"step": 0} | evaluate(run) | ({"warnings": doubts} if doubts else {}), display, trackers)
@@ -123,6 +124,8 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
             record = measured(record, "rollouts", lambda: write(run, rollouts, updated))  # noqa: B023
         clock.elsewhere = run.sampler.cpu_seconds() - spent
         report(run, record | clock.record(rollouts.tokens), display, trackers)
+        if (said := page.after(step)) is not None:
+            display.note(said)
         if trouble is not None:
             raise trouble  # the step is done and on record; only what came after it is not
         if due(step, config.checkpoint.every, config.steps) or ("eval_reward" in record and is_best(run)):

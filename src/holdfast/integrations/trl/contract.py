@@ -15,7 +15,7 @@ from typing import Any
 
 from holdfast.errors import ConfigError
 
-TESTED = ("1.16",)
+TESTED = ("1.10", "1.11", "1.12", "1.13", "1.14", "1.16")
 """Releases that the plug-in's tests pass with: add one when `make test-trl-matrix` does."""
 
 _SCORED = (

@@ -224,6 +224,9 @@ class LogConfig(Section):
     """What a step leaves behind besides its line in metrics.jsonl."""
 
     rollouts_every: int = Field(default=1, ge=0, description="steps between parquet files of rollouts; 0: none")
+    report_every: int = Field(
+        default=10, ge=0, description="steps between writings of report.html, at most 2 % of the time; 0: at the end"
+    )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     project: str = Field(default="holdfast", description="project name given to the trackers")
 

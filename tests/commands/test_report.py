@@ -1,0 +1,28 @@
+"""`holdfast report`: a page at any time, of runs that are over, running or killed."""
+
+import json
+
+from holdfast.cli import dispatch
+
+
+def test_a_killed_run_gets_its_page(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.toml").write_text(
+        '[task]\nname = "jsonl"\npath = "data/sums.jsonl"\n[model]\nsource = "owner/small"\n'
+        '[objective]\npreset = "dapo"\n'
+    )
+    lines = [json.dumps({"step": step, "reward_mean": 0.1 * step}) for step in range(1, 5)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "rew')
+    assert dispatch(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "dapo on sums, small" in page and "could not be read" in page
+    assert f"wrote {folder / 'report.html'}" in capsys.readouterr().out
+
+
+def test_what_is_no_run_is_a_sentence(tmp_path, capsys):
+    assert dispatch(["report", str(tmp_path)]) == 2
+    assert "has no config.toml" in capsys.readouterr().err
+    assert dispatch(["report", str(tmp_path / "gone")]) == 2
+    assert "no run folder" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
