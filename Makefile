@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo smollm2 test faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm lint format typecheck docs clean
+.PHONY: demo smollm2 test faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm wheel lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -61,6 +61,10 @@ test-vllm: .venv-vllm/.installed
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+# The wheel, tried in a clean environment without extras.
+wheel: $(STAMP)
+	$(BIN)/python tests/wheel.py build/wheel
 
 # The site, into build/site; nothing in it is fetched from elsewhere.
 docs: .venv-docs/.installed
