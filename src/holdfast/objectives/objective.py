@@ -182,6 +182,14 @@ class Objective:
             return out
         return replace(out, loss=out.loss + self._penalty(terms.with_gradient(), plan))
 
+    def correction(self, batch: Batch, stats: TokenStats) -> tuple[Bool[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """Masks and weights alone, without gate and normaliser: for trainers that keep a loss of their own."""
+        plan = self.prepare(batch, stats.detach())
+        with torch.no_grad():
+            terms = Terms.of(batch, stats.detach(), self.denominator)
+            keep, _ = self._keep(terms, plan.prepared)
+            return keep, self._weight(terms, plan).expand(keep.shape)
+
     def _policy_term(self, terms: Terms, plan: Plan) -> LossOutput:
         with torch.no_grad():
             keep, reasons = self._keep(terms, plan.prepared)

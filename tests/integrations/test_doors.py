@@ -1,0 +1,214 @@
+"""Losses that other trainers call: gradients equal direct use over every preset that a hook claims."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import holdfast
+from cases import random_batch, with_gradient
+from holdfast.errors import ConfigError, DataError
+from holdfast.integrations import prime_rl, skyrl, slime, tinker
+
+LENGTHS = [12, 5, 9, 7]
+
+
+def claimed(ask):
+    """Presets that a hook takes, and the refusals of the others."""
+    found, refused = [], {}
+    for name in holdfast.list_presets():
+        try:
+            ask(name)
+            found.append(name)
+        except ConfigError as error:
+            refused[name] = str(error)
+    return found, refused
+
+
+def case():
+    batch, stats = random_batch(len(LENGTHS), max(LENGTHS), seed=3)
+    inside = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    advantages = torch.where(batch.response_mask, batch.advantages[:, None], 0.0)
+    sampled = batch.rollout_logprobs
+    turns = holdfast.integrations.turns.turn_ids(batch.response_mask & inside)
+    batch = replace(
+        batch,
+        advantages=torch.where(inside, advantages, 0),
+        response_mask=batch.response_mask & inside,
+        old_logprobs=sampled,
+        turn_ids=turns,
+        sequence_ids=torch.arange(len(LENGTHS)),
+    )
+    return batch, holdfast.TokenStats(logprobs=stats.logprobs), inside
+
+
+def gradient(objective, batch, stats, plan=None):
+    live = with_gradient(stats)
+    objective(batch, live, plan=plan).loss.backward()
+    return live.logprobs.grad
+
+
+TINKER, NOT_TINKER = claimed(tinker.tinker_loss)
+PRIME_RL, NOT_PRIME_RL = claimed(prime_rl.exact)
+
+
+@pytest.mark.parametrize("name", TINKER)
+def test_tinker(name):
+    batch, stats, _ = case()
+    rows = [stats.logprobs[i, :n].clone().requires_grad_() for i, n in enumerate(LENGTHS)]
+    data = [
+        SimpleNamespace(
+            loss_fn_inputs={
+                "advantages": batch.advantages[i, :n],
+                "logprobs": batch.rollout_logprobs[i, :n],
+                "mask": batch.response_mask[i, :n].float(),
+                "ref_logprobs": batch.ref_logprobs[i, :n],
+            }
+        )
+        for i, n in enumerate(LENGTHS)
+    ]
+    loss, metrics = tinker.tinker_loss(name)(data, rows)
+    loss.backward()
+    expected = gradient(holdfast.preset(name), batch, stats)
+    for i, n in enumerate(LENGTHS):
+        torch.testing.assert_close(rows[i].grad, expected[i, :n], rtol=0, atol=1e-12)
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", PRIME_RL)
+def test_prime_rl(name):
+    batch, stats, _ = case()
+    objective = holdfast.preset(name)
+    batch = replace(
+        batch,
+        **{n: getattr(batch, n).float() for n in ("advantages", "old_logprobs", "rollout_logprobs", "ref_logprobs")},
+    )
+    stats = holdfast.TokenStats(logprobs=stats.logprobs.float())
+    expected = gradient(objective, batch, stats)
+    tokens, sequences = batch.response_mask.sum(), len(LENGTHS)
+    factor = {"token_mean": tokens}.get(objective.normalize.reduction, torch.tensor(sequences))
+    for i, n in enumerate(LENGTHS):
+        row = stats.logprobs[i, :n].clone().requires_grad_()
+        inputs = SimpleNamespace(
+            trainer_logprobs=row,
+            inference_logprobs=batch.rollout_logprobs[i, :n],
+            ref_logprobs=batch.ref_logprobs[i, :n],
+            advantages=batch.advantages[i, :n],
+            loss_mask=batch.response_mask[i, :n],
+            loss_weights=None,
+        )
+        out = prime_rl.loss(inputs, objective=name)
+        out.loss.backward()
+        torch.testing.assert_close(row.grad, expected[i, :n] * factor, rtol=1e-4, atol=1e-6)
+        assert all(torch.is_tensor(value) for value in out.metrics.values())
+
+
+@pytest.mark.parametrize("name", skyrl.possible())
+def test_skyrl(name):
+    batch, stats, _ = case()
+    objective = holdfast.preset(name)
+    expected = gradient(objective, batch, stats)
+    n = objective.normalize.weights(batch.response_mask, holdfast.Counts.of(batch.response_mask), torch.float64)
+    own = skyrl.REDUCTIONS[objective.normalize.reduction]
+    config = SimpleNamespace(policy_loss_type=f"holdfast_{name}", loss_reduction=own)
+    total = torch.zeros_like(expected)
+    for rows in (slice(0, 1), slice(1, 4)):  # SkyRL scales the step's advantages, then takes micro-batches
+        live = stats.logprobs[rows].clone().requires_grad_()
+        scaled = (batch.advantages * n)[rows]
+        old, rollout, mask = (x[rows] for x in (batch.old_logprobs, batch.rollout_logprobs, batch.response_mask))
+        loss, _ = skyrl.policy_loss(live, old, scaled, config, mask.double(), rollout)
+        loss.backward()
+        total[rows] = live.grad
+    torch.testing.assert_close(total, expected, rtol=0, atol=1e-9)
+
+
+def test_most_presets_pass_and_the_others_are_refused_with_the_reason():
+    assert len(TINKER) > 30 and all("needs" in reason for reason in NOT_TINKER.values())
+    assert len(PRIME_RL) > 20 and {"m2po", "kl_cov", "clip_cov"} <= NOT_PRIME_RL.keys()
+    assert "looks at the whole optimiser step" in NOT_PRIME_RL["kl_cov"] and "one sequence" in NOT_PRIME_RL["kl_cov"]
+    assert len(skyrl.possible()) > 15
+    with pytest.raises(ConfigError, match=r"'grpo' is a .*loss_reduction=token_mean: set it to sequence_mean"):
+        skyrl.summed("grpo", "token_mean")
+    with pytest.raises(ConfigError, match="compares with the engine"):
+        config = SimpleNamespace(policy_loss_type="holdfast_trm_max+dapo", loss_reduction="token_mean")
+        skyrl.policy_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), config, torch.ones(1, 2), None)
+
+
+def test_settings_reach_the_preset():
+    assert tinker.DOOR.objective("trm_max", {"delta": 0.3}).masks[0].delta == 0.3
+    with pytest.raises(ConfigError, match="settings belong to a preset's name"):
+        tinker.tinker_loss(holdfast.preset("dapo"), low=0.1)
+
+
+def test_fields_that_a_datum_lacks_are_named():
+    one = SimpleNamespace(loss_fn_inputs={"advantages": torch.ones(3), "logprobs": -torch.ones(3)})
+    two = SimpleNamespace(loss_fn_inputs={"advantages": torch.ones(3)})
+    rows = [-torch.ones(3).requires_grad_() for _ in range(2)]
+    with pytest.raises(DataError, match=r"'logprobs'. is missing in datum 1"):
+        tinker.tinker_loss("dapo")([one, two], rows)
+    short = SimpleNamespace(loss_fn_inputs={"advantages": torch.ones(2), "logprobs": -torch.ones(3)})
+    with pytest.raises(DataError, match="has 2 numbers, the sequence has 3 tokens"):
+        tinker.tinker_loss("dapo")([one, short], rows)
+
+
+@pytest.mark.parametrize("name", ["trm_max", "icepop"])
+def test_slime_masks_and_weights_and_keeps_the_denominator(name, monkeypatch):
+    monkeypatch.setenv("HOLDFAST_OBJECTIVE", name)
+    batch, _, inside = case()
+    old = (batch.rollout_logprobs + torch.tensor([0.01, 1.0, 0.02, 0.03])[:, None]).clamp(max=-1e-3).float()
+    masks = [batch.response_mask[i, :n].long() for i, n in enumerate(LENGTHS)]
+    losses = torch.ones(sum(LENGTHS), dtype=torch.float64, requires_grad=True)
+    out, kept, metrics = slime.correction(
+        None,
+        pg_loss=losses,
+        train_log_probs=[old[i, :n] for i, n in enumerate(LENGTHS)],
+        rollout_log_probs=[batch.rollout_logprobs[i, :n].float() for i, n in enumerate(LENGTHS)],
+        loss_masks=masks,
+        total_lengths=[n + 3 for n in LENGTHS],
+        response_lengths=LENGTHS,
+    )
+    assert kept is masks
+    objective = holdfast.preset(name)
+    asked = replace(batch, old_logprobs=old, rollout_logprobs=batch.rollout_logprobs.float(), ref_logprobs=None)
+    keep, weight = objective.correction(
+        replace(asked, advantages=torch.zeros_like(old)), holdfast.TokenStats(logprobs=old)
+    )
+    expected = torch.where(batch.response_mask, keep * weight, 1.0)[inside]
+    torch.testing.assert_close(out.detach(), expected.double())
+    if name == "trm_max":
+        assert (out[12 : 12 + 5][masks[1].bool()] == 0).all(), "the sequence that left the trust region"
+    assert len(metrics["holdfast_kept"]) == sum(LENGTHS)
+
+
+def test_slime_refuses_pieces_of_responses_and_objectives_without_masks(monkeypatch):
+    rows = [torch.zeros(3)]
+    with pytest.raises(DataError, match="set --context-parallel-size 1"):
+        logs = {"train_log_probs": rows, "rollout_log_probs": rows, "loss_masks": rows}
+        slime.correction(None, pg_loss=torch.ones(3), response_lengths=[6], **logs)
+    with pytest.raises(ConfigError, match="neither masks nor weights"):
+        slime.chosen("dapo")
+
+
+@dataclass
+class TensorData:
+    """As Tinker's: numbers that become a tensor."""
+
+    values: list
+
+    def to_torch(self):
+        return torch.tensor(self.values)
+
+
+def test_tinkers_own_container_and_rows_that_nothing_is_trained_on():
+    inputs = {
+        "advantages": TensorData([1.0, 1.0]),
+        "logprobs": TensorData([-1.0, -1.0]),
+        "mask": TensorData([0.0, 0.0]),
+    }
+    live = {name: TensorData([1.0, 1.0]) for name in ("advantages", "mask")} | {"logprobs": TensorData([-1.0, -1.2])}
+    rows = [torch.tensor([-1.0, -1.0], requires_grad=True) for _ in range(2)]
+    data = [SimpleNamespace(loss_fn_inputs=fields) for fields in (inputs, live)]
+    loss, _ = tinker.tinker_loss("dapo")(data, rows)
+    loss.backward()
+    assert rows[0].grad.tolist() == [0.0, 0.0] and rows[1].grad.abs().sum() > 0
