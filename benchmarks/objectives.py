@@ -62,7 +62,9 @@ def make(sequences, tokens):
         old_logprobs=old,
         rollout_logprobs=(old + 0.02 * torch.randn(shape, generator=g)).clamp(max=0),
         ref_logprobs=old,
+        teacher_logprobs=old,
         sequence_ids=torch.arange(sequences),
+        group_ids=torch.arange(sequences) // 8,
     )
     return batch, logprobs, torch.rand(shape, generator=g)
 

@@ -37,8 +37,10 @@ def random_batch(
         old_logprobs=old,
         rollout_logprobs=rollout,
         ref_logprobs=(logprobs + noise(0.2)).clamp(max=-1e-3),
+        teacher_logprobs=(logprobs + noise(0.5)).clamp(max=-1e-3),
         turn_ids=(torch.arange(tokens) // 4).expand(sequences, tokens).contiguous(),
         sequence_ids=torch.randperm(1000, generator=g)[:sequences],
+        group_ids=torch.arange(sequences) // 4,
     )
     stats = TokenStats(
         logprobs=logprobs,

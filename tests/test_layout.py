@@ -20,6 +20,7 @@ BELOW = {
     "rollout": {"core", "types", "errors"},
     "tasks": {"errors"},
     "lab": {"objectives", "core", "types", "errors"},
+    "check_loss": {"objectives", "core", "types", "errors"},
     "report": {"objectives", "core", "rollout", "types", "errors"},
     "train": {"objectives", "core", "kernels", "rollout", "tasks", "report", "types", "errors"},
     "audit": {"objectives", "core", "rollout", "report", "types", "errors"},
@@ -28,6 +29,7 @@ BELOW = {
 }
 ORDER = {
     "objectives": "parts policy_term metrics checks composition objective whole_step table presets",
+    "check_loss": "cases trl shapes laws split rows report",
     "rollout": "engine pretrained models store rescore embedded outside engines",
     "report": "charts page tokens metrics learning words survey run_figures presets compare run",
     "train": "settings keep policy sampling estimate warmstart update setup evaluate show loop compare session",

@@ -71,8 +71,10 @@ def _rollouts(rows: int = 64, length: int = 256) -> tuple[Batch, TokenStats]:
         old_logprobs=near(0.05),
         rollout_logprobs=near(0.1),
         ref_logprobs=near(0.2),
+        teacher_logprobs=near(0.2),
         turn_ids=(torch.arange(length) // 40).expand(rows, -1).clone(),
         sequence_ids=torch.arange(rows),
+        group_ids=torch.arange(rows) // 8,
     )
     divergences = {"kl_rollout": 0.01, "tv_rollout": 0.05, "chi2_rollout": 0.01}
     divergences |= {"kl_rollout_lower": 0.01, "tv_rollout_lower": 0.01, "tv_rollout_upper": 0.05}

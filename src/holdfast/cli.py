@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "train several objectives on the same task and seeds; one table, one figure",
     "report": "write a run's page anew, at any time",
     "presets": "list the published objectives, or explain one",
+    "check-loss": "run the laws of policy losses against your own",
     "bounds": "what a measured drift can cost, and which threshold guarantees a limit",
     "lab": "small policies with a known truth: check bounds, masks, entropy laws, certificates",
     "audit": "read logged rollouts and say where and why they drifted",
@@ -53,7 +54,7 @@ def dispatch(argv: Sequence[str]) -> int:
         print(f"holdfast: unknown command {name!r}; {nearest(name, available())}", file=sys.stderr)
         return 2
     try:
-        return import_module(f"holdfast.commands.{name}").run(list(argv[1:]))
+        return import_module(_module(name)).run(list(argv[1:]))
     except HoldfastError as error:
         print(f"holdfast {name}: {visible(str(error), keep=LAYOUT)}", file=sys.stderr)
         return 2
@@ -80,12 +81,16 @@ def dispatch(argv: Sequence[str]) -> int:
 
 def available() -> list[str]:
     """The commands of this installation."""
-    return [name for name in COMMANDS if find_spec(f"holdfast.commands.{name}") is not None]
+    return [name for name in COMMANDS if find_spec(_module(name)) is not None]
+
+
+def _module(name: str) -> str:
+    return f"holdfast.commands.{name.replace('-', '_')}"
 
 
 def usage() -> str:
     """The page of `holdfast --help`."""
-    lines = [f"  {name:<9} {COMMANDS[name]}" for name in available()]
+    lines = [f"  {name:<10} {COMMANDS[name]}" for name in available()]
     return "\n".join(
         [
             "usage: holdfast COMMAND [options]      (holdfast COMMAND --help for its options)",

@@ -24,7 +24,8 @@ class Batch:
     `advantages` may be [B] (one per sequence) or [B, T]. `response_mask` is data: True on tokens that the policy
     itself sampled (not padding, not tool output). No objective edits it. `sequence_ids` give a sequence an identity
     that survives shuffling and splitting: random draws (Clip-Cov) are made from it. `turn_ids` number the turns of
-    a multi-turn rollout from 0.
+    a multi-turn rollout from 0, `group_ids` the prompts. `teacher_logprobs` are what a teacher gave to the sampled
+    tokens (on-policy distillation).
     """
 
     advantages: Float[Tensor, "B *T"]
@@ -32,8 +33,10 @@ class Batch:
     old_logprobs: Float[Tensor, "B T"] | None = None
     rollout_logprobs: Float[Tensor, "B T"] | None = None
     ref_logprobs: Float[Tensor, "B T"] | None = None
+    teacher_logprobs: Float[Tensor, "B T"] | None = None
     turn_ids: Int[Tensor, "B T"] | None = None
     sequence_ids: Int[Tensor, " B"] | None = None
+    group_ids: Int[Tensor, " B"] | None = None
 
     def __post_init__(self) -> None:
         mask = self.response_mask
@@ -43,9 +46,10 @@ class Batch:
             object.__setattr__(self, "response_mask", mask.bool())
         if mask.ndim != 2:
             raise DataError(f"Batch.response_mask must be [B, T], got shape {tuple(mask.shape)}")
-        for name in ("old_logprobs", "rollout_logprobs", "ref_logprobs", "turn_ids"):
+        for name in ("old_logprobs", "rollout_logprobs", "ref_logprobs", "teacher_logprobs", "turn_ids"):
             _check_shape(name, getattr(self, name), [tuple(mask.shape)])
-        _check_shape("sequence_ids", self.sequence_ids, [(mask.shape[0],)])
+        for name in ("sequence_ids", "group_ids"):
+            _check_shape(name, getattr(self, name), [(mask.shape[0],)])
         _check_shape("advantages", self.advantages, [(mask.shape[0],), tuple(mask.shape)])
 
     def select(self, rows: Int[Tensor, " b"] | slice) -> Batch:

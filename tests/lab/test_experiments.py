@@ -66,6 +66,13 @@ def test_masks_trade_bias_for_noise_and_a_certificate_without_assumptions():
     assert 0 < row.hit < 0.1
 
 
+def test_smaller_scopes_keep_more_of_the_gradient():
+    (row,) = experiments.masks_on_trees([(0.1, 2.0)], count=40)
+    cosine = row.cosine
+    assert cosine["none"] > cosine["token"] > cosine["prefix"] + 0.1 > cosine["sequence"] + 0.15
+    assert row.noise["token"] < row.noise["none"] / 10
+
+
 def test_entropy_trial():
     trial = experiments.entropy_laws(arms=5, steps=400)
     assert trial.fixed_gap == bonus_gap(ladder_arms(5), 0.1)

@@ -9,7 +9,9 @@ import torch
 from holdfast.lab.masks import (
     acceptance,
     bad_contexts,
+    gradient_cosine,
     hit_probability,
+    kept_gain,
     masked_error_weights,
     sampled_hit_probability,
     sequence_extra,
@@ -18,7 +20,7 @@ from holdfast.lab.masks import (
 )
 from holdfast.lab.oracle import mask_certificate, unified
 from holdfast.lab.pairs import make_pairs
-from holdfast.lab.trees import TreePair, context_divergences, error_weights, worst_error
+from holdfast.lab.trees import TreePair, context_divergences, error_weights, path_sums, worst_error
 
 
 def hand_pair():
@@ -125,3 +127,25 @@ def test_masks_change_nothing_where_nothing_is_bad():
         torch.testing.assert_close(mask_certificate(pair, bad, mask), mask_certificate(pair, bad, "none"))
     assert hit_probability(pair, bad).abs().max() == 0
     torch.testing.assert_close(acceptance(pair, bad), torch.ones(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mask", ["none", "token", "prefix", "sequence"])
+def test_the_cosine_is_that_of_gradients_by_autograd(mask):
+    g = torch.Generator().manual_seed(1)
+    pair = make_pairs("dense", torch.tensor([1.5, 0.7], dtype=torch.float64), vocabulary=2, horizon=4, generator=g)
+    bad = bad_contexts(pair, 0.1)
+    reward = torch.rand(2, 16, generator=g, dtype=torch.float64)
+    leaves = [level.clone().requires_grad_() for level in pair.current]
+    moving = TreePair(pair.rollout, tuple(leaf.log_softmax(-1) for leaf in leaves))
+    mass = path_sums(pair.rollout)[-1].exp()
+    centred = reward - (mass * reward).sum(-1, keepdim=True)
+
+    def gradient(value):
+        found = torch.autograd.grad(value.sum(), leaves, retain_graph=True)
+        return torch.cat([level.flatten(1) for level in found], -1)
+
+    true = gradient(path_sums(moving.current)[-1].exp() * reward)
+    masked = gradient(mass * centred * kept_gain(moving, bad, mask))
+    expected = torch.cosine_similarity(true, masked, dim=-1)
+    torch.testing.assert_close(gradient_cosine(pair, bad, mask, reward), expected)
+    assert (expected < 0.9999).all()

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from cases import cast, gradients, random_batch, with_gradient
 from holdfast import Batch, Counts, Objective, TokenStats, list_presets, merge_metrics, preset
+from holdfast.objectives.parts.advantages import Teacher
 from holdfast.objectives.parts.gates import Box, Clip, Identity, LogArctan, One
 from holdfast.objectives.parts.masks import TrmAvg, TrmMax
 from holdfast.objectives.parts.penalties import Kl, KlCov
 from holdfast.objectives.parts.reduce import Pool
+from holdfast.objectives.parts.terms import Terms
 from holdfast.objectives.parts.token_masks import Dppo, M2po, TopEntropy
 from holdfast.objectives.parts.weights import ImportanceWeight
 from holdfast.report.presets import preset_page
@@ -23,6 +25,8 @@ EXTRA = {
     "turn pool before the gate": Objective(gate=Clip(0.1, 0.1), pool=Pool("turn_mean", "before")),
     "turn pool after the gate": Objective(gate=LogArctan(), pool=Pool("turn_mean", "after")),
     "turn sum, token gradient": Objective(gate=Clip(0.3, 0.3), pool=Pool("turn_sum", "before", "token")),
+    "upper TV mask by token": Objective(masks=(TrmMax(0.3, "tv_upper", scope="token"),)),
+    "exact TV mask by prefix": Objective(masks=(TrmMax(0.25, "tv_exact", scope="prefix"),)),
     "exact KL mask": Objective(masks=(TrmMax(0.12, "kl_exact"),), denominator="rollout"),
     "upper TV mask": Objective(masks=(TrmAvg(0.3, "tv_upper"),)),
     "top-K DPPO": Objective(masks=(Dppo(0.2, "tv_lower"),), gate=Box(None, 20.0), carrier="score"),
@@ -37,7 +41,11 @@ EXTRA = {
     "ties among the ratios": Objective(masks=(M2po(0.03, "old"),), penalties=(KlCov(0.3, policy="rollout"),)),
     "score with a penalty to old": Objective(gate=One(), carrier="score", penalties=(Kl(0.1, "k2", "old"),)),
 }
-NAMES = [*list_presets(), "trm+sspo+kl_cov", "trm_max+sspo+kl_cov", "trm_max+ppo+clip_cov+entropy_bonus", *EXTRA]
+JOINED = [
+    "trm+sspo+kl_cov", "trm_max+sspo+kl_cov", "trm_max+ppo+clip_cov+entropy_bonus", "dapo+two_sided",
+    "dapo+top_entropy+unbiased_kl", "opd+cispo",
+]  # fmt: skip
+NAMES = [*list_presets(), *JOINED, *EXTRA]
 
 # Shares are raised so that batches of a hundred tokens have tokens to select, thresholds so that masks split the batch.
 LIVELY = {
@@ -122,6 +130,11 @@ def on_policy(batch: Batch, stats: TokenStats) -> tuple[Batch, TokenStats]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def seen(objective: Objective, batch: Batch, stats: TokenStats) -> torch.Tensor:
+    """The advantages that the loss uses: a teacher's depend on the current policy."""
+    return objective.advantage.in_loss(Terms.of(batch, stats)).advantages
+
+
 def test_on_policy_gradient_is_reinforce_under_the_same_normaliser(name):
     batch, stats = on_policy(*random_batch())
     objective = lively(name).with_(penalties=())
@@ -130,10 +143,13 @@ def test_on_policy_gradient_is_reinforce_under_the_same_normaliser(name):
     _, gradient, _ = gradients(objective, batch, stats, plan)
     counts = Counts.of(batch.response_mask)
     reinforce = (
-        -objective.normalize.weights(batch.response_mask, counts, torch.float64) * batch.advantages[:, None] * keep
+        -objective.normalize.weights(batch.response_mask, counts, torch.float64) * seen(objective, batch, stats) * keep
     )
+    for part, prepared in zip(objective.weights, plan.prepared[len(objective.masks) :], strict=False):
+        if part.credit:
+            reinforce = reinforce * part.weight(Terms.of(batch, stats), prepared)
     torch.testing.assert_close(gradient, reinforce, rtol=1e-9, atol=1e-12)
-    if "clip_cov" not in name and name != "top entropy":
+    if "clip_cov" not in name and "top" not in name:
         assert torch.equal(keep, batch.response_mask), "nothing to distrust on policy"
 
 
@@ -143,9 +159,12 @@ def test_policy_term_is_homogeneous_in_the_advantage(name):
     objective = lively(name).with_(penalties=())
     plan = objective.prepare(batch, stats)
     loss, gradient, _ = gradients(objective, batch, stats, plan)
-    loss3, gradient3, _ = gradients(objective, replace(batch, advantages=3 * batch.advantages), stats, plan)
-    torch.testing.assert_close(3 * loss, loss3)
-    torch.testing.assert_close(3 * gradient, gradient3)
+    assert batch.teacher_logprobs is not None
+    nearer = stats.logprobs + (batch.teacher_logprobs - stats.logprobs) / 3
+    third = replace(batch, advantages=batch.advantages / 3, teacher_logprobs=nearer)
+    loss3, gradient3, _ = gradients(objective, third, stats, plan)
+    torch.testing.assert_close(loss, 3 * loss3)
+    torch.testing.assert_close(gradient, 3 * gradient3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -318,7 +337,9 @@ def test_bfloat16_inputs_are_computed_in_float32(name):
 def test_gradient_is_the_derivative_of_the_loss(name):
     """Central differences in float64, wherever no stop-gradient parts the gradient from the value."""
     objective = lively(name)
-    stopped = any(getattr(weight, "numerator", "") == "current" for weight in objective.weights)
+    stopped = isinstance(objective.advantage, Teacher) or any(
+        getattr(weight, "numerator", "current") == "current" for weight in objective.weights
+    )
     if objective.carrier == "score" or objective.pool.gradient == "token" or stopped:
         pytest.skip("behind a stop-gradient the loss value is not a potential of the gradient")
     batch, stats = random_batch(3, 6, seed=11)
@@ -361,6 +382,6 @@ def test_any_shape_any_mask(sequences, tokens, seed, size):
         loss, gradient, entropy = gradients(lively(name), batch, stats)
         assert loss.isfinite() and gradient.isfinite().all() and entropy.isfinite().all()
         assert not gradient[~batch.response_mask].any()
-        quiet = (batch.advantages == 0)[:, None]
+        quiet = seen(lively(name), batch, stats) == 0
         if not lively(name).penalties:
-            assert not gradient[quiet.expand_as(gradient)].any()
+            assert not gradient[quiet].any()

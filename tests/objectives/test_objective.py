@@ -17,7 +17,7 @@ from cases import gradients, random_batch, with_gradient
 from holdfast import Batch, ConfigError, DataError, Objective, TokenStats, list_presets, merge_metrics, preset
 from holdfast.objectives.metrics import LengthQuartiles
 from holdfast.objectives.parts.gates import Box, Clip, One
-from holdfast.objectives.parts.masks import TrmMax
+from holdfast.objectives.parts.masks import TrmAvg, TrmMax
 from holdfast.objectives.parts.reduce import Normalize, Pool
 from holdfast.objectives.parts.weights import ImportanceWeight
 from holdfast.objectives.presets import TABLE
@@ -64,6 +64,11 @@ def test_rows_join_and_what_a_row_uses_alone_gives_way():
         (lambda: preset("ppo+sspo"), "presets 'ppo' and 'sspo' both set gate"),
         (lambda: preset("trm+tis"), "'trm' and 'tis' both set denominator"),
         (lambda: preset("ppo+ppo"), "names a row twice"),
+        (
+            lambda: preset("sspo+two_sided"),
+            r"'two_sided' sets gate.dual, which the gate 'log_arctan' of 'sspo' does not",
+        ),
+        (lambda: preset("ppo+two_sided"), r"'two_sided' sets gate.dual = 4.0, and the gate 'clip' of 'ppo' has 3.0"),
         (
             lambda: preset("tis", denominator="rollout"),
             r"'tis' corrects .* twice: its ratio θ/rollout already holds the weight old/rollout .*keep denominator",
@@ -356,3 +361,18 @@ def test_every_preset_compiles_without_graph_breaks():
         [sys.executable, "-c", COMPILED], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_settings_of_one_part_that_fit_only_together_may_come_in_any_order():
+    one = preset("trm_max+trm_avg", scope="token", delta=0.1, **{"trm_max.detector": "tv_upper"})
+    assert one == preset("trm_max+trm_avg", **{"trm_max.detector": "tv_upper"}, delta=0.1, scope="token")
+    assert one.masks[0] == TrmMax(0.1, "tv_upper", scope="token")
+    assert one.masks[1] == TrmAvg()
+
+
+def test_a_row_may_set_one_field_of_another_rows_part():
+    for name in ("dapo+two_sided", "two_sided+dapo", "trm+dapo+two_sided"):
+        assert preset(name).gate == Clip(0.2, 0.28, dual=4.0)
+    assert preset("two_sided").gate == preset("two_sided+top_entropy").gate == Clip(0.2, 0.2, dual=4.0)
+    assert preset("dapo+two_sided", dual=6.0).gate == Clip(0.2, 0.28, dual=6.0)
+    assert preset("gspo+two_sided").pool == preset("gspo").pool

@@ -21,7 +21,7 @@ ROWS = [
     Row(
         "grpo, two-sided clip (delta)",
         {"loss_type": "grpo", "delta": 4.0},
-        "preset('grpo', dual=4.0)",
+        "preset('grpo+two_sided')",
         "while delta is above 1 + epsilon_high",
     ),
     Row("bnpo", {"loss_type": "bnpo"}, "preset('grpo', normalize=Normalize('token_mean'))"),
@@ -29,7 +29,7 @@ ROWS = [
     Row(
         "dapo, KL with bias correction",
         {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.1, "use_bias_correction_kl": True},
-        "preset('dapo', penalties=(Kl(0.1, 'k3', ratio_weighted=True),))",
+        "preset('dapo+unbiased_kl', coefficient=0.1)",
     ),
     Row("dr_grpo", {"loss_type": "dr_grpo", "max_completion_length": 64}, "preset('dr_grpo', length=64)"),
     Row("gspo", _GSPO, "preset('gspo')"),
@@ -111,7 +111,7 @@ ROWS = [
     Row(
         "top-entropy tokens",
         {"loss_type": "grpo", "top_entropy_quantile": 0.2},
-        "preset('grpo', masks=(TopEntropy(0.2),))",
+        "preset('grpo+top_entropy')",
     ),
     Row(
         "top-entropy tokens, KL, gspo",

@@ -336,6 +336,24 @@ def test_a_mask_on_bounds_that_nobody_asked_the_engine_for_is_refused(small_run)
         small_run("run", "--objective.detector", "kl_lower")
 
 
+@pytest.mark.parametrize(
+    ("row", "more"),
+    [
+        ("trm_token", ("--objective.delta", "0.02")),
+        ("trm_prefix", ("--objective.detector", "tv_upper", "--engine.top_logprobs", "8", "--objective.delta", "0.3")),
+    ],
+)
+def test_part_of_a_response_is_trained_on(small_run, row, more):
+    """By the row's name alone, on exact KL; and with bounds of the engine's likeliest tokens."""
+    options = ("--objective.preset", f"{row}+ppo", *more)
+    folder, _ = small_run(row, *options, "--steps", "3")
+    kept = [r.trust_mask for f in sorted((folder.path / "rollouts").glob("*.parquet")) for r in read_rollouts(f)]
+    partly = [mask for mask in kept if any(mask) and not all(mask)]
+    assert partly
+    if row == "trm_prefix":
+        assert all(mask[: sum(mask)] == (True,) * sum(mask) for mask in kept)
+
+
 def test_a_reference_penalty_measures_from_the_warm_start(small_run):
     kl = "[{kind = 'kl', coefficient = 0.0, policy = 'ref'}]"
     with_penalty, _ = small_run("kl", "--steps", "2", "--objective", "{preset = 'ppo', penalties = " + kl + "}")

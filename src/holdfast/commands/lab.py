@@ -135,12 +135,12 @@ def masks(options: argparse.Namespace) -> Outcome:
     by_size, by_share = sweep(sizes), sweep(shares)
     table = _table(
         f"Means over {options.trees} trees of {options.horizon} tokens; a context is bad above KL {options.delta:g}",
-        ("share", "size", "accepted", "mask", "exact error", "noise", "certified", "certified from means"),
+        ("share", "size", "accepted", "mask", "exact error", "noise", "certified", "certified from means", "cosine"),
     )
     for row in (*by_share, *by_size):
         for mask in MASKS:
             head = (f"{row.share:g}", f"{row.size:g}", f"{row.accepted:.3f}") if mask == MASKS[0] else ("", "", "")
-            values = (row.error, row.noise, row.certificate, row.certificate_from_means)
+            values = (row.error, row.noise, row.certificate, row.certificate_from_means, row.cosine)
             table.add_row(*head, mask, *(f"{value[mask]:.3g}" for value in values), end_section=mask == MASKS[-1])
     wrong = [
         (row.share, row.size, mask)
@@ -174,6 +174,7 @@ def masks(options: argparse.Namespace) -> Outcome:
     notes = (
         "error: worst over all rewards, exact. noise: root mean square of one rollout's surrogate at reward 1.",
         "certified: from the largest KL and TV at trusted contexts; from means: the exact KL of responses as well.",
+        "cosine: of the masked gradient with the true one, rewards by a fair coin per response.",
         f"Certificates below the exact error: {wrong}" if wrong else "No certificate lies below the exact error.",
     )
     data = {"by_share": [asdict(row) for row in by_share], "by_size": [asdict(row) for row in by_size]}

@@ -24,7 +24,15 @@ from holdfast.lab.bandit import (
     train,
 )
 from holdfast.lab.chains import CoinPair
-from holdfast.lab.masks import Mask, acceptance, bad_contexts, hit_probability, masked_error_weights, surrogate_noise
+from holdfast.lab.masks import (
+    Mask,
+    acceptance,
+    bad_contexts,
+    gradient_cosine,
+    hit_probability,
+    masked_error_weights,
+    surrogate_noise,
+)
 from holdfast.lab.oracle import as_rollouts, bound_table, expectation, mask_certificate
 from holdfast.lab.pairs import KINDS, make_pairs
 from holdfast.lab.trees import error_weights, measure, worst_error
@@ -137,7 +145,8 @@ class MaskRow:
     """Means over many enumerated pairs at one share and size of bad contexts; what differs by mask is a dict.
 
     `error` is exact, for the worst reward; `noise` is the root mean square of one rollout's surrogate; the certificate
-    is taken from the maxima of KL and TV over the contexts the mask trusts, or from the exact means as well.
+    is taken from the maxima of KL and TV over the contexts the mask trusts, or from the exact means as well. `cosine`
+    is that of the masked gradient with the true one, for rewards drawn by a fair coin for each response.
     """
 
     share: float
@@ -148,6 +157,7 @@ class MaskRow:
     noise: dict[str, float]
     certificate: dict[str, float]
     certificate_from_means: dict[str, float]
+    cosine: dict[str, float]
 
 
 def masks_on_trees(
@@ -177,11 +187,13 @@ def masks_on_trees(
             background=background,
         )
         bad = bad_contexts(pair, delta)
+        coins = torch.randint(2, (count, 2**horizon), generator=torch.Generator().manual_seed(seed + 1)).double()
         by_mask = {
             "error": [worst_error(masked_error_weights(pair, bad, mask)) for mask in MASKS],
             "noise": [surrogate_noise(pair, bad, mask) for mask in MASKS],
             "certificate": [mask_certificate(pair, bad, mask, known="maxima") for mask in MASKS],
             "certificate_from_means": [mask_certificate(pair, bad, mask) for mask in MASKS],
+            "cosine": [gradient_cosine(pair, bad, mask, coins) for mask in MASKS],
         }
         rows.append(
             MaskRow(

@@ -43,6 +43,23 @@ def surrogate_noise(pair: TreePair, bad: Levels, mask: Mask) -> Float[Tensor, " 
     return (path_sums(pair.rollout)[-1].exp() * kept_gain(pair, bad, mask).square()).sum(-1).sqrt()
 
 
+def gradient_cosine(
+    pair: TreePair, bad: Levels, mask: Mask, reward: Float[Tensor, "N responses"]
+) -> Float[Tensor, " N"]:
+    """Cosine of E_p[(R - E_p R) Σ_t mask_t ρ_t ∇log q_t] with ∇J(q), both exact, over the logits of every context."""
+    mass, current = path_sums(pair.rollout)[-1].exp(), path_sums(pair.current)[-1].exp()
+    centred = reward - (mass * reward).sum(-1, keepdim=True)
+    dropped = {"token": bad, "prefix": _from_first(bad)}.get(mask, tuple(torch.zeros_like(b) for b in bad))
+    masked = mass * centred * ~_met(bad) if mask == "sequence" else mass * centred
+    found, true = [], []
+    for q, ratio, drop in zip(pair.current, log_ratios(pair), dropped, strict=True):
+        score = torch.eye(pair.vocabulary, dtype=q.dtype) - q.exp()[..., None, :]
+        for gradient, weight, factor in ((found, masked, ratio.exp() * ~drop[..., None]), (true, current * centred, 1)):
+            by_token = weight.reshape(*q.shape, -1).sum(-1) * factor
+            gradient.append((by_token[..., None] * score).sum(-2).flatten(1))
+    return torch.cosine_similarity(torch.cat(found, -1), torch.cat(true, -1), dim=-1)
+
+
 def trusted_pair(pair: TreePair, bad: Levels, mask: Literal["token", "prefix"]) -> TreePair:
     """The policy that the mask's surrogate is really about: the rollout policy where the mask drops, else the current.
 

@@ -47,7 +47,7 @@ def validate(batch: Batch, stats: TokenStats, needs: frozenset[str]) -> None:
             check_shape(f"TokenStats.{name}", value, tuple(mask.shape), "Batch.response_mask")
             check_finite(f"TokenStats.{name}", value, mask)
     check_logprobs("TokenStats.logprobs", stats.logprobs, mask)
-    for name in ("old_logprobs", "rollout_logprobs", "ref_logprobs"):
+    for name in ("old_logprobs", "rollout_logprobs", "ref_logprobs", "teacher_logprobs"):
         value = getattr(batch, name)
         if value is not None:
             check_logprobs(f"Batch.{name}", value, mask)

@@ -30,6 +30,11 @@ def refuse_double_corrections(name: str, gate: Gate, denominator: str, weights: 
         )
 
 
+def corrects(weights: Sequence[Weight]) -> bool:
+    """Whether a weight corrects the engine's drift, so that a ratio to the rollout would correct it again."""
+    return any(isinstance(weight, ImportanceWeight) for weight in weights)
+
+
 def double_corrections(gate: Gate, denominator: str, weights: Sequence[Weight]) -> list[str]:
     """Sentences about what may be meant, and is counted twice all the same once several steps move θ from old."""
     if denominator != "old" or gate == One():

@@ -93,7 +93,7 @@ class Objective:
     @property
     def needs(self) -> frozenset[str]:
         """Fields of Batch and TokenStats that may not be None (`old_logprobs` may: then old is the current policy)."""
-        needed = frozenset().union(self.pool.needs, *(part.needs for part in self.parts))
+        needed = frozenset().union(self.pool.needs, self.advantage.needs, *(part.needs for part in self.parts))
         needed |= {"rollout_logprobs"} if self.denominator == "rollout" else frozenset()
         return needed - {"old_logprobs"}
 
@@ -105,7 +105,7 @@ class Objective:
     @property
     def remedies(self) -> dict[str, str]:
         """Settings for `with_` that let idle parts act there; a gate beside a weight needs several steps instead."""
-        return composition.remedies(self.idle_where_old, bool(self.weights))
+        return composition.remedies(self.idle_where_old, composition.corrects(self.weights))
 
     @property
     def double_corrections(self) -> list[str]:
@@ -118,7 +118,7 @@ class Objective:
         `several` says how to take more, in the words of whoever trains; `gate` is False where its idling is no news.
         """
         idle = [part for part in self.idle_where_old if gate or part is not self.gate]
-        return composition.idle_note(idle, bool(self.weights), several)
+        return composition.idle_note(idle, composition.corrects(self.weights), several)
 
     def estimate_advantages(
         self,
@@ -126,12 +126,14 @@ class Objective:
         group_ids: Int[Tensor, " B"],
         response_mask: Bool[Tensor, "B T"],
         values: Float[Tensor, "B T"] | None = None,
+        score_norms: Float[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T"]:
         """Advantages of every response token from the rewards of B sequences, by `self.advantage`.
 
-        `group_ids` number the prompts; `values` are a value head's estimates, for advantages that use one.
+        `group_ids` number the prompts; `values` are a value head's estimates and `score_norms` 1 − 2p + Σp² of the
+        sampled tokens, for advantages that use them (`Advantage.beside`).
         """
-        advantages = self.advantage.estimate(rewards, group_ids, response_mask, values)
+        advantages = self.advantage.estimate(rewards, group_ids, response_mask, values, score_norms)
         if advantages.ndim == 1:
             advantages = advantages[:, None].expand(response_mask.shape)
         return torch.where(response_mask, advantages, 0)
@@ -158,7 +160,7 @@ class Objective:
             stats = checks.stats_or_old(batch, stats, self.needs)
             if validate:
                 checks.validate(batch, stats, self.needs)
-            terms = Terms.of(batch, stats, self.denominator)
+            terms = self._terms(batch, stats)
             prepared = tuple(part.prepare(terms, step) for part in self.parts)
             keep, _ = self._keep(terms, prepared)
             return Plan(
@@ -176,7 +178,7 @@ class Objective:
         if plan is None:
             plan = self.prepare(batch, stats.detach())
         with torch.no_grad():
-            terms = Terms.of(batch, stats, self.denominator)
+            terms = self._terms(batch, stats)
         out = self._policy_term(terms, plan)
         if not self.penalties:
             return out
@@ -186,9 +188,12 @@ class Objective:
         """Masks and weights alone, without gate and normaliser: for trainers that keep a loss of their own."""
         plan = self.prepare(batch, stats.detach())
         with torch.no_grad():
-            terms = Terms.of(batch, stats.detach(), self.denominator)
+            terms = self._terms(batch, stats.detach())
             keep, _ = self._keep(terms, plan.prepared)
             return keep, self._weight(terms, plan).expand(keep.shape)
+
+    def _terms(self, batch: Batch, stats: TokenStats) -> Terms:
+        return self.advantage.in_loss(Terms.of(batch, stats, self.denominator))
 
     def _policy_term(self, terms: Terms, plan: Plan) -> LossOutput:
         with torch.no_grad():
@@ -253,24 +258,31 @@ class Objective:
             if is_own:
                 objective = replace(objective, **{key: _coerce_field(key, value) for key, value in group})
                 continue
-            for key, value in group:
-                objective = objective._with_knob(key, value)
+            objective = objective._with_knobs(dict(group))
         return objective
 
-    def _with_knob(self, key: str, value: Any) -> Objective:
-        owner, _, knob = key.rpartition(".")
-        owners = [
-            (slot, part)
-            for slot, part in self._slots()
-            if any(f.name == knob for f in fields(part)) and owner in ("", part.kind(), slot)
-        ]
-        if len(owners) != 1:
-            raise ConfigError(self._knob_error(key, owners))
-        slot, part = owners[0]
-        changed = replace(part, **coerce_fields(type(part), {knob: value}))
-        if slot in _LISTS:
-            return replace(self, **{slot: tuple(changed if p is part else p for p in getattr(self, slot))})
-        return replace(self, **{slot: changed})
+    def _with_knobs(self, changes: Mapping[str, Any]) -> Objective:
+        """Fields of parts replaced, those of one part together: one of them alone may not fit the others."""
+        slots, knobs = self._slots(), {}
+        for key, value in changes.items():
+            owner, _, knob = key.rpartition(".")
+            owners = [
+                (place, part)
+                for place, (slot, part) in enumerate(slots)
+                if any(f.name == knob for f in fields(part)) and owner in ("", part.kind(), slot)
+            ]
+            if len(owners) != 1:
+                raise ConfigError(self._knob_error(key, [slots[place] for place, _ in owners]))
+            knobs.setdefault(owners[0][0], {})[knob] = value
+        objective = self
+        for place, (slot, part) in enumerate(slots):
+            if place in knobs:
+                changed = replace(part, **coerce_fields(type(part), knobs[place]))
+                if slot in _LISTS:
+                    kept = getattr(objective, slot)
+                    changed = tuple(changed if p is part else p for p in kept)
+                objective = replace(objective, **{slot: changed})
+        return objective
 
     def _slots(self) -> list[tuple[str, Any]]:
         single = [(slot, getattr(self, slot)) for slot in ("gate", "pool", "normalize", "advantage")]

@@ -1,10 +1,12 @@
 """Presets: a row of the table, or several joined with "+", as an Objective.
 
 Lists of parts add up; two rows that set the same field differently are refused; what a row uses when alone gives way.
+A row may also set one field of a part that another row brings ("gate.dual").
 """
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 from holdfast.errors import ConfigError, nearest
@@ -35,9 +37,12 @@ def preset(name: str, **overrides: Any) -> Objective:
         raise ConfigError(f"preset {name!r} names a row twice")
     settings: dict[str, Any] = {}
     owner: dict[str, str] = {}
+    knobs: dict[str, tuple[str, Any]] = {}
     for part in names:
         for key, value in TABLE[part].sets.items():
-            if key in _LISTS:
+            if "." in key:
+                knobs[key] = (part, value)
+            elif key in _LISTS:
                 settings[key] = settings.get(key, ()) + value
             elif settings.get(key, value) != value:
                 raise ConfigError(
@@ -48,4 +53,23 @@ def preset(name: str, **overrides: Any) -> Objective:
                 settings[key], owner[key] = value, part
     for part in names:
         settings = dict(TABLE[part].alone) | settings
+    for key, (row, value) in knobs.items():
+        settings = _with_field(settings, key, value, row, owner)
     return Objective(name="+".join(names), **settings).with_(**overrides)
+
+
+def _with_field(settings: dict[str, Any], key: str, value: Any, row: str, owner: dict[str, str]) -> dict[str, Any]:
+    """The settings with one field of one part replaced; ConfigError where the part has none, or another value."""
+    slot, field = key.split(".")
+    part = settings[slot]
+    defaults = {f.name: f.default for f in fields(part)}
+    brought = f"the {slot} {part.kind()!r} of {owner[slot]!r}" if slot in owner else f"the {slot} {part.kind()!r}"
+    if field not in defaults:
+        raise ConfigError(f"preset {row!r} sets {key}, which {brought} does not have: join it with a row that has")
+    current = getattr(part, field)
+    if current not in (defaults[field], value):
+        raise ConfigError(
+            f"preset {row!r} sets {key} = {value}, and {brought} has {current}: use one, and change it with "
+            f".with_({field}=...)"
+        )
+    return settings | {slot: replace(part, **{field: value})}

@@ -26,11 +26,12 @@ def stand_in(mask: Bool[Tensor, "B T"]) -> tuple[Batch, TokenStats]:
     """Zeros for everything but the mask: enough for a plan that does not look at the policy."""
     zeros = torch.zeros(mask.shape, device=mask.device)
     numbers = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
-    names = ("advantages", "old_logprobs", "rollout_logprobs", "ref_logprobs")
+    names = ("advantages", "old_logprobs", "rollout_logprobs", "ref_logprobs", "teacher_logprobs")
     batch = Batch(
         response_mask=mask,
         turn_ids=numbers,
         sequence_ids=torch.arange(len(mask), device=mask.device),
+        group_ids=torch.zeros(len(mask), dtype=torch.long, device=mask.device),
         **dict.fromkeys(names, zeros),
     )
     return batch, TokenStats(**dict.fromkeys((f.name for f in fields(TokenStats)), zeros))

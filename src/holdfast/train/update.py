@@ -110,6 +110,7 @@ class Updater:
             ref_logprobs=reference,
             turn_ids=rollouts.turn_ids,
             sequence_ids=rollouts.sequence_ids,
+            group_ids=rollouts.group_ids,
         )
 
     def _minibatches(self, step: int) -> Iterator[tuple[int, Int[Tensor, " b"]]]:

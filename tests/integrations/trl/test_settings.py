@@ -119,10 +119,19 @@ def test_a_sequence_ratio_summed_over_tokens_is_warned_of():
 
 
 def test_bounds_need_reports(tmp_path):
-    objective = holdfast.preset("trm_max", detector="kl_lower")
-    with pytest.raises(ConfigError, match=r"needs kl_rollout_lower, .*top_logprobs=20"):
-        resolve(objective, runs.config(tmp_path))
-    assert resolve(objective, runs.config(tmp_path), top_logprobs=20)[0] == objective
+    for row, detector, field in (
+        ("trm_max", "kl_lower", "kl_rollout_lower"),
+        ("trm_token", "tv_upper", "tv_rollout_upper"),
+        ("trm_prefix", "tv_upper", "tv_rollout_upper"),
+    ):
+        objective = holdfast.preset(row, detector=detector)
+        with pytest.raises(ConfigError, match=rf"needs {field}, .*top_logprobs=20"):
+            resolve(objective, runs.config(tmp_path))
+        assert resolve(objective, runs.config(tmp_path), top_logprobs=20)[0] == objective
+    with pytest.raises(ConfigError, match=r"needs kl_rollout, which TRL does not give: .*'tv_upper'"):
+        resolve(holdfast.preset("trm_token"), runs.config(tmp_path), top_logprobs=20)
+    with pytest.raises(ConfigError, match="'opd' needs a teacher's log-probabilities, which TRL does not"):
+        resolve(holdfast.preset("opd"), runs.config(tmp_path), top_logprobs=20)
     with pytest.raises(ConfigError, match="top_logprobs = 4: transformers' generate reports no"):
         HoldfastGRPOTrainer(
             runs.model(), runs.small_digits, runs.config(tmp_path), runs.PROMPTS, objective="grpo", top_logprobs=4

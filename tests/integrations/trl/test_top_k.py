@@ -135,6 +135,20 @@ def test_few_tokens_prove_less_and_trm_trains_on_it(tmp_path):
     assert all(torch.isfinite(gradient).all() for gradient in seen.steps)
 
 
+@pytest.mark.parametrize("row", ["trm_token", "trm_prefix"])
+def test_responses_are_kept_in_part_by_upper_bounds(row, tmp_path):
+    run = trainer(tmp_path, 8, holdfast.preset(f"{row}+grpo", detector="tv_upper", delta=0.5))
+    run.train()
+    records = recorded(tmp_path)
+    assert any(any(r.trust_mask) and not all(r.trust_mask) for r in records)
+    for record in records:
+        # Rounded up on disk: what is above there may have been at the threshold.
+        inside = [high <= 0.5 for high in record.tv_upper]
+        first = inside.index(False) if False in inside else len(inside)
+        proven = inside if row == "trm_token" else [place < first for place in range(len(inside))]
+        assert all(kept for kept, sure in zip(record.trust_mask, proven, strict=True) if sure)
+
+
 def test_micro_batches_and_lora_keep_reports_with_their_sequences(tmp_path):
     from peft import LoraConfig
 

@@ -19,6 +19,8 @@ FULL = Given(level=2, rollout=True, entropy=True, reference=True)
         (preset("ppo", penalties=(Kl(),)), Given(2, rollout=True), r"needs ref_logprobs: set actor.use_kl_loss"),
         (preset("trm_max", detector="kl_exact"), FULL, r"needs kl_rollout: .*no full distributions"),
         (preset("trm_max", detector="tv_upper"), FULL, r"needs tv_rollout_upper: .*top_k=true"),
+        (preset("trm_token"), FULL, r"needs kl_rollout: .*a top-K one \(tv_upper\)"),
+        (preset("trm_prefix", detector="tv_upper"), FULL, r"needs tv_rollout_upper: .*top_k=true"),
         (preset("adaptive_entropy"), FULL, r"changes its entropy coefficient after every step"),
     ],
 )
@@ -31,17 +33,18 @@ def test_each_level_gives_what_it_says():
     check(preset("ppo"), BARE)
     check(preset("trm+sspo"), Given(level=1, rollout=True))
     check(preset("trm+sspo+entropy_bonus", penalties=(Kl(),)), FULL)
-    check(preset("trm_max", detector="tv_upper"), Given(level=3, rollout=True, top_k=True))
+    for row in ("trm_max", "trm_token", "trm_prefix"):
+        check(preset(row, detector="tv_upper"), Given(level=3, rollout=True, top_k=True))
 
 
-def test_level_2_trains_every_row_but_one():
+def test_level_2_trains_every_row_without_a_teacher_or_whole_distributions():
     refused = []
     for row in list_presets():
         try:
             check(preset(row), FULL)
         except ConfigError:
             refused.append(row)
-    assert refused == ["adaptive_entropy"]
+    assert refused == ["opd", "real", "trm_token", "trm_prefix", "adaptive_entropy"]
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def test_bounds_enclose_the_exact_divergence(kept, monkeypatch):
         assert (found["tv_rollout_upper"] - found["tv_rollout_lower"])[known].min() > 1e-3
 
 
-def test_the_mask_decides_by_the_bounds_of_its_own_tokens():
+@pytest.mark.parametrize("row", ["trm_max", "trm_prefix", "trm_token"])
+def test_the_mask_decides_by_the_bounds_of_its_own_tokens(row):
     rows = batches.sequences()
     student, data, _, exact = packed(rows, 40)
     whole = batch_of(data)
@@ -67,16 +68,21 @@ def test_the_mask_decides_by_the_bounds_of_its_own_tokens():
     ]
     worst = torch.stack([(t[len(r.prompt) - 1 : -1] * r.mask).max() for t, r in zip(tv, rows, strict=True)])
     delta = float(worst.median()) + 0.02
-    objective = preset("trm_max+sspo+kl_cov", detector="tv_upper", delta=delta, share=0.2)
+    objective = preset(f"{row}+sspo+kl_cov", detector="tv_upper", delta=delta, share=0.2)
     loss = StepLoss(objective, plan_of(objective, whole, stats_of(output, data), 0, None), ranks=1, recording=True)
     bounds = loss(student_logits=student, data=data)
     for name, value in bounds.items():
         output[name] = jagged(value[0], data)
     loss(model_output=output, data=data)
     (_, _, stats, out) = loss.seen[0]
+    outside = stats.tv_rollout_upper.masked_fill(~whole.response_mask, 0) > delta
+    if row != "trm_max":
+        gone = outside if row == "trm_token" else outside.cumsum(dim=1) > 0
+        assert torch.equal(out.trust_mask, whole.response_mask & ~gone)
+        assert (out.trust_mask.any(dim=1) & gone.any(dim=1)).any(), "some sequence is kept in part"
+        return
     kept = out.trust_mask.any(dim=1)
-    upper = stats.tv_rollout_upper.masked_fill(~whole.response_mask, 0).amax(dim=1)
-    assert torch.equal(kept, upper <= delta)
+    assert torch.equal(kept, ~outside.any(dim=1))
     # what is kept is certified: its true TV is below the threshold; something is kept and something is not
     assert (worst[kept] <= delta).all() and kept.any() and not kept.all()
 

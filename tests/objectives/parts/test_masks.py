@@ -8,6 +8,9 @@ import torch
 
 from cases import random_batch
 from holdfast import Batch, ConfigError, DataError, Objective, TokenStats
+from holdfast.lab.masks import bad_contexts, kept_gain
+from holdfast.lab.pairs import make_pairs
+from holdfast.lab.trees import context_divergences
 from holdfast.objectives.parts.covariance import ClipCov
 from holdfast.objectives.parts.masks import TrmAvg, TrmMax
 from holdfast.objectives.parts.ratio_masks import LnTrm, Opsm, RatioBand, Ser
@@ -67,6 +70,65 @@ def test_exact_and_sampled_detectors_disagree_where_the_sample_is_blind():
     assert keep(TrmMax(0.05, "kl_exact"), *case) == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("scope", "kept"),
+    [("token", [True, False, True, False]), ("prefix", [True, False, False, False]), ("sequence", [False] * 4)],
+)
+def test_what_one_bad_context_takes_with_it(scope, kept):
+    # .05 is at the threshold and stays; the third context is fine, whatever came before
+    case = one([1.0] * 4, kl_rollout=[0.05, 0.06, 0.01, 0.3])
+    assert keep(TrmMax(0.05, "kl_exact", scope=scope), *case) == kept
+
+
+def test_a_masked_out_context_is_never_bad():
+    batch, stats = one([1.0] * 3, kl_rollout=[0.3, 0.0, 0.0])
+    batch = replace(batch, response_mask=torch.tensor([[False, True, True]]))
+    assert keep(TrmMax(0.05, "kl_exact", scope="prefix"), batch, stats) == [True, True, True]
+
+
+@pytest.mark.parametrize("scope", ["token", "prefix"])
+@pytest.mark.parametrize(
+    ("detector", "words"),
+    [
+        *((name, r"computed from the sampled token.*is no longer 0.*'tv_upper' comes from the engine's top-K")
+          for name in ("k1", "k2", "k3", "abs_log", "binary_tv", "binary_kl")),
+        ("kl_lower", "it is a lower bound"),
+        ("tv_lower", "it is a lower bound"),
+    ],
+)  # fmt: skip
+def test_scopes_need_what_is_known_before_the_token(scope, detector, words):
+    with pytest.raises(ConfigError, match=f"TrmMax.scope = '{scope}' with detector = '{detector}': .*{words}"):
+        TrmMax(0.05, detector, scope=scope)
+    TrmMax(0.05, detector, scope="sequence")
+
+
+@pytest.mark.parametrize("scope", ["token", "prefix", "sequence"])
+def test_on_a_tree_the_kept_sums_are_the_labs_and_only_contexts_have_mean_zero(scope):
+    """Every response of a tree as one batch: Σ_t M_t (ρ_t − 1) with exact KL, and its mean under the rollout policy."""
+    g = torch.Generator().manual_seed(3)
+    pair = make_pairs("dense", torch.tensor([0.8], dtype=torch.float64), vocabulary=3, horizon=3, generator=g)
+    bad = bad_contexts(pair, 0.05)
+    kl = torch.stack([level[0].repeat_interleave(27 // level.shape[-1]) for level in context_divergences(pair)[0]], -1)
+    p, q = (
+        torch.stack([level.flatten(1)[0].repeat_interleave(27 // level[0].numel()) for level in policy], -1)
+        for policy in (pair.rollout, pair.current)
+    )
+    batch = Batch(
+        advantages=torch.ones(27, dtype=torch.float64), response_mask=torch.ones_like(p, dtype=torch.bool),
+        rollout_logprobs=p,
+    )  # fmt: skip
+    terms = Terms.of(batch, TokenStats(logprobs=q, kl_rollout=kl))
+    kept = TrmMax(0.05, "kl_exact", scope=scope).keep(terms, None)
+    gains = (kept * torch.expm1(q - p)).sum(-1)
+    torch.testing.assert_close(gains, kept_gain(pair, bad, scope)[0])
+    assert 0 < kept.double().mean() < 1
+    mean = float((p.sum(-1).exp() * gains).sum())
+    assert abs(mean) < 1e-12 if scope != "sequence" else abs(mean) > 1e-4
+    # The same token mask from the sampled k2 drops samples, not contexts.
+    sampled = terms.divergence("k2", "rollout") <= 0.05
+    assert abs(float((p.sum(-1).exp() * (sampled * torch.expm1(q - p)).sum(-1)).sum())) > 1e-3
+
+
 def test_alternating_drift_fools_the_signed_mean_but_not_trm():
     case = one([3.0, 1 / 3.0, 3.0, 1 / 3.0], advantage=-1.0, probability=0.3)
     assert keep(Opsm(0.05), *case) == [True] * 4
@@ -123,6 +185,33 @@ def test_dppo_rejects_only_tokens_moving_away():
     assert keep(Dppo(0.1), *one(ratios, advantage=0.0)) == [True] * 4
     case = one(ratios, tv_rollout=[0.9, 0.0, 0.0, 0.0])
     assert keep(Dppo(0.2, "tv_exact"), *case) == [False, True, True, True]
+
+
+def test_dppo_may_reject_whatever_the_advantage_says():
+    # |θ − rollout| = .4 |ρ − 1|: .28 up, .28 down, .12
+    ratios = [1.7, 0.3, 1.3]
+    for advantage in (1.0, -1.0, 0.0):
+        assert keep(Dppo(0.2, rejects="any"), *one(ratios, advantage)) == [False, False, True]
+        assert keep(Dppo(0.2, rejects="falling"), *one(ratios, advantage)) == [True, False, True]
+
+
+def test_masks_on_the_drift_before_the_step():
+    """old/rollout = 1.5, .75 whatever the step has done to θ: θ/rollout is 1 here."""
+    batch, stats = one([1.0, 1.0])
+    assert batch.rollout_logprobs is not None
+    old = batch.rollout_logprobs + torch.tensor([[1.5, 0.75]], dtype=torch.float64).log()
+    case = replace(batch, old_logprobs=old), stats
+    assert keep(RatioBand(0.8, 1.2, numerator="old"), *case) == [False, False]
+    assert keep(RatioBand(0.8, 1.2), *case) == [True, True]
+    # geometric mean √1.125 = 1.0607
+    assert keep(RatioBand(0.999, 1.06, "sequence_mean", numerator="old"), *case) == [False, False]
+    assert keep(RatioBand(0.999, 1.061, "sequence_mean", numerator="old"), *case) == [True, True]
+    # KL_bin(.4‖.6) = .4 log(.4/.6) + .6 log(.6/.4) = .0811; KL_bin(.4‖.3) = .0226; mean .0518
+    assert keep(TrmAvg(0.052, "binary_kl", numerator="old"), *case) == [True, True]
+    assert keep(TrmAvg(0.0515, "binary_kl", numerator="old"), *case) == [False, False]
+    assert keep(TrmAvg(0.0515, "binary_kl"), *case) == [True, True]
+    with pytest.raises(ConfigError, match=r"TrmAvg.numerator = 'old': must be 'current' for 'kl_exact'"):
+        TrmAvg(0.1, "kl_exact", numerator="old")
 
 
 def test_cppo_budget_by_hand():

@@ -8,14 +8,14 @@ import torch
 
 from cases import gradients, random_batch
 from holdfast import Batch, ConfigError, DataError, Objective, TokenStats, preset
-from holdfast.objectives.parts.advantages import Gae, Group, Raw, Whiten
+from holdfast.objectives.parts.advantages import Gae, Group, Raw, Teacher, Whiten
 from holdfast.objectives.parts.masks import TrmMax
 from holdfast.objectives.parts.penalties import EntropyBonus, Kl, KlCov
 from holdfast.objectives.parts.ratio_masks import RatioBand
 from holdfast.objectives.parts.schedule import Anneal
 from holdfast.objectives.parts.terms import Terms
 from holdfast.objectives.parts.token_masks import Dppo
-from holdfast.objectives.parts.weights import ImportanceWeight
+from holdfast.objectives.parts.weights import FutureKl, ImportanceWeight, Labels
 
 F = torch.float64
 ONES = torch.ones(4, 3, dtype=torch.bool)
@@ -214,6 +214,10 @@ def test_schedules(shape, step, factor):
         (Group(scale="mean"), [1.0, -1.0, 0, 0]),
         # the step's rewards 1, 0, .5, .5 have sample std √(.5/3)
         (Group(scale="batch_std", epsilon=0.0), [0.5 / sqrt(0.5 / 3), -0.5 / sqrt(0.5 / 3), 0, 0]),
+        # the mean of the step is .5; the second group is at it
+        (Group("step_mean", "none"), [0.5, -0.5, 0, 0]),
+        (Teacher(), [0.5, -0.5, 0, 0]),
+        (Group(scale="sign"), [1.0, -1.0, 0, 0]),
         (Raw(0.25), [0.75, -0.25, 0.25, 0.25]),
     ],
 )
@@ -281,3 +285,102 @@ def test_gae_with_lambda_one_is_the_return_minus_the_value():
 def test_impossible_values_are_refused(build, words):
     with pytest.raises(ConfigError, match=words):
         build()
+
+
+def test_a_step_mean_gives_single_rollouts_an_advantage():
+    rewards, alone = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=F), torch.arange(4)
+    assert Group("step_mean", "none").estimate(rewards, alone, ONES).tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert not Group(scale="none").estimate(rewards, alone, ONES).any()
+
+
+def test_a_teacher_is_the_advantage_and_rewards_may_be_mixed_in():
+    batch, stats = random_batch()
+    assert batch.teacher_logprobs is not None
+    terms = Terms.of(batch, stats)
+    distance = torch.where(batch.response_mask, batch.teacher_logprobs - stats.logprobs, 0)
+    torch.testing.assert_close(Teacher().in_loss(terms).advantages, distance)
+    mixed = Teacher(0.5).in_loss(terms)
+    torch.testing.assert_close(mixed.advantages, distance + 0.5 * terms.advantages)
+    assert torch.equal(mixed.positive, mixed.advantages > 0)
+    with pytest.raises(DataError, match=r"needs Batch.teacher_logprobs.*that the teacher policy gave"):
+        preset("opd")(replace(batch, teacher_logprobs=None), stats)
+    with pytest.raises(ConfigError, match=r"Teacher.reward = -1.0: must be at least 0"):
+        Teacher(-1.0)
+
+
+def test_distillation_descends_the_reverse_kl_in_expectation():
+    """Over all tokens of a vocabulary, weighted by the student: the gradient of KL(student‖teacher)."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, generator=g, dtype=F, requires_grad=True)
+    teacher = torch.randn(5, generator=g, dtype=F).log_softmax(-1)
+    student = logits.log_softmax(-1)
+    (kl,) = torch.autograd.grad((student.exp() * (student - teacher)).sum(), logits, retain_graph=True)
+    rows = student[:, None]
+    batch = Batch(
+        advantages=torch.zeros(5, dtype=F), response_mask=torch.ones(5, 1, dtype=torch.bool),
+        rollout_logprobs=rows.detach(), teacher_logprobs=teacher[:, None],
+    )  # fmt: skip
+    weighted = torch.zeros(5, dtype=F)
+    for token in range(5):
+        loss = preset("opd")(batch.select(slice(token, token + 1)), TokenStats(logprobs=rows[token : token + 1])).loss
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        weighted += student.detach().exp()[token] * gradient
+    torch.testing.assert_close(weighted, kl)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 16, 33])
+@pytest.mark.parametrize("safety", [None, 1.2])
+def test_future_kl_against_a_loop(tokens, safety):
+    batch, stats = random_batch(6, tokens, seed=tokens, staleness=0.6)
+    terms = Terms.of(batch, stats)
+    part = FutureKl(3.0, 0.7, 1.4, safety)
+    found, d = part.weight(terms, None), terms.log_ratio("old")
+    for row in range(6):
+        places = terms.mask[row].nonzero().flatten().tolist()
+        for rank, place in enumerate(places):
+            later = sum(2 ** (-(k - rank) / 3.0) * float(d[row, s]) for k, s in enumerate(places) if k >= rank)
+            expected = min(1.4, max(0.7, exp(later)))
+            if safety and batch.advantages[row] < 0 and float(d[row, place].exp()) > safety:
+                expected = min(1.0, max(0.8, expected))
+            assert float(found[row, place]) == pytest.approx(expected, rel=1e-12)
+    followed = Terms.of(batch, stats, "rollout")
+    assert torch.equal(part.weight(followed, None), replace(part, policy="rollout").weight(terms, None))
+    assert not torch.equal(part.weight(followed, None), found)
+
+
+def test_the_optimal_token_baseline_by_hand():
+    # Rewards 1 and 0 of one prompt; score norms .5, 1 and 1.5, 1, 2, so W = .5, 1.5 and 1.5, 2.5, 4.5.
+    # B = .5/2 = .25 and 1.5/4 = .375; at the third place the second response is alone. The other prompt is alone.
+    mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
+    norms = torch.tensor([[0.5, 1.0, 9.0], [1.5, 1.0, 2.0], [1.0, 9.0, 9.0]], dtype=F)
+    rewards = torch.tensor([1.0, 0.0, 0.5], dtype=F)
+    found = preset("otb").estimate_advantages(rewards, torch.tensor([4, 4, 5]), mask, score_norms=norms)
+    expected = torch.tensor([[0.75, 0.625, 0.0], [-0.25, -0.375, 0.0], [0.5, 0.0, 0.0]], dtype=F)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+    with pytest.raises(DataError, match=r"needs 1 − 2p \+ Σp² of every sampled token.*sum_p2"):
+        preset("otb").estimate_advantages(rewards, torch.tensor([4, 4, 5]), mask)
+
+
+@pytest.mark.parametrize("tau", [0.5, 2.0])
+def test_labels_have_the_gradient_of_their_classification_loss(tau):
+    """log(1 + Σ_bad e^(S/τ)) + log(1 + Σ_good e^(−S/τ)), by autograd, over groups with both labels."""
+    batch, stats = random_batch(12, 6, seed=3)
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
+    labels = torch.tensor([1, -1, 1, -1, -1, 1, 1, 1, 1, -1, 1, -1], dtype=F)  # the third group has one label
+    batch = replace(batch, advantages=labels, group_ids=groups)
+    assert batch.old_logprobs is not None
+    leaf = stats.logprobs.clone().requires_grad_()
+    mean = torch.where(batch.response_mask, leaf - batch.old_logprobs, 0).sum(-1) / batch.response_mask.sum(-1)
+    loss = torch.zeros((), dtype=F)
+    for group in (0, 1, 3):
+        own = groups == group
+        good, bad = mean[own & (labels > 0)], mean[own & (labels < 0)]
+        loss = loss + (1 + (bad / tau).exp().sum()).log() + (1 + (-good / tau).exp().sum()).log()
+    (expected,) = torch.autograd.grad(loss / 4, leaf)
+    _, found, _ = gradients(preset("real", tau=tau), batch, stats)
+    torch.testing.assert_close(found, expected)
+    assert not found[groups == 2].any()
+    with pytest.raises(DataError, match=r"needs Batch.group_ids, which is None: number the prompts"):
+        preset("real")(replace(batch, group_ids=None), stats)
+    with pytest.raises(ConfigError, match=r"Labels.tau = 0.0"):
+        Labels(0.0)

@@ -152,6 +152,9 @@ def _refuse_unavailable(objective: Objective, top_logprobs: int) -> None:
             f"objective {objective.name!r} needs {', '.join(sorted(bounds))}, which the engine's likeliest tokens "
             "prove: HoldfastGRPOTrainer(top_logprobs=20) with vLLM, or a rollout_func that returns logprob_token_ids"
         )
+    for field, what in (("teacher_logprobs", "a teacher's log-probabilities"), ("group_ids", "the prompts' numbers")):
+        if field in objective.needs:
+            raise ConfigError(f"objective {objective.name!r} needs {what}, which TRL does not give its loss")
     missing = sorted(objective.needs - _AVAILABLE - STATS_BOUNDS.keys())
     if missing:
         raise ConfigError(
@@ -161,6 +164,10 @@ def _refuse_unavailable(objective: Objective, top_logprobs: int) -> None:
         )
     if isinstance(objective.advantage, Gae):
         raise ConfigError("advantage 'gae' needs a value head, which TRL's GRPOTrainer does not have: use 'group'")
+    if beside := objective.advantage.beside:
+        raise ConfigError(
+            f"advantage {objective.advantage.kind()!r} needs {beside}, which TRL does not give: use 'group'"
+        )
 
 
 def _with_penalty(objective: Objective, penalty: Kl | EntropyBonus) -> Objective:

@@ -57,6 +57,8 @@ def check(objective: Objective, given: Given) -> None:
         )
     exact = "verl's engines report no full distributions: use a sampled detector (k2) or a top-K one (tv_upper)"
     fixes |= dict.fromkeys(_EXACT_FIELDS, exact)
+    fixes["group_ids"] = "this plug-in passes no prompt numbers on to the loss"
+    fixes["teacher_logprobs"] = "this plug-in passes no teacher on to the loss: use verl's own distillation"
     if not given.top_k:
         bound = f"{_HIGHER}, +{POLICY_LOSS}.top_k=true, and a rollout that returns its top-K tokens"
         fixes |= dict.fromkeys(TOP_K_FIELDS, bound)

@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.errors import ConfigError
 from holdfast.objectives.objective import Objective
-from holdfast.objectives.parts.advantages import Gae, Group, Whiten
+from holdfast.objectives.parts.advantages import Gae, Group, OptimalToken, Whiten
 from holdfast.objectives.presets import list_presets, preset
 
 TESTED = ("0.9.1",)
@@ -89,6 +89,11 @@ def advantage_overrides(objective: Objective) -> list[str]:
         return ["algorithm.adv_estimator=rloo"]
     if isinstance(advantage, Whiten):
         return ["algorithm.adv_estimator=reinforce_plus_plus", f"algorithm.gamma={advantage.gamma:g}"]
+    if isinstance(advantage, OptimalToken):
+        return [
+            "algorithm.adv_estimator=optimal_token_baseline",
+            "actor_rollout_ref.actor.calculate_sum_pi_squared=true",
+        ]
     if isinstance(advantage, Gae) and advantage.whitened:
         settings = [f"algorithm.gamma={advantage.gamma:g}", f"algorithm.lam={advantage.lam:g}"]
         return ["algorithm.adv_estimator=gae", *settings]

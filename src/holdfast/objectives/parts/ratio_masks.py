@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.core.ratios import pool
 from holdfast.objectives.parts.masks import Mask
 from holdfast.objectives.parts.part import require, require_bounds, require_positive
-from holdfast.objectives.parts.terms import Policy, Terms
+from holdfast.objectives.parts.terms import Numerator, Policy, Terms
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,20 @@ class RatioBand(RatioMask):
 
     over "sequence_mean" is verl's geometric-mean rejection (geo_rs), "sequence_sum" rejection by the sequence's
     importance weight, which shrinks with length. Bounds are on θ/μ: verl's k1 thresholds are on the inverse.
+    `numerator` "old" takes old/μ instead: the engine's drift alone, before the step moves θ.
     """
 
     low: float | None = 0.5
     high: float | None = 5.0
     over: Literal["token", "sequence_mean", "sequence_sum"] = "token"
     policy: Policy = "rollout"
+    numerator: Numerator = "current"
 
     def __post_init__(self) -> None:
         require_bounds(self, "low", "high")
 
     def keep(self, terms: Terms, prepared: Tensor | None) -> Bool[Tensor, "B _"]:
-        value = pool(terms.log_ratio(self.policy).detach(), terms.mask, self.over)
+        value = pool(terms.log_ratio(self.policy, self.numerator).detach(), terms.mask, self.over)
         low = math.log(self.low) if self.low else -math.inf
         high = math.inf if self.high is None else math.log(self.high)
         return (value >= low) & (value <= high)
@@ -51,7 +53,8 @@ class RatioBand(RatioMask):
     def formula(self) -> str:
         name = {"token": "ρ_t", "sequence_mean": "exp(mean_t log ρ_t)", "sequence_sum": "Π_t ρ_t"}[self.over]
         high = "∞" if self.high is None else f"{self.high:g}"
-        return f"{self.low or 0:g} ≤ {name} ≤ {high}, ρ = θ/{self.policy}"
+        above = "θ" if self.numerator == "current" else "old"
+        return f"{self.low or 0:g} ≤ {name} ≤ {high}, ρ = {above}/{self.policy}"
 
 
 @dataclass(frozen=True)

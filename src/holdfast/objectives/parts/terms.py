@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,7 +16,10 @@ from holdfast.core.ratios import log_ratio, masked
 from holdfast.errors import DataError
 from holdfast.types import Batch, TokenStats
 
-Policy = Literal["old", "rollout", "ref"]
+Policy = Literal["old", "rollout", "ref", "teacher"]
+
+Numerator = Literal["current", "old"]
+"""The policy above a ratio: the one that is trained, or the one before the step, whose ratio to the engine is drift."""
 
 Detector = Literal[
     "k1", "k2", "k3", "abs_log", "binary_tv", "binary_kl",
@@ -23,7 +27,7 @@ Detector = Literal[
 ]  # fmt: skip
 """Divergence of the current policy from another one, per token: sampled, binary, exact, or bounded by the top-K."""
 
-_MEASURED = {
+MEASURED: Mapping[str, str] = {
     "kl_exact": "kl_rollout",
     "tv_exact": "tv_rollout",
     "chi2_exact": "chi2_rollout",
@@ -31,11 +35,18 @@ _MEASURED = {
     "tv_lower": "tv_rollout_lower",
     "tv_upper": "tv_rollout_upper",
 }
+"""Detectors that somebody else measured, of the current policy from the rollout, and their fields in TokenStats."""
+
+CONTEXT_BOUNDS = frozenset({"kl_exact", "tv_exact", "chi2_exact", "tv_upper"})
+"""Detectors known before the token is drawn, and never below the divergence that they stand for."""
+
+LOWER_BOUNDS = frozenset({"kl_lower", "tv_lower"})
+"""Detectors known before the token is drawn that may be below the divergence."""
 
 
 def detector_needs(detector: Detector, policy: Policy) -> frozenset[str]:
     """The field of Batch or TokenStats that this detector reads."""
-    return frozenset({_MEASURED.get(detector, f"{policy}_logprobs")})
+    return frozenset({MEASURED.get(detector, f"{policy}_logprobs")})
 
 
 @dataclass(frozen=True)
@@ -87,15 +98,16 @@ class Terms:
             ids = torch.arange(self.mask.shape[0], device=self.mask.device)
         return token_uniforms(seed, ids, self.mask, step)
 
-    def log_ratio(self, policy: Policy) -> Float[Tensor, "B T"]:
-        """log(current / policy), with gradient, zero where masked out, clamped to ±20.
+    def log_ratio(self, policy: Policy, numerator: Numerator = "current") -> Float[Tensor, "B T"]:
+        """log(numerator / policy), with gradient, zero where masked out, clamped to ±20.
 
         Without `old_logprobs` the current policy is its own old policy: the ratio is 1 and carries the gradient.
         """
         # A ratio first computed without gradient must not silence a part that needs its gradient.
-        key = f"{policy}{torch.is_grad_enabled()}"
+        key = f"{numerator}/{policy}{torch.is_grad_enabled()}"
         if key not in self._ratios:
-            self._ratios[key] = log_ratio(self.logprobs, self.logprobs_of(policy), self.mask)
+            above = self.logprobs if numerator == "current" else self.logprobs_of("old")
+            self._ratios[key] = log_ratio(above, self.logprobs_of(policy), self.mask)
         return self._ratios[key]
 
     def logprobs_of(self, policy: Policy) -> Float[Tensor, "B T"]:
@@ -107,18 +119,18 @@ class Terms:
             raise DataError(missing(f"{policy}_logprobs", "this objective"))
         return _wide(logprobs)
 
-    def divergence(self, detector: Detector, policy: Policy) -> Float[Tensor, "B T"]:
-        """The detector's value per token, detached, zero where masked out."""
-        if detector in _MEASURED:
-            measured = getattr(self.stats, _MEASURED[detector])
+    def divergence(self, detector: Detector, policy: Policy, numerator: Numerator = "current") -> Float[Tensor, "B T"]:
+        """The detector's value per token, detached, zero where masked out; what was measured is of the current one."""
+        if detector in MEASURED:
+            measured = getattr(self.stats, MEASURED[detector])
             if measured is None:
-                raise DataError(missing(_MEASURED[detector], f"the detector {detector!r}"))
+                raise DataError(missing(MEASURED[detector], f"the detector {detector!r}"))
             return masked(_wide(measured.detach()), self.mask)
         if detector in ("binary_tv", "binary_kl"):
             other = masked(self.logprobs_of(policy), self.mask)
-            binary = getattr(divergences, detector)(self.logprobs.detach(), other).value
-            return masked(binary, self.mask)
-        return getattr(divergences, detector)(self.log_ratio(policy).detach()).value
+            own = self.logprobs.detach() if numerator == "current" else masked(self.logprobs_of("old"), self.mask)
+            return masked(getattr(divergences, detector)(own, other).value, self.mask)
+        return getattr(divergences, detector)(self.log_ratio(policy, numerator).detach()).value
 
 
 def missing(name: str, who: str) -> str:
@@ -132,9 +144,10 @@ def missing(name: str, who: str) -> str:
         return f"{who} needs Batch.turn_ids, which is None: number the turns of each sequence from 0, [B, T] integers"
     hints = {
         "entropy": "ask the model for entropies",
+        "group_ids": "number the prompts, one number for all responses to the same",
         "sequence_ids": "give every sequence a number that survives shuffling and splitting",
     }
-    owner = "Batch" if name == "sequence_ids" else "TokenStats"
+    owner = "Batch" if name in ("sequence_ids", "group_ids") else "TokenStats"
     hint = hints.get(name, "measure it (holdfast.kernels.lm_head_stats), or choose a sampled detector such as 'k2'")
     return f"{who} needs {owner}.{name}, which is None: {hint}"
 

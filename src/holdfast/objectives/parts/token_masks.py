@@ -1,6 +1,7 @@
 """Masks on single tokens: trust regions per token, second-moment and position-weighted budgets, entropy quantiles."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,12 +24,15 @@ class Dppo(DetectorMask):
     """Reject token t iff the update moves it away from `policy` and D_t > δ: (A>0, r>1) or (A<0, r<1).
 
     DPPO (arXiv 2602.04879): D the binary TV (δ = .2), binary KL (.05), or the top-K or exact divergence. A divergence
-    instead of a ratio: a rare token may change by a large factor, a frequent one may not.
+    instead of a ratio: a rare token may change by a large factor, a frequent one may not. `rejects` widens what is
+    rejected above δ: "any" whatever the advantage says (IPO in prime-rl), "falling" the tokens with r < 1 alone,
+    whatever the advantage says (its on-policy distillation).
     """
 
     max_divergence: float = 0.2
     detector: Detector = "binary_tv"
     policy: Policy = "rollout"
+    rejects: Literal["moving_away", "any", "falling"] = "moving_away"
 
     def __post_init__(self) -> None:
         require_positive(self, "max_divergence")
@@ -39,10 +43,15 @@ class Dppo(DetectorMask):
 
     def keep(self, terms: Terms, prepared: Tensor | None) -> Bool[Tensor, "B T"]:
         inside = terms.divergence(self.detector, self.policy) <= self.max_divergence
+        if self.rejects == "any":
+            return inside
+        if self.rejects == "falling":
+            return inside | (terms.log_ratio(self.policy).detach() >= 0)
         return inside | ~moving_away(terms, self.policy)
 
     def formula(self) -> str:
-        return f"{self.detector}_t(θ‖{self.policy}) ≤ {self.max_divergence:g}, or the update moves back"
+        also = {"moving_away": ", or the update moves back", "any": "", "falling": f", or θ ≥ {self.policy}"}
+        return f"{self.detector}_t(θ‖{self.policy}) ≤ {self.max_divergence:g}{also[self.rejects]}"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Rows of the table that control what trains: corrections of the engine mismatch, trust regions, entropy control."""
 
+import math
+
+from holdfast.objectives.parts.advantages import Group
 from holdfast.objectives.parts.covariance import ClipCov
 from holdfast.objectives.parts.gates import Clip
 from holdfast.objectives.parts.masks import TrmAvg, TrmMax
-from holdfast.objectives.parts.penalties import EntropyBonus, KlCov
+from holdfast.objectives.parts.penalties import EntropyBonus, Kl, KlCov
 from holdfast.objectives.parts.ratio_masks import LnTrm, Opsm, RatioBand, Ser
 from holdfast.objectives.parts.reduce import Normalize
+from holdfast.objectives.parts.token_masks import TopEntropy
 from holdfast.objectives.parts.weights import ImportanceWeight
 from holdfast.objectives.table.row import Row
 
@@ -57,6 +61,32 @@ CONTROL_ROWS: dict[str, Row] = {
         sets={"masks": (RatioBand(0.999, 1.001, "sequence_mean"),), "denominator": "rollout"},
         alone=_CLIPPED,
     ),
+    "seq_mask_tis": Row(
+        title="Rejection by the geometric mean, the raw weight on what is left",
+        paper="Liu et al. 2025, training-inference mismatch notes; NeMo-RL",
+        equation="(old/rollout)·1[lo ≤ exp(mean log old/rollout) ≤ hi]",
+        defaults="[.999, 1.002]: NeMo-RL's ProRL v2",
+        differs="none",
+        sets={
+            "masks": (RatioBand(0.999, 1.002, "sequence_mean", numerator="old"),),
+            "weights": (ImportanceWeight(high=math.inf),),
+            "denominator": "old",
+        },
+        alone=_CLIPPED,
+    ),
+    "flash_reinforce": Row(
+        title="FlashREINFORCE: one rollout per prompt, rejection by the mean binary KL",
+        paper="OpenRLHF 0.11.2",
+        equation="(old/rollout)·1[mean KL_bin(rollout‖old) ≤ δ], A = R − mean of the step",
+        defaults="δ = .003: OpenRLHF's tests, its help names none; ε = .2",
+        differs="none",
+        sets={
+            "masks": (TrmAvg(0.003, "binary_kl", numerator="old"),),
+            "weights": (ImportanceWeight(high=math.inf),),
+            "denominator": "old",
+        },
+        alone=_CLIPPED | {"advantage": Group("step_mean", "none")},
+    ),
     "opsm": Row(
         title="Off-policy sequence masking",
         paper="arXiv 2512.02556 (DeepSeek-V3.2)",
@@ -73,6 +103,22 @@ CONTROL_ROWS: dict[str, Row] = {
         defaults="δ = .05 on k2: the paper's training runs",
         differs="divided by the step's tokens, not sequences, when alone: a positive factor per step",
         sets={"masks": (TrmMax(),), "denominator": "rollout"},
+    ),
+    "trm_token": Row(
+        title="Trust region masking of single tokens, by context",
+        paper="after arXiv 2512.23075; docs/theory/scopes.md",
+        equation="keep token t iff D(c_t) ≤ δ, D known before the token is drawn",
+        defaults="δ = .05 on the exact KL: trm_max's number, to be fitted to the run",
+        differs="the paper drops the whole response; where only the engine's top-K is known set detector = tv_upper",
+        sets={"masks": (TrmMax(detector="kl_exact", scope="token"),), "denominator": "rollout"},
+    ),
+    "trm_prefix": Row(
+        title="Trust region masking from the first bad context on",
+        paper="after arXiv 2512.23075; docs/theory/scopes.md",
+        equation="keep token t iff max_{s ≤ t} D(c_s) ≤ δ, D known before the token is drawn",
+        defaults="as trm_token",
+        differs="as trm_token",
+        sets={"masks": (TrmMax(detector="kl_exact", scope="prefix"),), "denominator": "rollout"},
     ),
     "trm_avg": Row(
         title="Trust region masking by the mean divergence",
@@ -105,6 +151,33 @@ CONTROL_ROWS: dict[str, Row] = {
         defaults="d = .05, inside the published [.03, .10]",
         differs="as trm_max",
         sets={"masks": (Ser(),), "denominator": "rollout"},
+    ),
+    "two_sided": Row(
+        title="An upper limit on the ratio of bad tokens, beside the clip",
+        paper="INTELLECT-2, arXiv 2505.07291; dual clip arXiv 1912.09729",
+        equation="min(min(r, δ) A, clip(r) A): r ≤ δ where A < 0",
+        defaults="δ = 4: INTELLECT-2",
+        differs="the dual clip by another name: equal while δ > 1 + ε",
+        sets={"gate.dual": 4.0},
+        alone=_CLIPPED,
+    ),
+    "top_entropy": Row(
+        title="Gradients on the tokens of highest entropy alone",
+        paper="arXiv 2506.01939",
+        equation="keep token t iff H_t is in the top 20 % of the step",
+        defaults="20 %: the paper",
+        differs="quantile over the whole optimiser step; the rest stays in the denominator",
+        sets={"masks": (TopEntropy(0.2),)},
+        alone=_CLIPPED,
+    ),
+    "unbiased_kl": Row(
+        title="The k3 penalty to the reference, weighted by the ratio",
+        paper="arXiv 2512.02556 (DeepSeek-V3.2)",
+        equation="(θ/old) (e^d − d − 1), d = log ref − log θ",
+        defaults="β = .001: common in practice",
+        differs="none; the gradient runs through the ratio too",
+        sets={"penalties": (Kl(0.001, "k3", "ref", ratio_weighted=True),)},
+        alone=_CLIPPED,
     ),
     "entropy_bonus": Row(
         title="The classical entropy bonus",

@@ -1,6 +1,6 @@
 """Rows of the table that say how a ratio becomes a gradient: REINFORCE, PPO and all their gated relatives."""
 
-from holdfast.objectives.parts.advantages import Group, Raw, Whiten
+from holdfast.objectives.parts.advantages import Group, OptimalToken, Raw, Teacher, Whiten
 from holdfast.objectives.parts.gates import (
     Arctan,
     Box,
@@ -17,6 +17,7 @@ from holdfast.objectives.parts.gates import (
 from holdfast.objectives.parts.penalties import Kl
 from holdfast.objectives.parts.reduce import Normalize, Pool
 from holdfast.objectives.parts.token_masks import Cppo, Dppo, M2po
+from holdfast.objectives.parts.weights import FutureKl, Labels
 from holdfast.objectives.table.row import Row
 
 _SEQUENCE = Normalize("sequence_mean_token_mean")
@@ -232,6 +233,83 @@ POLICY_ROWS: dict[str, Row] = {
             "carrier": "score",
             "denominator": "rollout",
         },
+    ),
+    "prime_rl": Row(
+        title="prime-rl's default: DPPO's mask, and a quadratic penalty on all tokens",
+        paper="prime-rl; mask arXiv 2602.04879, penalty arXiv 2602.02276 (Kimi K2.5)",
+        equation="−A r + τ (log r)², r = θ/rollout; without A r where |θ − rollout| > δ and the update moves away",
+        defaults="δ = .2, τ = .001: prime-rl",
+        differs="one δ for both directions",
+        sets={"masks": (Dppo(0.2),), "denominator": "rollout", "penalties": (Kl(0.002, "k2", "rollout"),)},
+        alone={"advantage": Group(scale="none")},
+    ),
+    "ipo": Row(
+        title="prime-rl's IPO: a symmetric mask on the probability",
+        paper="prime-rl",
+        equation="−A r·1[|θ − rollout| ≤ δ] + τ (log r)², r = θ/rollout",
+        defaults="δ = .1, τ = .001: prime-rl",
+        differs="none",
+        sets={
+            "masks": (Dppo(0.1, rejects="any"),),
+            "denominator": "rollout",
+            "penalties": (Kl(0.002, "k2", "rollout"),),
+        },
+        alone={"advantage": Group(scale="none")},
+    ),
+    "opd": Row(
+        title="On-policy distillation from a teacher",
+        paper="prime-rl's ref_kl; the same in NeMo-RL, miles, ms-swift, SkyRL and Tinker",
+        equation="A_t = sg(log teacher − log θ), times r = θ/rollout, + τ (log r)²; dropped where θ − rollout < −δ",
+        defaults="δ = .2, τ = .001: prime-rl",
+        differs="none",
+        sets={
+            "advantage": Teacher(),
+            "masks": (Dppo(0.2, rejects="falling"),),
+            "denominator": "rollout",
+            "penalties": (Kl(0.002, "k2", "rollout"),),
+        },
+    ),
+    "maxrl": Row(
+        title="Advantages of maximum likelihood: divided by the success rate",
+        paper="arXiv 2602.02710",
+        equation="A = (R − mean)/mean",
+        defaults="none to set; ε = .2 when alone",
+        differs="0 where the mean is 0, instead of 1e-6 in the denominator",
+        sets={"advantage": Group(scale="mean")},
+        alone={"gate": Clip(0.2, 0.2)},
+    ),
+    "real": Row(
+        title="Rewards as labels",
+        paper="REAL, as ms-swift 4.6 has it",
+        equation="log(1 + Σ_bad e^(S/τ)) + log(1 + Σ_good e^(−S/τ)) per group, S = mean_t log r_t",
+        defaults="τ = .5: ms-swift",
+        differs="its gradient, carried by the score: the value is not the formula's; a reward at the group's mean is "
+        "no label, where ms-swift takes it for a bad one",
+        sets={
+            "gate": One(),
+            "carrier": "score",
+            "advantage": Group(scale="sign"),
+            "weights": (Labels(),),
+            "normalize": _SEQUENCE,
+        },
+    ),
+    "otb": Row(
+        title="Optimal token baseline",
+        paper="arXiv 2602.07078",
+        equation="A_t = R − B_t, B_t = E[R W_t]/E[W_t], W_t = Σ_{s≤t} (1 − 2p + Σp²)",
+        defaults="none to set; ε = .2 when alone",
+        differs="none to verl's; its importance-weighted form is left out",
+        sets={"advantage": OptimalToken()},
+        alone={"gate": Clip(0.2, 0.2)},
+    ),
+    "fipo": Row(
+        title="PPO weighted by what became of a token's continuation",
+        paper="FIPO, as ms-swift 4.6 has it",
+        equation="w_t min(r A, clip(r) A), w_t = clip(exp(Σ_{s≥t} γ^(s−t) log r_s))",
+        defaults="half-life 32, w in [1, 1.2], safety 4: ms-swift",
+        differs="distances count sampled tokens; see FutureKl",
+        sets={"weights": (FutureKl(),)},
+        alone={"gate": Clip(0.2, 0.2)},
     ),
     "dro": Row(
         title="Direct reward optimisation",

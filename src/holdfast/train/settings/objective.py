@@ -21,7 +21,19 @@ def objective_of(config: RunConfig) -> Objective:
     written = any(name == "normalize" or name.rpartition(".")[2] == "length" for name in options)
     if objective.normalize.reduction == "fixed_length" and not written:
         objective = objective.with_(**{"normalize.length": config.sampling.max_tokens})
-    if config.batch.group_size == 1 and isinstance(objective.advantage, Group):
+    if "teacher_logprobs" in objective.needs:
+        raise ConfigError(
+            f"objective {objective.name!r} needs a teacher's log-probabilities, and this trainer has no teacher; call "
+            "the objective from your own loop with Batch(teacher_logprobs=...)"
+        )
+    advantage = objective.advantage
+    if advantage.beside:
+        raise ConfigError(
+            f"objective {objective.name!r} estimates its advantages from {advantage.beside} "
+            f"({advantage.formula()}), which this trainer does not make; use an advantage of rewards alone, such as "
+            "'group', or call the objective from your own loop"
+        )
+    if config.batch.group_size == 1 and isinstance(advantage, Group) and advantage.baseline != "step_mean":
         raise ConfigError(
             f"batch.group_size = 1: objective {objective.name!r} compares each response with the others to its prompt "
             f"({objective.advantage.formula()}), which is zero in a group of one, so nothing could be learned; nearest "
