@@ -34,7 +34,7 @@ faults: $(STAMP)
 
 # The peers whose released losses ours are compared with, each with its complete lock in an environment of its own.
 test-verl: .venv-verl/.installed
-	.venv-verl/bin/python -m pytest tests/oracles/test_verl.py tests/integrations/verl tests/launch/test_verl_compose.py
+	.venv-verl/bin/python -m pytest tests/oracles/test_verl.py tests/integrations/verl tests/launch/test_verl_compose.py tests/audit/shards/test_ray.py
 
 test-trl: .venv-trl/.installed
 	.venv-trl/bin/python -m pytest tests/oracles/test_trl.py tests/integrations/trl tests/tasks/test_records.py

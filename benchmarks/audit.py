@@ -2,8 +2,9 @@
 
     python benchmarks/audit.py                    # 1, 10 and 100 million tokens
     python benchmarks/audit.py --millions 10 --keep /tmp/audit-bench
+    python benchmarks/audit.py --millions 20 --workers 1 2
 
-Wall time, CPU time and the largest resident size are those of `holdfast audit` as a user runs it, start to report.
+Wall time, CPU time of all processes and the largest resident size of one, of `holdfast audit` as a user runs it.
 """
 
 from __future__ import annotations
@@ -31,18 +32,22 @@ def main() -> None:
     """Generate, audit, print one line per size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1])
     parser.add_argument("--keep", type=Path, help="keep the generated runs in this folder and use them again")
     options = parser.parse_args()
-    print(f"{'tokens':>12} {'file MB':>8} {'wall s':>7} {'CPU s':>7} {'MB resident':>12} {'M tokens/s':>11}  exit")
+    heads = f"{'wall s':>7} {'CPU s':>7} {'MB resident':>12} {'M tokens/s':>11}  exit"
+    print(f"{'tokens':>12} {'workers':>7} {'file MB':>8} {heads}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         for millions in options.millions:
             path = folder / f"{millions}m"
             tokens = generate(path, millions * 1_000_000)
             size = sum(f.stat().st_size for f in path.glob("*.parquet")) / 1e6
-            wall, cpu, resident, code = measure([sys.executable, "-m", "holdfast", "audit", str(path)], folder)
-            rate = tokens / wall / 1e6
-            print(f"{tokens:12,} {size:8.0f} {wall:7.1f} {cpu:7.1f} {resident:12.0f} {rate:11.2f}  {code}", flush=True)
+            for workers in options.workers:
+                command = [sys.executable, "-m", "holdfast", "audit", str(path), "--workers", str(workers)]
+                wall, cpu, resident, code = measure(command, folder)
+                told = f"{wall:7.1f} {cpu:7.1f} {resident:12.0f} {tokens / wall / 1e6:11.2f}  {code}"
+                print(f"{tokens:12,} {workers:7} {size:8.0f} {told}", flush=True)
 
 
 def generate(folder: Path, tokens: int) -> int:

@@ -22,9 +22,10 @@ BELOW = {
     "lab": {"objectives", "core", "types", "errors"},
     "check_loss": {"objectives", "core", "types", "errors"},
     "report": {"objectives", "core", "rollout", "types", "errors"},
-    "train": {"objectives", "core", "kernels", "rollout", "tasks", "report", "types", "errors"},
+    "guard": {"audit", "errors"},
+    "train": {"guard", "objectives", "core", "kernels", "rollout", "tasks", "report", "types", "errors"},
     "audit": {"objectives", "core", "rollout", "report", "types", "errors"},
-    "integrations": {"objectives", "core", "kernels", "rollout", "types", "errors"},
+    "integrations": {"guard", "objectives", "core", "kernels", "rollout", "types", "errors"},
     "launch": {"integrations", "train", "objectives", "core", "rollout", "tasks", "types", "errors"},
 }
 ORDER = {
@@ -33,13 +34,14 @@ ORDER = {
     "rollout": "engine pretrained models store rescore embedded outside engines",
     "report": "charts page tokens metrics learning words survey run_figures presets compare run",
     "train": "settings keep policy sampling estimate warmstart update setup evaluate show loop compare session",
-    "audit": "course read measure judge show simulate",
+    "audit": "course read measure judge shards show simulate",
     "audit/read": "columns reading prefetch raw scalars loaders rescore overlap source",
     "audit/measure": (
-        "estimate tokens alignment stretches edges repeats view binned contrast levels by_step sample statistics"
+        "adding estimate tokens alignment stretches edges repeats view binned contrast levels by_step sample statistics"
     ),
     "audit/judge": "finding fixes_by_flags fixes more checks course auditor verdict advice",
     "audit/judge/checks": "check lights places calibration lengths data drift training credit",
+    "audit/shards": "shard processes cluster",
     "audit/show": "jsonout page terminal outputs",
 }
 """Files and folders of a folder, each of which may import those named before it."""

@@ -154,3 +154,25 @@ def test_the_page_of_a_log_of_numbers(tmp_path):
     assert "The course of the run" in page
     assert "To know more, log this" in page
     assert "Drift could not be measured" not in page
+
+
+def test_two_workers_say_what_one_says(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in range(2):
+        write_rollouts(folder / f"step_{step}.parquet", clean_run(step, **SMALL))
+    said = []
+    for workers in ("1", "2"):
+        code = dispatch(["audit", str(folder), "--json", "--fail-on", "never", "--workers", workers])
+        said.append((code, capsys.readouterr().out))
+    assert said[0] == said[1]
+    assert said[0][0] == 0
+
+
+def test_workers_are_a_number_and_score_nothing(clean, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        dispatch(["audit", str(clean), "--workers", "0"])
+    assert stopped.value.code == 2
+    assert "'0' is no number of workers" in capsys.readouterr().err
+    assert dispatch(["audit", str(clean), "--workers", "2", "--model", str(clean)]) == 2
+    assert "leave out --workers and --ray, or --model" in capsys.readouterr().err

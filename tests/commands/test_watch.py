@@ -1,5 +1,7 @@
 """`holdfast watch`: complete new files only, each once; findings are told once; interruption is code 130."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -101,3 +103,49 @@ def test_a_stump_of_parquet_is_not_finished(tmp_path, content):
     path = tmp_path / "stump.parquet"
     path.write_bytes(content)
     assert watcher(tmp_path).look(settled=True) == []
+
+
+def state(path, steps):
+    """TRL's state of a run whose mismatch grows at once after 60 steps."""
+    rng = np.random.default_rng(0)
+    history = []
+    for step in range(1, steps + 1):
+        apart = 0.3 if step > 60 else 0.003
+        history.append(
+            {
+                "step": step,
+                "loss": 0.01 * float(rng.normal()),
+                "reward": 0.4 + 0.002 * step + 0.02 * float(rng.normal()),
+                "entropy": 0.5 + 0.01 * float(rng.normal()),
+                "grad_norm": 0.5 + 0.05 * float(rng.normal()),
+                "sampling/sampling_logp_difference/mean": apart * float(np.exp(rng.normal(0, 0.1))),
+            }
+        )
+    path.write_text(json.dumps({"global_step": steps, "log_history": history}))
+
+
+def test_numbers_by_step_are_read_anew_when_they_grow(tmp_path):
+    seen, file = watcher(tmp_path), tmp_path / "trainer_state.json"
+    assert seen.look() == [] and seen.nothing
+    state(file, 40)
+    assert seen.look() == [file]
+    assert not seen.nothing
+    assert not [f for f in seen.auditor.result().findings if f.severity != "info"]
+    assert seen.look() == []
+    state(file, 100)
+    assert seen.look() == [file]
+    assert "mismatch" in {f.name for f in seen.auditor.result().findings if f.severity != "info"}
+
+
+def test_once_judges_numbers_by_step(tmp_path, capsys):
+    state(tmp_path / "trainer_state.json", 100)
+    assert dispatch(["watch", str(tmp_path), "--once"]) == 1
+    assert "mismatch" in capsys.readouterr().out
+
+
+def test_rollouts_go_before_numbers(tmp_path):
+    state(tmp_path / "trainer_state.json", 40)
+    write_rollouts(tmp_path / "step_1.parquet", clean_run(0, **SMALL))
+    seen = watcher(tmp_path)
+    assert seen.look(settled=True) == [tmp_path / "step_1.parquet"]
+    assert seen.auditor.scalars is None

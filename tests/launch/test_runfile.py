@@ -275,3 +275,12 @@ def test_every_key_of_the_file_is_honoured_or_refused(folder):
             table, _, name = key.partition(".")
             field = keys_of(RunConfig)[table].annotation
             assert name in ("", "*") or name in keys_of(field), key
+
+
+def test_the_guard_goes_to_every_trainer(folder):
+    values = VERL | {"guard": {"on": True, "halt_on": "critical"}}
+    told = verl.overrides(RunFile(build_config(values), {}), folder)
+    key = "+actor_rollout_ref.actor.policy_loss.guard."
+    assert {f"{key}halt_on=critical", f"{key}first=20", f"{key}every=5"} <= set(told)
+    off = verl.overrides(RunFile(build_config(VERL), {}), folder)
+    assert not [line for line in off if "guard" in line]

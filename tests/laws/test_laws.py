@@ -129,12 +129,12 @@ def on_policy(batch: Batch, stats: TokenStats) -> tuple[Batch, TokenStats]:
     return replace(batch, old_logprobs=lp, rollout_logprobs=lp, ref_logprobs=lp), replace(stats, **nothing)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def seen(objective: Objective, batch: Batch, stats: TokenStats) -> torch.Tensor:
     """The advantages that the loss uses: a teacher's depend on the current policy."""
     return objective.advantage.in_loss(Terms.of(batch, stats)).advantages
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_on_policy_gradient_is_reinforce_under_the_same_normaliser(name):
     batch, stats = on_policy(*random_batch())
     objective = lively(name).with_(penalties=())

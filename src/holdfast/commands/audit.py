@@ -15,10 +15,14 @@ from holdfast.audit.judge.advice import advise_on
 from holdfast.audit.judge.auditor import Audit, Auditor
 from holdfast.audit.judge.finding import SEVERITIES, Severity, at_least
 from holdfast.audit.read.loaders import formats_table
+from holdfast.audit.read.loaders.loader import SourceFile
 from holdfast.audit.read.raw.names import own_columns
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.read.scalars.runs import ScalarLog, read_scalars
 from holdfast.audit.read.source import find_files, read_files
+from holdfast.audit.shards.cluster import audit_on_cluster, connect, processors
+from holdfast.audit.shards.processes import audit_in_processes
+from holdfast.audit.shards.shard import Tell, cut
 from holdfast.audit.show.jsonout import audit_dict
 from holdfast.audit.show.outputs import write_reports
 from holdfast.audit.show.terminal import line, print_audit
@@ -44,8 +48,16 @@ def run(argv: Sequence[str]) -> int:
         return run_demo(options.out or Path("audit-demo"), console)
     if options.path is None:
         raise ConfigError("audit what? give a file or folder of logged rollouts, or --demo to see what the audit finds")
-    reading = Reading(allow_pickle=options.allow_pickle, columns=own_columns(options.map))
-    audit = audit_path(options.path, reading, scorer=_scorer(options.model), console=Console(stderr=True))
+    if options.model is not None and (options.workers > 1 or options.ray):
+        raise ConfigError("--model scores in one process: leave out --workers and --ray, or --model")
+    audit = audit_path(
+        options.path,
+        Reading(allow_pickle=options.allow_pickle, columns=own_columns(options.map)),
+        scorer=_scorer(options.model),
+        console=Console(stderr=True),
+        workers=options.workers,
+        ray=options.ray,
+    )
     advice = advise_on(audit)
     written = None
     if options.out or not options.json:
@@ -61,12 +73,21 @@ def run(argv: Sequence[str]) -> int:
     return exit_code(audit, options.fail_on, allow_unjudged=options.allow_unjudged)
 
 
-def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, console: Console | None = None) -> Audit:
+def audit_path(
+    path: Path,
+    reading: Reading,
+    *,
+    scorer: Scorer | None = None,
+    console: Console | None = None,
+    workers: int = 1,
+    ray: bool = False,
+) -> Audit:
     """Read everything under a path, with a progress bar where `console` is a terminal.
 
     With a `scorer`, log-probabilities of the trainer that the log lacks come from its model, and so do bounds of
-    divergences where the log has the engine's likeliest tokens. Raises DataError where no
-    usable rollout is found.
+    divergences where the log has the engine's likeliest tokens. The files are dealt to `workers` processes, or with
+    `ray` to as many tasks of the cluster (1: as many as it has CPUs). Raises DataError where no usable rollout is
+    found.
     """
     auditor = Auditor(reading)
     reading.likeliest = scorer is not None
@@ -74,19 +95,22 @@ def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, co
         files = find_files(path, note=reading.note, columns=reading.columns)
     except DataError:
         if path.exists() and (numbers := read_scalars(path, reading)) is not None:
-            return audit_scalars(numbers, auditor)
+            take_scalars(numbers, auditor)
+            return auditor.result()
         raise
     auditor.framework = framework_of_loaders({file.loader.name for file in files})
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"))
-    hidden = console is None or not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("", total=sum(file.size for file in files), rate="")
-        for file, chunk in read_files(files, reading):
-            for part in scorer.fill([chunk], reading) if scorer else (chunk,):
-                auditor.feed(part, str(file.path))
-            seconds = progress.tasks[0].elapsed or 0.0
-            rate = f"{auditor.facts.tokens / seconds / 1e6:.1f} M tokens/s" if seconds > 0 else ""
-            progress.update(task, completed=reading.bytes_read, rate=rate)
+    bar = _Bar(console, sum(file.size for file in files))
+    try:
+        if (workers > 1 and len(files) > 1) or ray:
+            _in_shards(path, files, auditor, bar.tell, workers, ray)
+        else:
+            places = {file.path: place for place, file in enumerate(files)}
+            for file, chunk in read_files(files, reading):
+                for part in scorer.fill([chunk], reading) if scorer else (chunk,):
+                    auditor.feed(part, str(file.path), places[file.path])
+                bar.tell(reading.bytes_read, auditor.facts.tokens)
+    finally:
+        bar.stop()
     audit = auditor.result()
     if audit.facts.sequences == 0:
         reasons = ", ".join(f"{n:,} × {kind}" for kind, n in reading.rejected.most_common())
@@ -95,19 +119,54 @@ def audit_path(path: Path, reading: Reading, *, scorer: Scorer | None = None, co
     return audit
 
 
+def _in_shards(path: Path, files: Sequence[SourceFile], whole: Auditor, tell: Tell, workers: int, ray: bool) -> None:
+    """Deal the files to workers and add up what they found."""
+    cluster = connect() if ray else None
+    if cluster is not None and workers == 1:
+        workers = processors(cluster)
+    shards = cut(str(path), files, workers, whole.reading)
+    whole.log = shards[0].log
+    if cluster is not None:
+        audit_on_cluster(cluster, shards, whole, tell)
+    else:
+        audit_in_processes(shards, whole, tell)
+
+
+class _Bar:
+    """A progress bar that begins with the first thing told: before, processes may fork."""
+
+    def __init__(self, console: Console | None, total: int) -> None:
+        columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"))
+        hidden = console is None or not console.is_terminal
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+        self.total, self.task = total, None
+
+    def tell(self, done: int, tokens: int) -> None:
+        """Show that so many bytes and tokens are done."""
+        if self.task is None:
+            self.progress.start()
+            self.task = self.progress.add_task("", total=self.total, rate="")
+        seconds = self.progress.tasks[0].elapsed or 0.0
+        rate = f"{tokens / seconds / 1e6:.1f} M tokens/s" if seconds > 0 else ""
+        self.progress.update(self.task, completed=done, rate=rate)
+
+    def stop(self) -> None:
+        """Take it off the screen."""
+        self.progress.stop()
+
+
 def framework_of_loaders(names: set[str]) -> str | None:
     """The framework that wrote all files of a log, by the loaders that read them; None where they tell of several."""
     found = {next((whose for start, whose in WROTE if name.startswith(start)), None) for name in names}
     return found.pop() if len(found) == 1 else None
 
 
-def audit_scalars(numbers: ScalarLog, auditor: Auditor) -> Audit:
-    """The audit of a log of numbers by step; they are all that it holds."""
+def take_scalars(numbers: ScalarLog, auditor: Auditor) -> None:
+    """Give an auditor a log of numbers by step as all that there is."""
     auditor.scalars = numbers
-    auditor.sources = [str(file) for file in numbers.files]
+    auditor.files = {str(file): place for place, file in enumerate(numbers.files)}
     auditor.facts.steps |= numbers.course.steps
     auditor.facts.columns |= set(numbers.course.series)
-    return auditor.result()
 
 
 def exit_code(audit: Audit, fail_on: Severity | str, *, allow_unjudged: bool = False) -> int:
@@ -125,6 +184,12 @@ def _scorer(folder: Path | None) -> Scorer | None:
     from holdfast.audit.read.rescore import Scorer
 
     return Scorer.load(folder)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: give 1 or more")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,6 +219,10 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="OURS=THEIRS",
         help="a column of your own, e.g. rollout_logprobs=lp or reward=meta.score; may be given again",
+    )
+    made.add_argument("--workers", type=_count, default=1, metavar="N", help="deal the files to so many processes (1)")
+    made.add_argument(
+        "--ray", action="store_true", help="deal them to a Ray cluster that runs already, to all its CPUs or --workers"
     )
     made.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
     made.add_argument("--formats", action="store_true", help="list what can be read, and what each format tells")

@@ -13,7 +13,7 @@ from holdfast.train.settings.device import refuse_several_processes
 
 
 def run(argv: list[str]) -> int:
-    """Train; 0 when finished, 130 when interrupted with the state saved, errors as HoldfastError."""
+    """Train; 0 when finished, 1 when the guard halted it, 130 when interrupted with the state saved; else an error."""
     parser = argparse.ArgumentParser(
         prog="holdfast train",
         usage="holdfast train CONFIG [--run-dir DIR] [--section.key VALUE ...]\n"

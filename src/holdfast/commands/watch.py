@@ -15,13 +15,13 @@ from holdfast.audit.judge.auditor import Auditor
 from holdfast.audit.judge.finding import SEVERITIES, Finding
 from holdfast.audit.judge.verdict import verdict_of
 from holdfast.audit.read.loaders.loader import SourceFile
+from holdfast.audit.read.loaders.own import ends_as_parquet
 from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.scalars.runs import find_logs, read_scalars
 from holdfast.audit.read.source import find_files, read_files
 from holdfast.audit.show.terminal import line, summary
-from holdfast.commands.audit import exit_code
+from holdfast.commands.audit import exit_code, take_scalars
 from holdfast.errors import DataError
-
-_PARQUET = b"PAR1"
 
 
 @dataclass
@@ -36,9 +36,41 @@ class Watcher:
     auditor: Auditor
     seen: dict[Path, tuple[int, int]] = field(default_factory=dict)
     done: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    logs: dict[Path, tuple[int, int] | None] = field(default_factory=dict)
+    """Logs of numbers that were read, as they were then."""
 
     def look(self, *, settled: bool = False) -> list[Path]:
-        """Read what is complete and new; `settled` takes files at the first look. Returns what was read."""
+        """Read what is complete and new; `settled` takes files at the first look. Returns what was read.
+
+        Where there are no rollouts, logs of numbers by step are read anew whenever one has changed.
+        """
+        found = self._look_for_rollouts(settled=settled)
+        return found or ([] if self.done else self._look_for_numbers())
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing that can be judged was read yet."""
+        return not self.auditor.facts.sequences and self.auditor.scalars is None
+
+    def _look_for_numbers(self) -> list[Path]:
+        logs = find_logs(self.path) if self.path.exists() else []
+        marks = {log: _mark(log) for log in logs}
+        if not logs or marks == self.logs:
+            return []
+        changed = [log for log in logs if self.logs.get(log) != marks[log]]
+        reading = Reading(columns=self.auditor.reading.columns)
+        try:
+            numbers = read_scalars(self.path, reading)
+        except DataError as error:  # being written, or of several runs: it is said, and looked at again
+            self.auditor.reading.note(str(error))
+            return []
+        self.logs = marks
+        self.auditor = Auditor(reading)
+        if numbers is not None:
+            take_scalars(numbers, self.auditor)
+        return changed
+
+    def _look_for_rollouts(self, *, settled: bool) -> list[Path]:
         reading = self.auditor.reading
         ready: list[SourceFile] = []
         for file in self._files():
@@ -49,7 +81,7 @@ class Watcher:
                 if self.done[file.path] != mark:
                     reading.note(f"{file.path} changed after it was read: audit the run again when it is finished")
                 continue
-            if _finished(file.path) and (settled or self.seen.get(file.path) == mark):
+            if ends_as_parquet(file.path) and (settled or self.seen.get(file.path) == mark):
                 ready.append(file)
                 self.done[file.path] = mark
             self.seen[file.path] = mark
@@ -80,20 +112,23 @@ def run(argv: Sequence[str]) -> int:
 def _once(watcher: Watcher, console: Console, options: argparse.Namespace) -> int:
     watcher.look(settled=True)
     audit = watcher.auditor.result()
-    if audit.facts.sequences == 0:
-        find_files(watcher.path)  # says what is wrong with the path
+    if watcher.nothing:
+        if watcher.path.exists():
+            read_scalars(watcher.path, Reading())  # these two say what is wrong with the path
+        find_files(watcher.path)
         raise DataError(f"{watcher.path}: no complete file with a usable rollout yet")
     console.print(summary(audit))
     return exit_code(audit, options.fail_on, allow_unjudged=options.allow_unjudged)
 
 
 def _live(watcher: Watcher, console: Console, every: float) -> None:
-    with Live(line(f"waiting for rollouts in {watcher.path}"), console=console, auto_refresh=False) as live:
+    with Live(line(f"waiting for rollouts or numbers in {watcher.path}"), console=console, auto_refresh=False) as live:
         while True:
             watcher.look()
             audit = watcher.auditor.result()
-            head = f"{watcher.path}: {len(watcher.done)} files, looked at {time.strftime('%H:%M:%S')}; Ctrl-C stops"
-            body = summary(audit) if audit.facts.sequences else line("waiting for the first complete file")
+            files = len(watcher.done or watcher.logs)
+            head = f"{watcher.path}: {files} files, looked at {time.strftime('%H:%M:%S')}; Ctrl-C stops"
+            body = line("waiting for the first complete file") if watcher.nothing else summary(audit)
             live.update(Group(line(head, "dim"), line(""), body), refresh=True)
             time.sleep(every)
 
@@ -132,22 +167,9 @@ def _mark(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _finished(path: Path) -> bool:
-    """False for parquet without its last four bytes; other formats do not tell."""
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != _PARQUET:
-                return True
-            size = file.seek(0, 2)
-            file.seek(max(4, size - 4))
-            return file.read() == _PARQUET
-    except OSError:
-        return False
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="holdfast watch", description=__doc__, allow_abbrev=False)
-    parser.add_argument("path", type=Path, help="the folder that a run writes its rollouts to")
+    parser.add_argument("path", type=Path, help="the folder of a run that writes rollouts or numbers, or a file")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks (5)")
     parser.add_argument("--once", action="store_true", help="look once, print the verdict, exit like `holdfast audit`")
     parser.add_argument("--fail-on", choices=(*SEVERITIES, "never"), default="warning", help="with --once")

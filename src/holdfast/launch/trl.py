@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from holdfast.train.setup import build_model
 HONOURED: Honoured = {
     "steps": None, "data_epochs": None, "seed": None, "threads": None,
     "task.*": None, "model.*": None, "engine.*": None, "objective.*": None,
-    "optimizer.*": None, "batch.*": None, "checkpoint.*": None, "log.*": None,
+    "optimizer.*": None, "batch.*": None, "checkpoint.*": None, "log.*": None, "guard.*": None,
     "engine.exact_kl": (False,),
     "async.staleness": (0,),
     "sampling.temperature": None, "sampling.max_tokens": None,
@@ -114,7 +114,7 @@ def run(run: RunFile, folder: Path) -> int:
 
 def build_trainer(run: RunFile, folder: Path) -> Any:
     """The plug-in's trainer with the run file's model, problems, rewards and engine."""
-    from holdfast.integrations.trl import HoldfastGRPOTrainer
+    from holdfast.integrations.trl import GuardCallback, HoldfastGRPOTrainer
 
     config = run.config
     claim_local_gpu()
@@ -149,7 +149,7 @@ def build_trainer(run: RunFile, folder: Path) -> Any:
 
     rollouts = None if run.own.get("use_vllm") else EngineRollouts(config, source, folder, model)
     use_attention(model, config.model)
-    return HoldfastGRPOTrainer(
+    trainer = HoldfastGRPOTrainer(
         model,
         reward,
         _grpo_config(settings),
@@ -161,6 +161,9 @@ def build_trainer(run: RunFile, folder: Path) -> Any:
         top_logprobs=None if run.own.get("use_vllm") else config.engine.top_logprobs,
         rollout_func=rollouts,
     )
+    if config.guard.on:
+        GuardCallback(**asdict(config.guard.settings())).attach(trainer)
+    return trainer
 
 
 class EngineRollouts:

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ HONOURED: Honoured = {
     "sampling.top_p": (1.0,), "sampling.top_k": (0,), "sampling.min_p": (0.0,),
     "sampling.trainer_support": ("processed",),
     "warm_start.clean_steps": (0,), "warm_start.sloppy_steps": (0,),
-    "log.rollouts_every": (0, 1), "log.trackers": None, "log.project": None,
+    "log.rollouts_every": (0, 1), "log.trackers": None, "log.project": None, "guard.*": None,
 }  # fmt: skip
 _SUPPORT = "verl scores every token over the whole vocabulary, whatever the engine could sample"
 REASONS = {
@@ -93,10 +93,12 @@ def overrides(run: RunFile, folder: Path) -> list[str]:
         **({f"{_ACTOR}.kl_loss_coef": 0.0} if needs_reference else {}),
         f"{_ACTOR}.calculate_entropy": "entropy" in objective.needs,
     }
-    records = {"records": str(folder.absolute() / "rollouts")} if config.log.rollouts_every else {}
+    ours: dict[str, Any] = {"records": str(folder.absolute() / "rollouts")} if config.log.rollouts_every else {}
+    if config.guard.on:
+        ours |= {f"guard.{name}": value for name, value in asdict(config.guard.settings()).items()}
     loss = [
         *loss_overrides(config.objective.preset, config.objective.options),
-        *(f"+{_ACTOR}.policy_loss.{name}={hydra_value(value)}" for name, value in records.items()),
+        *(f"+{_ACTOR}.policy_loss.{name}={hydra_value(value)}" for name, value in ours.items()),
         *advantage_overrides(objective),
     ]
     own = {f"{_ROLLOUT}.name": "vllm"} | flat(run.own)

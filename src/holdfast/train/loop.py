@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,7 @@ from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.schedule import learning_rate_at, set_learning_rate
 from holdfast.train.setup import Run, set_up
 from holdfast.train.show.advice import ratio_warnings, step_warnings
+from holdfast.train.show.alarms import guard_of, guarded, halting
 from holdfast.train.show.banner import introduce
 from holdfast.train.show.display import Display
 from holdfast.train.show.live import LivePage
@@ -38,6 +39,9 @@ from holdfast.train.show.summary import summarize
 from holdfast.train.show.trackers import Trackers
 from holdfast.train.update import Updated
 from holdfast.train.warmstart import Progress
+
+if TYPE_CHECKING:
+    from holdfast.guard.guard import Look
 
 
 def train(
@@ -77,14 +81,14 @@ def train(
         for note in start_notes(run):
             display.note(note)
         try:
-            take_steps(run, trackers, display, stop)
+            halt = take_steps(run, trackers, display, stop)
         except Exception as error:
             for note in leave(run, error):
                 display.note(note)
             raise
         if run.step < run.config.steps:
             keep(run)
-        summary = summarize(run)
+        summary = summarize(run) | (halting(halt) if halt else {})
         folder.write_summary(summary)
         if summary["finished"] and config.checkpoint.push_to_hub:
             summary["hub"] = push(run)
@@ -92,9 +96,10 @@ def train(
     return summary
 
 
-def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[], bool]) -> None:
-    """The loop."""
-    config, page = run.config, LivePage(run.folder, run.config.log.report_every)
+def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[], bool]) -> Look | None:
+    """The loop; what the guard saw where it halted."""
+    config, guard = run.config, guard_of(run.config, run.folder)
+    page = LivePage(run.folder, config.log.report_every)
     if run.step == 0:
         doubts = held_out_doubts(run)
         report(run, {"step": 0} | evaluate(run) | ({"warnings": doubts} if doubts else {}), display, trackers)
@@ -122,6 +127,7 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
                 trouble = failure_of(lambda: record.update(evaluate(run)))  # noqa: B023
         if config.log.rollouts_every and step % config.log.rollouts_every == 0:
             record = measured(record, "rollouts", lambda: write(run, rollouts, updated))  # noqa: B023
+        record, look = guarded(record, guard)
         clock.elsewhere = run.sampler.cpu_seconds() - spent
         report(run, record | clock.record(rollouts.tokens), display, trackers)
         if (said := page.after(step)) is not None:
@@ -130,6 +136,9 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
             raise trouble  # the step is done and on record; only what came after it is not
         if due(step, config.checkpoint.every, config.steps) or ("eval_reward" in record and is_best(run)):
             keep(run)
+        if look is not None and look.halt:
+            return look
+    return None
 
 
 def warned(record: dict[str, Any], run: Run, updated: Updated) -> dict[str, Any]:

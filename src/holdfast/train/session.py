@@ -88,7 +88,8 @@ def run_session(
         console.print(
             visible(ending(summary, folder, report), keep="\n"), markup=False, highlight=False, soft_wrap=True
         )
-    return Session(summary, report, 130 if request.requested and not summary["finished"] else 0)
+    code = 1 if "halted" in summary else 130 if request.requested and not summary["finished"] else 0
+    return Session(summary, report, code)
 
 
 def _kept_steps(folder: RunFolder) -> int:
@@ -112,7 +113,14 @@ def ending(summary: dict[str, Any], folder: RunFolder, report: Path | None) -> s
         )
     if "hub" in summary:
         lines.append(summary["hub"])
-    if not summary["finished"]:
+    if halted := summary.get("halted"):
+        page = f"; the evidence: {halted['page']}" if "page" in halted else ""
+        lines.append(
+            f"halted by the guard after step {halted['step']} ({halted['alarm']}, {halted['severity']}): "
+            f"{halted['headline']}. {halted['fix']}{page}\ncontinue all the same with: holdfast train --run-dir "
+            f"{folder.path} --resume --guard.halt_on never"
+        )
+    elif not summary["finished"]:
         kept = f"{summary['steps']} steps are kept" if summary["steps"] else "no step is kept yet"
         lines.append(f"interrupted; {kept}; continue with: holdfast train --run-dir {folder.path} --resume")
     return "\n".join([*lines, *([f"report: {report}"] if report else [])])

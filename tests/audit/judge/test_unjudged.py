@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from holdfast.audit.judge import auditor as module
 from holdfast.audit.judge.advice import advise_on
 from holdfast.audit.judge.auditor import Auditor
 from holdfast.audit.judge.verdict import verdict_of
@@ -84,28 +83,18 @@ def feed(rollouts, chunk=200):
     return made
 
 
-def test_chunks_are_held_back_until_prompts_are_known():
-    made = feed(clean_run(0, **SMALL))
-    assert made.unit == "prompt" and not made._held
-    held = feed(apart(0.01))
-    assert held.unit is None and held.facts.sequences == 0
+def test_intervals_are_over_prompts_once_there_are_enough_of_them():
+    assert feed(clean_run(0, **SMALL)).result().facts.unit == "prompt"
+    few = feed(apart(0.01))
     for _ in range(2):  # asking changes nothing
-        assert held.result().facts.sequences == 64
-    assert held.unit is None
+        assert few.result().facts.unit == "sequence"
     for part in pack(clean_run(0, **SMALL)):
-        held.feed(part)
-    assert held.unit == "prompt"
-    assert held.result().facts.sequences == 64 + 72
+        few.feed(part, "b")
+    both = few.result()
+    assert (both.facts.unit, both.facts.sequences) == ("prompt", 64 + 72)
 
 
-def test_a_long_log_of_few_prompts_decides(monkeypatch):
-    monkeypatch.setattr(module, "DECIDING_TOKENS", 1000)
-    assert feed(apart(0.01)).unit == "sequence"
-    two = [dataclasses.replace(r, prompt_ids=(i % 2,)) for i, r in enumerate(apart(0.01))]
-    assert feed(two).unit == "prompt"  # sampled often: more prompts will come
-
-
-def test_numbering_goes_on_over_what_was_held():
+def test_numbering_goes_on_over_chunks():
     made = Auditor(Reading())
     for part in (list(apart(0.0)), list(apart(0.5, count=3))):
         made.feed(chunk_of(part))

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, replace
 
 from holdfast.audit.course import MISMATCH, Course
 from holdfast.audit.judge.checks import CHECKS, Check, Facts
 from holdfast.audit.judge.course import judge_course
 from holdfast.audit.judge.finding import SEVERITIES, Finding
 from holdfast.audit.judge.more import more_to_log
+from holdfast.audit.measure.adding import add_up
 from holdfast.audit.measure.by_step import ByStep
 from holdfast.audit.measure.levels import FEWEST_STEPS
-from holdfast.audit.measure.sample import Sample
+from holdfast.audit.measure.sample import Sample, in_reading_order
 from holdfast.audit.measure.statistics import Statistics
-from holdfast.audit.measure.tokens import Unit
+from holdfast.audit.measure.tokens import FILE_BITS, Unit
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Chunk
-from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.reading import MOST_EXAMPLES, Reading, natural
 from holdfast.audit.read.scalars.runs import ScalarLog
+from holdfast.errors import DataError
 
 FEWEST_PROMPTS = 8
 """With fewer, intervals over prompts say nothing: sequences are resampled instead, and the audit says so."""
-DECIDING_TOKENS = 4_000_000
-"""Response tokens that are held back at most until FEWEST_PROMPTS prompts were seen."""
 FEWEST_TOKENS, FEWEST_SEQUENCES = 1000, 8
 """With fewer, no check has the power to clear a run."""
 
@@ -64,67 +65,120 @@ class Audit:
 
 
 @dataclass
-class Auditor:
-    """One audit under way."""
+class Measured:
+    """What checks and statistics make of all chunks, with intervals over one unit."""
 
-    reading: Reading
-    checks: Sequence[Check] = field(default_factory=lambda: [check() for check in CHECKS])
-    facts: Facts = field(default_factory=Facts)
+    checks: Sequence[Check]
     statistics: Statistics = field(default_factory=Statistics)
-    sample: Sample = field(default_factory=Sample)
-    sources: list[str] = field(default_factory=list)
-    unit: Unit | None = None
-    """What intervals resample; None until it is decided, and chunks are held back that long."""
-    by_step: ByStep = field(default_factory=ByStep)
-    scalars: ScalarLog | None = None
-    """A log of numbers of the same run."""
-    framework: str | None = None
-    _held: list[tuple[Chunk, str]] = field(default_factory=list)
-    _prompts: set[int] = field(default_factory=set)
 
-    def feed(self, chunk: Chunk, source: str = "") -> None:
-        """Measure one chunk, or hold it back until the log shows whether it has prompts to resample."""
-        if len(chunk) == 0:
-            return
-        if self.unit is not None:
-            self._measure(chunk, source)
-            return
-        self._held.append((chunk, source))
-        if len(self._prompts) < FEWEST_PROMPTS:
-            self._prompts.update(View(chunk).group.tolist())
-        if len(self._prompts) >= FEWEST_PROMPTS:
-            self._decide("prompt")
-        elif sum(held.token_count for held, _ in self._held) > DECIDING_TOKENS:
-            # A log of few prompts so far, sampled very often each, will have more; one without prompts will not.
-            self._decide("prompt" if len(self._prompts) > 1 else "sequence")
-
-    def _decide(self, unit: Unit) -> None:
-        self.unit = self.facts.unit = unit
-        held, self._held = self._held, []
-        for chunk, source in held:
-            self._measure(chunk, source)
-
-    def _measure(self, chunk: Chunk, source: str) -> None:
-        view = View(chunk, self.facts.sequences, self.unit or "prompt")
-        self._count(view)
+    def update(self, view: View) -> None:
+        """Take in one chunk."""
         for check in self.checks:
             if view.has(*check.needs):
                 check.update(view)
         self.statistics.update(view)
+
+
+@dataclass
+class Auditor:
+    """One audit under way, of a whole log or of some of its files: those of all files add up (`merge`).
+
+    `log` says which log the files are of, where they are some of many. Until FEWEST_PROMPTS prompts were seen all is
+    measured twice, with intervals over prompts and over sequences, since any file may still show more prompts.
+    """
+
+    reading: Reading
+    checks: InitVar[Sequence[Check] | None] = None
+    log: str = ""
+    facts: Facts = field(default_factory=Facts)
+    sample: Sample = field(default_factory=Sample)
+    by_step: ByStep = field(default_factory=ByStep)
+    scalars: ScalarLog | None = None
+    """A log of numbers of the same run."""
+    framework: str | None = None
+    files: dict[str, int] = field(default_factory=dict)
+    """Each file that was read, and its place in the log."""
+    measured: dict[Unit, Measured] = field(init=False)
+    _counts: dict[int, int] = field(default_factory=dict)
+    """Sequences by the place of their file."""
+    _prompts: set[int] = field(default_factory=set)
+
+    def __post_init__(self, checks: Sequence[Check] | None) -> None:
+        given = [check() for check in CHECKS] if checks is None else list(checks)
+        self.measured = {"prompt": Measured(given), "sequence": Measured(copy.deepcopy(given))}
+
+    @property
+    def unit(self) -> Unit:
+        """What intervals resample."""
+        return "prompt" if len(self._prompts) >= FEWEST_PROMPTS else "sequence"
+
+    def feed(self, chunk: Chunk, source: str = "", place: int | None = None) -> None:
+        """Measure the next chunk of a file; `place` is the file's in the whole log (without: after all before)."""
+        if len(chunk) == 0:
+            return
+        if source not in self.files:
+            self.files[source] = max(self.files.values(), default=-1) + 1 if place is None else place
+        at = self.files[source]
+        before = self._counts.get(at, 0)
+        view = View(chunk, (at << FILE_BITS) + before)
+        self._counts[at] = before + len(chunk)
+        self._note_prompts(view.group.tolist())
+        for unit, measured in self.measured.items():
+            measured.update(view if unit == "prompt" else view.by(unit))
+        self._count(view)
         self.by_step.update(view)
         self.sample.update(view)
-        if source and source not in self.sources:
-            self.sources.append(source)
+
+    def merge(self, other: Auditor) -> None:
+        """Add the audit of other files of the same log, in any order; `other` is not to be used again.
+
+        What is counted, sampled or among the largest is then what one audit of all files has, to the last bit. Sums of
+        real numbers differ in their rounding, by less than 1e-9 of their size.
+
+        Raises:
+            DataError: another log (or run), other checks, or a file that both have read.
+        """
+        if self.log != other.log:
+            raise DataError(f"these are parts of different logs, which do not add up: {self.log}, and {other.log}")
+        if twice := sorted(set(self._counts) & set(other._counts)):
+            names = [name for name, place in self.files.items() if place == twice[0]]
+            raise DataError(f"{names[0] or 'a file'} is in both parts: give each file of the log to one of them")
+        names, others = ([c.name for c in a.measured["prompt"].checks] for a in (self, other))
+        if names != others:
+            raise DataError(f"the parts ran different checks, {sorted(set(names) ^ set(others))}: run the same in all")
+        self._note_prompts(other._prompts)
+        for unit, measured in self.measured.items():
+            if unit in other.measured:
+                for mine, theirs in zip(measured.checks, other.measured[unit].checks, strict=True):
+                    add_up(mine, theirs)
+                add_up(measured.statistics, other.measured[unit].statistics)
+        self.facts.merge(other.facts)
+        self.sample.merge(other.sample)
+        self.by_step.merge(other.by_step)
+        self.reading.merge(other.reading)
+        self.reading.examples = sorted(self.reading.examples, key=lambda bad: natural(bad.path))[:MOST_EXAMPLES]
+        self.files |= other.files
+        self._counts |= other._counts
+        self.framework = self.framework or other.framework
+
+    def _note_prompts(self, groups: Iterable[int]) -> None:
+        if len(self._prompts) < FEWEST_PROMPTS:
+            self._prompts.update(groups)
+            if len(self._prompts) >= FEWEST_PROMPTS:
+                self._prompts = set(sorted(self._prompts)[:FEWEST_PROMPTS])
+        if self.unit == "prompt":
+            self.measured.pop("sequence", None)
 
     def result(self) -> Audit:
         """All findings so far, most severe first, with those withheld that a data error makes worthless."""
-        if self._held:
-            return self._as_if_ended().result()
-        self.facts.logprob_resolution = self.reading.logprob_resolution
-        skipped = {c.name: tuple(sorted(c.needs - self.facts.columns)) for c in self.checks}
+        self.facts.unit = self.unit
+        self.facts.logprob_resolution = max(self.facts.logprob_resolution, self.reading.logprob_resolution)
+        checks, statistics = self.measured[self.unit].checks, self.measured[self.unit].statistics
+        skipped = {c.name: tuple(sorted(c.needs - self.facts.columns)) for c in checks}
         course = self._course()
-        found = [f for c in self.checks if not skipped[c.name] for f in c.findings(self.facts)]
-        asked = {c.name: c.asks for c in self.checks if not skipped[c.name]}
+        starts = self._starts()
+        found = [_placed(f, starts) for c in checks if not skipped[c.name] for f in c.findings(self.facts)]
+        asked = {c.name: c.asks for c in checks if not skipped[c.name]}
         of_course, course_asked, course_skipped = judge_course(course, of_tokens=bool(self.facts.sequences))
         if not self.facts.sequences and course.series:
             skipped = course_skipped
@@ -137,10 +191,10 @@ class Auditor:
             findings=tuple(f for f in found if f not in withheld),
             withheld=withheld,
             skipped={name: lacking for name, lacking in skipped.items() if lacking},
-            statistics=self.statistics,
-            sample=self.sample,
+            statistics=statistics,
+            sample=self.sample.placed(starts),
             reading=self.reading,
-            sources=tuple(self.sources),
+            sources=tuple(sorted(filter(None, self.files), key=self.files.__getitem__)),
             asked=asked | course_asked,
             unjudged=tuple(_unjudged(self.facts) if self.facts.sequences else _course_unjudged(course)),
             course=course,
@@ -148,24 +202,16 @@ class Auditor:
             more=more_to_log(course) if not self.facts.sequences else (),
         )
 
+    def _starts(self) -> dict[int, int]:
+        """How many sequences come before each file, by its place."""
+        places = sorted(self._counts)
+        ends = itertools.accumulate((self._counts[place] for place in places), initial=0)
+        return dict(zip(places, ends, strict=False))
+
     def _course(self) -> Course:
         """Numbers by step of the tokens, and those of a log of numbers that the tokens do not tell."""
         logged = self.scalars.course if self.scalars else Course()
         return Course({**logged.series, **self.by_step.course().series}, self.framework or logged.framework)
-
-    def _as_if_ended(self) -> Auditor:
-        """A copy that takes what is held back for all there is; a run that goes on may still show more prompts."""
-        ended = replace(
-            self,
-            checks=copy.deepcopy(self.checks),
-            facts=copy.deepcopy(self.facts),
-            statistics=copy.deepcopy(self.statistics),
-            sample=copy.deepcopy(self.sample),
-            by_step=copy.deepcopy(self.by_step),
-            sources=list(self.sources),
-        )
-        ended._decide("sequence")
-        return ended
 
     def _count(self, view: View) -> None:
         facts, chunk = self.facts, view.chunk
@@ -177,6 +223,16 @@ class Auditor:
         facts.longest = max(facts.longest, int(view.lengths.max()))
         if view.has("step"):
             facts.steps |= {int(s) for s in set(view.step.tolist()) if s >= 0}
+
+
+def _placed(finding: Finding, starts: Mapping[int, int]) -> Finding:
+    """The same with sequences counted in reading order."""
+    where = finding.where
+    if not (where.sequences or where.positions):
+        return finding
+    sequences = tuple(in_reading_order(number, starts) for number in where.sequences)
+    positions = tuple((in_reading_order(number, starts), at) for number, at in where.positions)
+    return replace(finding, where=replace(where, sequences=sequences, positions=positions))
 
 
 def _unjudged(facts: Facts) -> Iterator[str]:

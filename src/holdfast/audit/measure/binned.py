@@ -67,6 +67,11 @@ class Binned:
         self.sums += np.bincount(place, weights=sums, minlength=size).reshape(FOLDS, self.bins)
         self.counts += np.bincount(place, weights=counts, minlength=size).reshape(FOLDS, self.bins)
 
+    def merge(self, other: Binned) -> None:
+        """Add another's sums."""
+        self.sums += other.sums
+        self.counts += other.counts
+
     def count(self) -> Column:
         """[bins] how many values each bin has."""
         return self.counts.sum(0)
@@ -103,6 +108,10 @@ class Sizes:
         """Add non-negative values."""
         places = np.ascontiguousarray(values, np.float32).view(np.uint32) >> np.uint32(self._SHIFT)
         self.counts += np.bincount(places, minlength=len(self.counts))
+
+    def merge(self, other: Sizes) -> None:
+        """Add another's values."""
+        self.counts += other.counts
 
     def quantile(self, share: float) -> float:
         """The value below which this share lies (the middle of its bin); NaN for no values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from holdfast.audit.course import Column, Course, Series
+from holdfast.audit.measure.adding import add_up
 from holdfast.audit.measure.view import View
 
 _SUMS = ("reward", "length", "truncated", "entropy")
@@ -38,6 +39,17 @@ class ByStep:
             self.longest[step] = max(self.longest.get(step, 0), int(numbers["length"][rows].max()))
             if "reward" in numbers:
                 self._group(view, step, rows, numbers["reward"])
+
+    def merge(self, other: ByStep) -> None:
+        """Add another's steps; a group may lie in both."""
+        add_up(self.sums, other.sums)
+        for step, longest in other.longest.items():
+            self.longest[step] = max(self.longest.get(step, 0), longest)
+        for step, groups in other.groups.items():
+            mine = self.groups.setdefault(step, {})
+            for group, (low, high, count) in groups.items():
+                known = mine.get(group, (low, high, 0))
+                mine[group] = (min(low, known[0]), max(high, known[1]), count + known[2])
 
     @staticmethod
     def _numbers(view: View) -> dict[str, Column]:

@@ -8,6 +8,7 @@ t·s), s the bootstrap's standard deviation over independent units and t Student
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -46,6 +47,14 @@ class Groups:
                 flat[:, column] += np.bincount(place, weights=values[rows, column], minlength=len(flat))
         self.kl += np.bincount(group[rows], weights=stretches.kl[rows], minlength=groups)
 
+    @staticmethod
+    def of(cells: Sequence[Column]) -> Groups:
+        """Groups of which each is the sum of `fold_sums`."""
+        made = Groups(len(cells))
+        for group, cell in enumerate(cells):
+            made.sums[:, group], made.counts[:, group], made.kl[group] = cell[0], cell[1], cell[2].sum()
+        return made
+
     def tokens(self) -> Column:
         """[groups] measured tokens."""
         return self.counts.sum((0, 2))
@@ -65,6 +74,16 @@ class Groups:
     def pick(self, groups: Column | list[int]) -> tuple[Column, Column]:
         """(sums, counts), both [FOLDS, CLASSES], of several groups together."""
         return self.sums[:, groups].sum(1), self.counts[:, groups].sum(1)
+
+
+def fold_sums(view: View, rows: Column) -> Column:
+    """[3, FOLDS, CLASSES]: Σ|log ratio|, tokens and, in the first class, Σ k3 of these stretches of a chunk."""
+    stretches, out = view.stretches, np.zeros((3, FOLDS, CLASSES))
+    fold = view.fold[stretches.sequence[rows]]
+    np.add.at(out[0], fold, stretches.sums[rows])
+    np.add.at(out[1], fold, stretches.counts[rows])
+    out[2, :, 0] = np.bincount(fold, stretches.kl[rows], FOLDS)
+    return out
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def repeats_of(view: TokenView, most: int = MOST_TOKENS) -> Repeats:
     chunk = view.chunk
     count = int(np.searchsorted(chunk.offsets, most, side="left"))
     count = max(1, min(count, len(chunk)))
-    prompts = [np.asarray(chunk.rollout(i).prompt_ids, np.int64) for i in range(count)]
+    prompts = [np.asarray(chunk.prompt_ids(i), np.int64) for i in range(count)]
     tokens = int(chunk.offsets[count])
     before = np.concatenate([np.zeros(0, np.int64), *prompts])
     owner = np.repeat(np.arange(count, dtype=np.int64), [len(p) for p in prompts])

@@ -42,14 +42,14 @@ class Stretches:
         return self.counts.sum(1)
 
 
-def stretches_of(view: TokenView) -> Stretches:
-    """Cut a chunk into stretches and sum over each."""
+def stretches_of(view: TokenView, classes: Column) -> Stretches:
+    """Cut a chunk into stretches and sum over each; `classes` is `classes_of` the chunk."""
     starts = _starts(view)
     sequence = view.sequence[starts]
     place = starts - view.chunk.offsets[sequence]
     size = len(starts) * (CLASSES + 1)
     column = np.repeat(np.arange(0, size, CLASSES + 1), np.diff(starts, append=view.chunk.token_count))
-    column += classes_of(view)
+    column += classes
     shape = (len(starts), CLASSES + 1)
     return Stretches(
         sequence=sequence,

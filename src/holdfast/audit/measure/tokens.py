@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from holdfast.audit.measure.adding import hash_numbers
 from holdfast.audit.read.columns import Chunk, Column
 
 FOLDS = 64
 """Groups of sequences that are resampled together; all rollouts of a prompt fall into one."""
+V = TypeVar("V", bound="TokenView")
 Unit = Literal["prompt", "sequence"]
 """What is resampled as a whole: prompts, or single sequences where the log has too few prompts to tell."""
+FILE_BITS = 40
+"""A sequence's number is its file's place in the log times 2^40, and its own place in that file: equal in any shard."""
 UNKNOWN = np.iinfo(np.int64).min
 LOOP = 16
 """Own tokens from which on a response can be one token over and over."""
@@ -30,8 +35,21 @@ class TokenView:
     def __init__(self, chunk: Chunk, first_sequence: int = 0, unit: Unit = "prompt") -> None:
         self.chunk = chunk
         self.first_sequence = first_sequence
-        """How many sequences of the run came before this chunk."""
+        """Number of the chunk's first sequence: the file's place << FILE_BITS, and how many came before in the file."""
         self.unit: Unit = unit
+
+    def by(self: V, unit: Unit) -> V:
+        """The same chunk with another unit; what does not depend on it is computed once for both."""
+        other = copy.copy(self)
+        for name in ("fold", "token_fold"):
+            other.__dict__.pop(name, None)
+        other.unit = unit
+        return other
+
+    @cached_property
+    def key(self) -> int:
+        """A hash of where the chunk stands in the log: those of the smallest keys are a uniform sample of all."""
+        return int(hash_numbers(self.first_sequence)[0])
 
     def has(self, *columns: str) -> bool:
         """Whether at least one sequence has each of these fields."""
@@ -153,9 +171,15 @@ class TokenView:
     @cached_property
     def fold(self) -> Column:
         """[N] in 0..FOLDS-1, equal for what belongs to one `unit` of the bootstrap: rollouts of a prompt, say."""
-        number = self.group if self.unit == "prompt" else self.first_sequence + np.arange(len(self.chunk))
-        mixed = number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        if self.unit == "sequence":
+            return (hash_numbers(self.numbers_in_log) % np.uint64(FOLDS)).astype(np.int64)
+        mixed = self.group.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         return (mixed >> np.uint64(32)).astype(np.int64) % FOLDS
+
+    @cached_property
+    def numbers_in_log(self) -> Column:
+        """[N] number of each sequence."""
+        return self.first_sequence + np.arange(len(self.chunk), dtype=np.int64)
 
     @cached_property
     def token_fold(self) -> Column:

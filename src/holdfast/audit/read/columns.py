@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class Chunk:
     absent. `present[name]` is [N], True where the source gave the field. `prompt_hashes` [N] tell equal prompts apart
     from different ones. `rollout(i)` gives one of them whole; `keep(i)` a promise of it that holds on to no
     other; a promise may have `whole()`, which also reads the texts that a loader leaves in the file. `likeliest` is
-    empty, or has for each rollout what `Reading.likeliest` asked for.
+    empty, or has for each rollout what `Reading.likeliest` asked for; `prompt(i)` gives a prompt's tokens alone, where
+    that is cheaper than the whole rollout.
     """
 
     offsets: Column
@@ -76,6 +78,11 @@ class Chunk:
     rollout: Callable[[int], Rollout]
     keep: Callable[[int], Callable[[], Rollout]]
     likeliest: Sequence[Likeliest | None] = ()
+    prompt: Callable[[int], Sequence[int] | Column] | None = None
+
+    def prompt_ids(self, index: int) -> Sequence[int] | Column:
+        """The prompt's tokens of one rollout."""
+        return self.rollout(index).prompt_ids if self.prompt is None else self.prompt(index)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -132,10 +139,13 @@ def chunk_of(rollouts: Sequence[Rollout]) -> Chunk:
     hashes = np.array([hash(r.prompt_ids) for r in rollouts], dtype=np.int64)
 
     def keep(index: int) -> Callable[[], Rollout]:
-        rollout = rollouts[index]
-        return lambda: rollout
+        return partial(_same, rollouts[index])
 
     return Chunk(offsets, tokens, numbers, words, present, hashes, tuple(rollouts).__getitem__, keep)
+
+
+def _same(rollout: Rollout) -> Rollout:
+    return rollout
 
 
 def hash_prompts(tokens: Column, lengths: Column) -> Column:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,15 @@ class BadRecord:
     reason: str
 
 
+def natural(path: Path | str) -> list[int | str]:
+    """A key that orders paths with step_2 before step_10."""
+    return [int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"(\d+)", str(path)))]
+
+
+def _tell_nobody(done: int) -> None:
+    pass
+
+
 @dataclass
 class Reading:
     """Options and counters of one audit's input; loaders call `reject` and `advance`, nothing else.
@@ -31,7 +41,7 @@ class Reading:
     allow_pickle: bool = False
     likeliest: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
-    on_progress: Callable[[int], None] = lambda done: None
+    on_progress: Callable[[int], None] = _tell_nobody
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[BadRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -45,6 +55,15 @@ class Reading:
         self.rejected[kind] += 1
         if len(self.examples) < MOST_EXAMPLES:
             self.examples.append(BadRecord(str(path), record, f"{kind}: {detail}" if detail else kind))
+
+    def merge(self, other: Reading) -> None:
+        """Add what another part of the log told; its examples come after."""
+        self.rejected.update(other.rejected)
+        self.examples = [*self.examples, *other.examples]
+        for text in other.notes:
+            self.note(text)
+        self.logprob_resolution = max(self.logprob_resolution, other.logprob_resolution)
+        self.bytes_read += other.bytes_read
 
     def advance(self, size: int) -> None:
         """Say that so many more bytes of input are done."""

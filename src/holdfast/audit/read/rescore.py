@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Scorer:
         def keep(index: int) -> Callable[[], Rollout]:
             scores: dict[str, Any] = {name: tuple(column.tolist()) for name, column in found.get(index, {}).items()}
             promise = chunk.keep(index)
-            return lambda: dataclasses.replace(promise(), **scores)
+            return partial(_scored, promise, scores)
 
         return dataclasses.replace(
             chunk, tokens=tokens, present=present, rollout=lambda index: keep(index)(), keep=keep, likeliest=()
@@ -156,6 +157,10 @@ class Scorer:
             head = torch.nn.Identity()
             hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return [_of_response(hidden[row], head, one) for row, one in enumerate(asked)]
+
+
+def _scored(promise: Callable[[], Rollout], scores: dict[str, Any]) -> Rollout:
+    return dataclasses.replace(promise(), **scores)
 
 
 def _of_response(hidden: Float[Tensor, "T _"], head: Callable[[Tensor], Tensor], asked: _Asked) -> dict[str, Column]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from holdfast.audit.read.loaders.loader import Loader, SourceFile
 from holdfast.audit.read.overlap import note_mixture, without_repeats
 from holdfast.audit.read.prefetch import prefetch
 from holdfast.audit.read.raw.compressed import head_of
-from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.reading import Reading, natural
 from holdfast.errors import DataError
 
 HEAD = 1 << 16
@@ -35,7 +34,7 @@ def find_files(
     """
     if not path.exists():
         raise DataError(f"{path} does not exist: give a file or a folder of logged rollouts")
-    candidates = [path] if path.is_file() else sorted(filter(_ordinary, path.rglob("*")), key=_natural)
+    candidates = [path] if path.is_file() else sorted(filter(_ordinary, path.rglob("*")), key=natural)
     if not candidates:
         raise DataError(f"{path} is an empty folder; formats that can be read: holdfast audit --formats")
     found = []
@@ -100,8 +99,3 @@ def _read(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[Sourc
 
 def _ordinary(path: Path) -> bool:
     return path.is_file() and not any(part.startswith(".") for part in path.parts[-2:])
-
-
-def _natural(path: Path) -> list[int | str]:
-    """step_2 before step_10."""
-    return [int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"(\d+)", str(path)))]

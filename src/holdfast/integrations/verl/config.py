@@ -9,6 +9,7 @@ from typing import Any
 from verl.workers.config import PolicyLossConfig
 
 from holdfast.errors import ConfigError
+from holdfast.guard.settings import GuardSettings
 from holdfast.integrations.verl.names import is_ours, objective_name, with_settings
 from holdfast.objectives.objective import Objective
 
@@ -22,6 +23,7 @@ class HoldfastLossConfig(PolicyLossConfig):
     bypass_mode: set it beside `algorithm.rollout_correction.bypass_mode`; the loss plug-in cannot see that one.
     baseline: "all", or "accepted" to take rejected sequences out of the group baseline (level 2).
     records: absolute folder for the token records of every step, a parquet file per rank and update (level 2).
+    guard: settings of the live guard, `guard.halt_on=critical`; none: no guard (level 2).
     top_k: measure divergences on the rollout's top-K tokens against the full student logits (level 3).
     """
 
@@ -30,6 +32,7 @@ class HoldfastLossConfig(PolicyLossConfig):
     bypass_mode: bool = False
     baseline: str = "all"
     records: str | None = None
+    guard: dict[str, Any] = field(default_factory=dict)
     top_k: bool = False
 
     def __post_init__(self) -> None:
@@ -40,6 +43,7 @@ class HoldfastLossConfig(PolicyLossConfig):
                 f"policy_loss.records = {self.records!r} must be an absolute folder that every node sees: Ray's "
                 "workers have other working folders"
             )
+        GuardSettings.of(self.guard)
         if is_ours(self.loss_mode):
             with_settings(objective_name(self.loss_mode, self.objective), self.settings)
 

@@ -44,6 +44,11 @@ LEVEL_2: tuple[Signature, ...] = (
     ("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._build_replay_buffer", "self"),
     ("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._compute_advantage", "self batch metrics"),
     ("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._update_actor", "self batch metrics"),
+    (
+        "verl.trainer.ppo.v1.trainer_base",
+        "PPOTrainer._compute_metrics",
+        "self batch metrics timing_raw global_steps epoch",
+    ),
     ("verl.utils.metric", "Metric.from_dict", "data aggregation"),
 )
 """Our trainer mode, beside what level 1 relies on."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from verl.trainer.ppo.utils import Role
@@ -13,6 +16,7 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
+from holdfast.guard.settings import GuardSettings
 from holdfast.integrations.verl.baseline import advantages_of_accepted
 from holdfast.integrations.verl.check.require import require
 from holdfast.integrations.verl.config import loss_config
@@ -38,6 +42,17 @@ class HoldfastTrainerSync(PPOTrainerSync):
         self.settings = loss_config(actor)
         self.objective = require(config, actor)
         super().__init__(config)
+        folder = Path(config.trainer.default_local_dir)
+        given = self.settings.guard
+        self.guard = VerlGuard(dict(given), folder, self.settings.records) if given else None
+
+    def _compute_metrics(self, batch: Any, metrics: dict[str, Any], *others: Any, **named: Any) -> Any:
+        done = super()._compute_metrics(batch, metrics, *others, **named)
+        if self.guard is not None and self.guard.look(self.global_steps, metrics):
+            _LOG.warning("the guard halts the run after step %d, with a checkpoint", self.global_steps)
+            self._save_checkpoint()
+            self.total_training_steps = self.global_steps  # verl's loop ends with the last step
+        return done
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -68,6 +83,39 @@ class HoldfastTrainerSync(PPOTrainerSync):
                 "step %d: %s rejects every token; its gradient is zero", self.global_steps, self.objective.name
             )
         return batch
+
+
+class VerlGuard:
+    """One for a run: looks at the metrics of each step before verl logs them, and adds the alarms to them.
+
+    `settings` is the table of the loss's `guard`; rollouts are looked at where the loss writes `records`. Evidence is
+    in `folder`/guard.
+    """
+
+    def __init__(self, settings: dict[str, Any], folder: Path, records: str | None) -> None:
+        from holdfast.guard.guard import Guard
+
+        rollouts = None if records is None else Path(records)
+        self.guard = Guard(GuardSettings.of(settings), folder / "guard", "verl", rollouts=rollouts, after=time.time())
+
+    def look(self, step: int, metrics: dict[str, Any]) -> bool:
+        """Add what there is to say of a step to its metrics; whether the run is to halt."""
+        self.guard.numbers(step, {name: number(value) for name, value in metrics.items()})
+        look = self.guard.look(step)
+        for finding in look.fresh:
+            _LOG.warning("guard, %s, step %d: %s. %s", finding.severity, step, finding.headline, finding.fix)
+        if look.page is not None:
+            _LOG.warning("guard: the evidence is in %s", look.page)
+        for text in look.said:
+            _LOG.warning(text)
+        metrics.update(look.values)
+        return look.halt
+
+
+def number(value: Any) -> Any:
+    """A metric as a plain number, where it is one: verl also logs numpy's and torch's."""
+    single = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    return value.item() if single else value
 
 
 def derived(metrics: Mapping[str, Any]) -> dict[str, float]:

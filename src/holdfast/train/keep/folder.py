@@ -53,7 +53,7 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path, config: RunConfig | None = None) -> tuple[RunFolder, RunConfig]:
-        """An existing folder and its configuration, of which only `steps` may have changed.
+        """An existing folder and its configuration, of which only `steps` and `guard` may have changed.
 
         Raises:
             ConfigError: there is no run in the folder, or it was started with another configuration.
@@ -64,10 +64,11 @@ class RunFolder:
         kept = build_config(read_toml(folder.config), origin=str(folder.config), spelt_out=True)
         if config is not None:
             changed = _changed(kept.to_dict(), config.to_dict()) - {"steps"}
+            changed = {key for key in changed if not key.startswith("guard.")}
             if changed:
                 raise ConfigError(
                     f"cannot resume {path}: {', '.join(sorted(changed))} differ from the run's config.toml; "
-                    "only steps may change; start a new run for the rest"
+                    "only steps and guard may change; start a new run for the rest"
                 )
             with folder.lock():
                 folder.write_config(config)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from holdfast.guard.settings import GuardSettings
 from holdfast.train.settings.engine_tables import AsyncConfig, EngineConfig, SamplingConfig
 from holdfast.train.settings.section import OpenSection, Section
 
@@ -231,6 +232,23 @@ class LogConfig(Section):
     project: str = Field(default="holdfast", description="project name given to the trackers")
 
 
+class GuardConfig(Section):
+    """The audit's checks beside the run: alarms in metrics.jsonl and trackers, and a halt where one is asked for."""
+
+    on: bool = Field(default=False, description="look at the last steps while the run goes on (docs/guard.md)")
+    first: int = Field(default=20, ge=8, description="first steps, which show what is normal for this run")
+    last: int = Field(default=80, ge=8, description="newest steps that are compared with them")
+    every: int = Field(default=5, ge=1, description="steps between two looks")
+    confirm: int = Field(default=2, ge=1, description="looks in a row that find the same before it is an alarm")
+    halt_on: Literal["never", "critical", "warning"] = Field(
+        default="never", description="severity of an alarm that ends the run, with a checkpoint and the evidence"
+    )
+
+    def settings(self) -> GuardSettings:
+        """What the guard is told."""
+        return GuardSettings(self.first, self.last, self.every, self.confirm, self.halt_on)
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -257,6 +275,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
 
     @model_validator(mode="after")
     def _who_is_never_idle_never_sleeps(self) -> RunConfig:

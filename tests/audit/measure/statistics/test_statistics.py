@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from holdfast.audit.measure.statistics.running import DEPTHS, ESTIMATORS, MOST_ENVIRONMENTS, OTHERS, Statistics
-from holdfast.audit.measure.statistics.tables import MOST_KEYS, Quantiles, StepTable
+from holdfast.audit.measure.statistics.running import DEPTHS, ESTIMATORS, MOST_ENVIRONMENTS, Statistics
+from holdfast.audit.measure.statistics.tables import MOST_KEYS, OTHERS, Quantiles, StepTable
 from holdfast.audit.measure.tokens import FOLDS
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import pack

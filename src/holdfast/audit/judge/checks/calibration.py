@@ -16,7 +16,6 @@ Value = Column | float
 
 LEVEL = 0.998
 FEWEST_TOKENS = 1000
-ENOUGH, SPARE = 4_000_000, 8
 FORWARD, BACKWARD, NEARLY_ALL = 0.3, -0.5, -0.85
 """Imbalance of weights beyond which one side's support is truncated."""
 
@@ -33,17 +32,12 @@ class Calibration:
     def __init__(self) -> None:
         self.sums = Binned(len(CALIBRATION))
         self.tokens = 0.0
-        self.chunks = 0
 
-    def update(self, view: View, rows: Column | None = None) -> bool:
-        """Add one chunk, or these rows [N] of it, and say whether it was used: after ENOUGH tokens one in SPARE is."""
-        self.chunks += 1
-        if self.tokens > ENOUGH and self.chunks % SPARE:
-            return False
+    def update(self, view: View, rows: Column | None = None) -> None:
+        """Add one chunk, or these rows [N] of it."""
         sums = view.calibration if rows is None else view.calibration * rows[:, None]
         self.sums.add_quantities(view, sums)
         self.tokens += float(sums[:, 0].sum())
-        return True
 
     def value(self, statistic: Callable[[Column], Value]) -> float:
         """A statistic of the run."""

@@ -26,13 +26,24 @@ class Facts:
     unit: Unit = "prompt"
     """What the intervals of this run resample."""
 
+    def merge(self, other: Facts) -> None:
+        """Add what is known of another part of the run."""
+        for name in ("sequences", "tokens", "own_tokens", "measured_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.columns |= other.columns
+        self.steps |= other.steps
+        self.longest = max(self.longest, other.longest)
+        self.logprob_resolution = max(self.logprob_resolution, other.logprob_resolution)
+
 
 @runtime_checkable
 class Check(Protocol):
     """One thing that can be wrong.
 
     `needs` are columns without which the check is skipped, which the report says. `update` must not keep the view.
-    `findings` may be called again and again while a run is written.
+    `findings` may be called again and again while a run is written. Checks of the same kind that looked at different
+    chunks add up (`add_up`: attribute by attribute, or by a method `merge`) to one that looked at all, in any order.
+    `where` of a finding has sequences by their numbers in the log (`View.numbers_in_log`).
     """
 
     name: str

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from holdfast.audit.measure.adding import Span
 from holdfast.audit.measure.binned import Binned, power_bin
 from holdfast.audit.measure.estimate import Estimate
-from holdfast.audit.measure.statistics.tables import Quantiles, StepTable, Table
+from holdfast.audit.measure.statistics.tables import NamedTable, Quantiles, StepTable, Table
 from holdfast.audit.measure.statistics.tails import Tails
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
@@ -19,7 +20,6 @@ from holdfast.types import BOUNDS
 
 DEPTHS = 24
 MOST_ENVIRONMENTS = 40
-OTHERS = "(all others)"
 ESTIMATORS = ("k1", "k2", "k3", "abs_log", "kl_exact", *BOUNDS)
 """Per token, in nats: -r, r²/2, e^r - 1 - r and |r| of the log-ratio r, and the exact KL(engine‖trainer); what the
 engine's likeliest tokens prove, KL in nats and TV from 0 to 1."""
@@ -69,12 +69,12 @@ class Statistics:
 
     by_length: Table = field(default_factory=lambda: Table(COLUMNS))
     by_step: StepTable = field(default_factory=lambda: StepTable(COLUMNS))
-    by_environment: Table = field(default_factory=lambda: Table(COLUMNS))
+    environments: NamedTable = field(default_factory=lambda: NamedTable(COLUMNS))
     by_depth: Binned = field(default_factory=lambda: Binned(DEPTHS))
     k3_by_depth: Binned = field(default_factory=lambda: Binned(DEPTHS))
     sizes: Quantiles = field(default_factory=Quantiles)
     tails: Tails = field(default_factory=Tails)
-    rewards: tuple[float, float] | None = None
+    paid: Span = field(default_factory=Span)
     """Smallest and largest reward that was logged."""
 
     def update(self, view: View) -> None:
@@ -84,9 +84,11 @@ class Statistics:
         if view.has("step"):
             self.by_step.add_steps(view.step, view.fold, columns)
         if view.has("environment"):
-            self.by_environment.add(self._environments(view), view.fold, columns)
+            names = ["(not recorded)" if name is None else str(name) for name in view.chunk.words["environment"]]
+            self.environments.add(names, view.fold, columns)
         if view.has("reward"):
-            self._note_rewards(view.numbers("reward"))
+            reward = view.numbers("reward")
+            self.paid.add(reward[np.isfinite(reward)])
         if view.chunk.token_count and view.has("rollout_logprobs", "trainer_logprobs"):
             self.by_depth.add_tokens(view, view.depth, view.size)
             self.k3_by_depth.add_tokens(view, view.depth, view.k3)
@@ -111,19 +113,15 @@ class Statistics:
         """Whether the log holds exact KL."""
         return self.by_length.total("kl_tokens") > 0
 
-    def _environments(self, view: View) -> list[str]:
-        names = ["(not recorded)" if name is None else str(name) for name in view.chunk.words["environment"]]
-        known = {*self.by_environment.sums}
-        for name in dict.fromkeys(names):
-            if name not in known and len(known) < MOST_ENVIRONMENTS:
-                known.add(name)
-        return [name if name in known else OTHERS for name in names]
+    @property
+    def by_environment(self) -> Table:
+        """Sums by environment: the MOST_ENVIRONMENTS with the most sequences, and all others together."""
+        return self.environments.largest(MOST_ENVIRONMENTS, "sequences")
 
-    def _note_rewards(self, rewards: Column) -> None:
-        given = rewards[np.isfinite(rewards)]
-        if len(given):
-            low, high = self.rewards or (np.inf, -np.inf)
-            self.rewards = min(low, float(given.min())), max(high, float(given.max()))
+    @property
+    def rewards(self) -> tuple[float, float] | None:
+        """Smallest and largest reward that was logged; None where none was."""
+        return (self.paid.low, self.paid.high) if self.paid.low <= self.paid.high else None
 
 
 def per(estimator: str) -> str:

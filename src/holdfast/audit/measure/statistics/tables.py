@@ -6,12 +6,15 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from holdfast.audit.measure.adding import add_up, hash_text
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.estimate import Estimate
 from holdfast.audit.measure.tokens import FOLDS
 from holdfast.audit.read.columns import Column
 
 MOST_KEYS = 512
+MOST_NAMES = 512
+OTHERS = "(all others)"
 _LOWEST, _HIGHEST = np.float32(1e-9), np.float32(100)
 _SHIFT = 18  # a float32 keeps five bits of its mantissa: 3 %
 
@@ -51,7 +54,11 @@ class Table:
         single.sums, single.counts = (both[:, [self.names.index(name)]] for name in (value, per))
         return single.estimate() if single.counts.sum() else None
 
-    def merge(self, into: Mapping[Hashable, Hashable]) -> None:
+    def merge(self, other: Table) -> None:
+        """Add another's sums."""
+        add_up(self.sums, other.sums)
+
+    def rename(self, into: Mapping[Hashable, Hashable]) -> None:
         """Give keys new names; those that get the same one are added up."""
         old, self.sums = self.sums, {}
         for key, sums in old.items():
@@ -73,8 +80,49 @@ class StepTable(Table):
         keys = (steps[known] // self.width * self.width).tolist()
         self.add(keys, fold[known], {name: columns[name][known] for name in self.names})
         while len(self.sums) > MOST_KEYS:
-            self.width *= 2
-            self.merge({key: int(key) // self.width * self.width for key in self.sums})  # pyright: ignore[reportArgumentType]
+            self._widen(2 * self.width)
+
+    def merge(self, other: Table) -> None:
+        """Add another's sums: rows are then as wide as all steps together need, in whatever order they came."""
+        assert isinstance(other, StepTable)
+        width = max(self.width, other.width)
+        for table in (self, other):
+            table._widen(width)
+        super().merge(other)
+        while len(self.sums) > MOST_KEYS:
+            self._widen(2 * self.width)
+
+    def _widen(self, width: int) -> None:
+        if width > self.width:
+            self.width = width
+            self.rename({key: int(key) // width * width for key in self.sums})  # pyright: ignore[reportArgumentType]
+
+
+class NamedTable(Table):
+    """A table by name in bounded memory: beyond MOST_NAMES those whose hashes are largest are summed as OTHERS."""
+
+    def add(self, keys: Sequence[Hashable], fold: Column, columns: Mapping[str, Column]) -> None:
+        """Add N sequences: their names, their folds [N], and [N] of each quantity."""
+        super().add(keys, fold, columns)
+        self._bound()
+
+    def merge(self, other: Table) -> None:
+        """Add another's sums."""
+        super().merge(other)
+        self._bound()
+
+    def _bound(self) -> None:
+        if len(self.sums) > MOST_NAMES + 1:
+            order = sorted((key for key in self.sums if key != OTHERS), key=lambda key: (hash_text(str(key)), str(key)))
+            self.rename(dict.fromkeys(order[MOST_NAMES:], OTHERS))
+
+    def largest(self, most: int, by: str) -> Table:
+        """The `most` names with the largest sums of a quantity; the rest as OTHERS."""
+        names = sorted((key for key in self.sums if key != OTHERS), key=lambda key: (-self.total(by, key), str(key)))
+        shown = Table(self.names)
+        shown.sums = dict(self.sums)
+        shown.rename(dict.fromkeys(names[most:], OTHERS))
+        return shown
 
 
 class Quantiles:
@@ -94,6 +142,11 @@ class Quantiles:
         inside = np.clip(values, _LOWEST, _HIGHEST).astype(np.float32, copy=False)
         place = (inside.view(np.uint32) >> np.uint32(_SHIFT)).astype(np.int64) - self._first + fold * self.bins
         self.counts += np.bincount(place, minlength=FOLDS * self.bins).reshape(FOLDS, self.bins)
+
+    def merge(self, other: Quantiles) -> None:
+        """Add another's values."""
+        self.counts += other.counts
+        self.largest = max(self.largest, other.largest)
 
     @property
     def middles(self) -> Column:

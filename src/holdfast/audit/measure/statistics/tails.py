@@ -44,6 +44,11 @@ class Largest:
             self.kept = np.partition(self.kept, len(self.kept) - self.most)[-self.most :]
             self.floor = float(self.kept.min())
 
+    def merge(self, other: Largest) -> None:
+        """Add another's numbers: the largest of both are among the largest of each."""
+        self.count += other.count - len(other.kept)
+        self.add(other.kept)
+
     def top(self, count: int) -> Column:
         """The `count` largest, in rising order; fewer where fewer are known."""
         return np.sort(self.kept)[-count:] if count else self.kept[:0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ from holdfast.types import BOUNDS, Rollout, possible_bounds
 
 _MEASURED = ("prompt_ids", *TOKEN_COLUMNS, *NUMBER_COLUMNS, *WORD_COLUMNS)
 _ROWS = 4096
+MAGIC = b"PAR1"
 
 
 def matches(path: Path, head: bytes) -> bool:
     """A parquet file of ours, by its version; a damaged one is taken for one, and said to be damaged on reading."""
-    if head[:4] != b"PAR1":
+    if head[:4] != MAGIC:
         return False
     try:
         return VERSION_KEY in (pq.read_schema(unpacked(path)).metadata or {})
@@ -56,6 +57,19 @@ def read(path: Path, reading: Reading) -> Iterator[Chunk]:
                 yield _chunk(path, first + start, part, reading)
                 reading.advance(round(share * part.num_rows))
             first += batch.num_rows
+
+
+def ends_as_parquet(path: Path) -> bool:
+    """Whether a file is complete if it is parquet: one that is being written lacks its last four bytes."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != MAGIC:
+                return True
+            size = file.seek(0, 2)
+            file.seek(max(4, size - 4))
+            return file.read() == MAGIC
+    except OSError:
+        return False
 
 
 def _rows_per_batch(file: pq.ParquetFile) -> int:
@@ -93,29 +107,43 @@ def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> C
     hashes = hash_prompts(prompts.flatten().to_numpy(zero_copy_only=False), _lengths(prompts))
 
     def keep(index: int) -> _Kept:
-        return _Kept(batch.take(pa.array(np.array([index]))), path, first + int(rows[index]))
+        return _Kept({n: _own(batch.column(n)[index]) for n in batch.schema.names}, path, first + int(rows[index]))
 
-    return Chunk(offsets, tokens, numbers, words, present, hashes, lambda index: keep(index)(), keep)
+    def prompt(index: int) -> Column:
+        return prompts[index].values.to_numpy(zero_copy_only=False)
+
+    return Chunk(offsets, tokens, numbers, words, present, hashes, lambda index: keep(index)(), keep, prompt=prompt)
+
+
+def _own(value: pa.Scalar) -> Any:
+    """A field of one row that holds on to no other: numbers as an array, where none is missing."""
+    values = value.values if pa.types.is_list(value.type) and value.is_valid else None
+    if values is None or values.null_count or not pa.types.is_primitive(values.type):
+        return value.as_py()
+    return np.array(values.to_numpy(zero_copy_only=False))
 
 
 @dataclass(frozen=True)
 class _Kept:
     """One row on its own; `whole` reads its texts from the file too."""
 
-    row: pa.RecordBatch
+    fields: Mapping[str, Any]
     path: Path
     number: int
 
     def __call__(self) -> Rollout:
-        return rollout_of(self.row.to_pylist()[0])
+        return rollout_of(self._row())
+
+    def _row(self) -> dict[str, Any]:
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in self.fields.items()}
 
     def whole(self) -> Rollout:
         try:
             texts = texts_of(self.path, self.number)
             told = texts.get("token_texts")
-            if told is not None and (len(told) != len(self.row.column("response_ids")[0]) or None in told):
+            if told is not None and (len(told) != len(self.fields["response_ids"]) or None in told):
                 texts["token_texts"] = None
-            return rollout_of(self.row.to_pylist()[0] | texts)
+            return rollout_of(self._row() | texts)
         except DataError:  # the file has changed since, or they are damaged; all that is measured is here
             return self()
 

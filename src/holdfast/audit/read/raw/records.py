@@ -140,6 +140,7 @@ def chunk_of_records(records: Sequence[Record]) -> Chunk:
         rollout=lambda index: kept[index].rollout(),
         keep=keep,
         likeliest=likeliest if any(likeliest) else (),
+        prompt=lambda index: kept[index].prompt,
     )
 
 

@@ -107,8 +107,8 @@ def _sizes(statistics: Statistics) -> Markup:
 
 
 def _by_environment(statistics: Statistics) -> Markup:
-    names = sorted(map(str, statistics.by_environment.sums))
-    means = {name: statistics.by_environment.mean("abs_log", "tokens", name) for name in names}
+    rows = statistics.by_environment
+    means = {name: rows.mean("abs_log", "tokens", name) for name in sorted(map(str, rows.sums))}
     known = {name: mean for name, mean in means.items() if mean is not None}
     if len(known) < 2:
         return Markup()

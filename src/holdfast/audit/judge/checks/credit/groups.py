@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from holdfast.audit.measure.adding import SampledRows, hash_numbers
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
@@ -23,15 +24,13 @@ COLUMNS = ("number", "step", "group", "prompt", "reward", "advantage", "tokens")
 class SequenceTable:
     """Sequences that have a reward and one advantage for all their own tokens, in reading order."""
 
-    parts: list[dict[str, Column]] = field(default_factory=list)
-    sequences: int = 0
+    rows: SampledRows = field(default_factory=lambda: SampledRows(MOST))
+    alike: int = 0
     varying: int = 0
     """Sequences whose tokens have advantages of their own, as a critic or rewards by turn give."""
 
     def update(self, view: View) -> None:
         """Take in one chunk that has rewards and advantages."""
-        if self.sequences >= MOST:
-            return
         first, middle, last, count = _own_tokens(view)
         values = view.tokens("advantages")[np.stack([first, middle, last])].astype(np.float64)
         reward = view.numbers("reward").astype(np.float64)
@@ -39,9 +38,9 @@ class SequenceTable:
         alike = np.ptp(values, 0) <= ALIKE * np.abs(values).max(0) + 1e-9
         self.varying += int((known & ~alike).sum())
         rows = np.flatnonzero(known & alike)
-        self.sequences += len(rows)
+        self.alike += len(rows)
         whole = {
-            "number": view.first_sequence + np.arange(len(view.chunk)),
+            "number": view.numbers_in_log,
             "step": view.step,
             "group": view.group,
             "prompt": view.chunk.prompt_hashes,
@@ -49,18 +48,20 @@ class SequenceTable:
             "advantage": values[0],
             "tokens": count,
         }
-        self.parts.append({name: whole[name][rows] for name in COLUMNS})
+        step, group = (hash_numbers(v[rows]) >> np.uint64(32) for v in (view.step, view.group))
+        keys = (np.where(view.step[rows] >= 0, step, group) << np.uint64(32)) | group
+        self.rows.add(keys, {name: whole[name][rows] for name in COLUMNS})
 
     def sequences_by_group(self) -> Grouped | None:
         """All of it, cut into groups; None where the log does not say which sequences answer one prompt.
 
         Where each sequence has a group of its own although prompts repeat within a step, equal prompts are the group.
         """
-        if not self.sequences or self.varying > 0.1 * (self.sequences + self.varying):
+        if not self.alike or self.varying > 0.1 * (self.alike + self.varying):
             return None
-        table = {name: np.concatenate([part[name] for part in self.parts]) for name in COLUMNS}
+        table = {name: values for name, values in self.rows.table().items() if name in COLUMNS}
         grouped = Grouped(table, "group")
-        if len(grouped.size) > 0.9 * self.sequences:
+        if len(grouped.size) > 0.9 * len(table["number"]):
             grouped = Grouped(table, "prompt")
         one_prompt = len(np.unique(table["prompt"])) == len(np.unique(table["group"])) == 1
         return None if one_prompt or not (grouped.size > 1).any() else grouped

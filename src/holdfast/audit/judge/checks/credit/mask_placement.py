@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from holdfast.audit.judge.checks.calibration import ENOUGH, SPARE
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.checks.places import Places
 from holdfast.audit.judge.finding import Finding, Severity
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import Sampled, add_up
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.edges import NOTHING, OTHERS, OWN, Stints, stints_of
 from holdfast.audit.measure.view import View
@@ -20,6 +21,8 @@ SCALES = (1, 4, 16)
 """Tokens at a turn's start or end that are looked at together."""
 NEAR = SCALES[-1]
 """Tokens of a block."""
+ENOUGH = 4_000_000
+"""Tokens whose surprise is compared with the entropy."""
 EDGES = {
     "opening": "the first {} of a turn, after text of others",
     "turning": "the first {} of a turn",
@@ -43,6 +46,34 @@ ENDS = 0.5
 FEWEST_RESPONSES = 8
 
 
+@dataclass
+class _Excess:
+    """What surprise exceeds entropy by, of some chunks: by zone, in blocks of NEAR own tokens, and where most."""
+
+    zones: Binned = field(default_factory=lambda: Binned((len(ZONES) + 2) * len(SUMS)))
+    blocks: Column = field(default_factory=lambda: np.zeros(2))
+    places: Places = field(default_factory=Places)
+
+    def zone(self, zone: int) -> Column:
+        """SUMS of a zone."""
+        return self.zones.sums[:, zone * len(SUMS) : (zone + 1) * len(SUMS)].sum(0)
+
+    def whole(self) -> Column:
+        """Sums over all own tokens: those elsewhere and in the widest zones (a short stretch counts twice)."""
+        widest = [i for i, (_, scale) in enumerate(ZONES) if scale == NEAR]
+        return self.zone(ELSEWHERE) + np.sum([self.zone(i) for i in widest], 0)
+
+    def zone_excess(self, zone: int) -> float:
+        """Summed excess of a zone beyond that elsewhere, where it is one for sure; 0 where not."""
+        tokens, excess, entropy = self.zone(zone)
+        if tokens < FEWEST or self.zone(ELSEWHERE)[0] < FEWEST:
+            return 0.0
+        z, e = zone * len(SUMS), ELSEWHERE * len(SUMS)
+        gap = self.zones.estimate(lambda m: m[..., z + 1] / m[..., z] - m[..., e + 1] / m[..., e], LEVEL)
+        enough = gap.low > EXCESS and excess > TIMES * entropy
+        return float(excess) if enough else 0.0
+
+
 class MaskPlacement:
     """Asks of each token in the mask whether the policy sampled it, by three signs.
 
@@ -59,14 +90,11 @@ class MaskPlacement:
     needs = frozenset({"response_mask"})
 
     def __init__(self) -> None:
-        self.zones = Binned((len(ZONES) + 2) * len(SUMS))
-        self.chunks = 0
-        self.blocks = np.zeros(2)
+        self.looked: Sampled[_Excess] = Sampled(ENOUGH)
         self.logged = np.zeros((6, 2))
         """Tokens and values logged by the engine: own, outside; last outside before own, first outside after own,
         first own after outside, last own before outside."""
         self.ends = np.zeros(2, np.int64)
-        self.places = Places()
         self.end_places = Places()
 
     def update(self, view: View) -> None:
@@ -75,9 +103,7 @@ class MaskPlacement:
         stints = stints_of(view)
         if view.has("rollout_logprobs") and stints.outside:
             self._count_logged(view, stints)
-        self.chunks += 1
-        plenty = self.zones.sums[:, :: len(SUMS)].sum() > ENOUGH and self.chunks % SPARE
-        if view.has("entropy", "rollout_logprobs") and not plenty:
+        if view.has("entropy", "rollout_logprobs") and self.looked.wants(view.key):
             self._add_excess(view, stints)
 
     def _count_ends(self, view: View) -> None:
@@ -121,21 +147,27 @@ class MaskPlacement:
             out = np.flatnonzero(~view.own & real)
             for column, values in enumerate((None, surprise[out] - entropy[out], entropy[out])):
                 table[:, OUTSIDE, column] = np.bincount(view.sequence[out], values, len(view.chunk))
-        self.zones.add_quantities(view, table.reshape(len(view.chunk), -1))
-        self._add_blocks(view, sums)
+        found = _Excess()
+        found.zones.add_quantities(view, table.reshape(len(view.chunk), -1))
+        self._add_blocks(found, view, sums)
+        self.looked.add(view.key, int(found.zones.sums[:, :: len(SUMS)].sum()), found)
 
-    def _add_blocks(self, view: View, sums: list[Column]) -> None:
+    @staticmethod
+    def _add_blocks(into: _Excess, view: View, sums: list[Column]) -> None:
         """Blocks of NEAR tokens in a row of the response, all of them the policy's own."""
         starts = np.arange(0, view.chunk.token_count - NEAR + 1, NEAR)
         tokens, excess = (total[starts + NEAR] - total[starts] for total in sums[:2])
         whole = (tokens == NEAR) & (view.sequence[starts] == view.sequence[starts + NEAR - 1])
         found = np.flatnonzero(whole & (excess > BLOCK_EXCESS * NEAR))
-        self.blocks += whole.sum(), len(found)
-        self.places.add(view, starts[found], excess[found])
+        into.blocks += whole.sum(), len(found)
+        into.places.add(view, starts[found], excess[found])
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """What lies wrong, the gravest first; and the end token."""
-        found = self._inverted() or self._shifted() or self._surprising()
+        every = _Excess()
+        for one in self.looked.values():
+            add_up(every, one)
+        found = self._inverted(every) or self._shifted(every) or _surprising(every)
         if found:
             yield found
         missing, finished = self.ends.tolist()
@@ -145,14 +177,14 @@ class MaskPlacement:
     def _share(self, row: int) -> float:
         return float(self.logged[row, 1] / max(1.0, self.logged[row, 0]))
 
-    def _inverted(self) -> Finding | None:
-        tokens, excess, _ = self._zone(OUTSIDE)
-        own_tokens, own_excess, own_entropy = self._whole()
+    def _inverted(self, every: _Excess) -> Finding | None:
+        tokens, excess, _ = every.zone(OUTSIDE)
+        own_tokens, own_excess, own_entropy = every.whole()
         by_surprise = (
             tokens > 100
             and own_tokens > 100
             and excess < EXCESS * tokens
-            and self._zone(OUTSIDE)[2] > 0.02 * tokens
+            and every.zone(OUTSIDE)[2] > 0.02 * tokens
             and own_excess - own_tokens * max(0.0, excess / tokens) > EXCESS * own_tokens + TIMES * own_entropy
         )
         by_values = self.logged[1, 0] > 100 and self._share(0) < 0.1 and self._share(1) > 0.5
@@ -168,10 +200,10 @@ class MaskPlacement:
             ),
             "The loss trains tool output and prompts, and nothing of what the policy decided.",
             {"logged inside": self._share(0), "logged outside": self._share(1)},
-            self.places,
+            every.places,
         )
 
-    def _shifted(self) -> Finding | None:
+    def _shifted(self, every: _Excess) -> Finding | None:
         own, outside, before, after, first, last = (self._share(row) for row in range(6))
         if min(self.logged[2, 0], self.logged[3, 0]) < FEWEST_RESPONSES:
             return None
@@ -187,36 +219,7 @@ class MaskPlacement:
             "At every turn a token of the tool's is trained on, and one of the policy's own is not: mostly its first, "
             "which decides what it does, or its end token.",
             {"edges": count, "logged there outside the mask": before if late else after},
-            self.places,
-        )
-
-    def _surprising(self) -> Finding | None:
-        """The zone whose surprise exceeds its entropy most; or blocks anywhere."""
-        best = max(range(len(ZONES)), key=self._zone_excess)
-        if self._zone_excess(best) > 0:
-            edge, scale = ZONES[best]
-            tokens, excess, entropy = self._zone(best)
-            where = "among " * (scale > 1) + EDGES[edge].format(f"{scale} tokens" if scale > 1 else "token")
-            return self._not_sampled(where, scale, (excess + entropy) / tokens, entropy / tokens)
-        blocks, wrong = self.blocks.tolist()
-        if wrong < FEWEST or wrong <= MOST_BLOCKS * blocks:
-            return None
-        tokens, excess, entropy = self._whole()
-        if excess < 0.5 * BLOCK_EXCESS * wrong * NEAR:
-            return None
-        where = f"in {wrong / blocks:.0%} of its stretches of {NEAR} tokens"
-        return self._not_sampled(where, NEAR, (excess + entropy) / tokens, entropy / tokens)
-
-    def _not_sampled(self, where: str, scale: int, surprise: float, entropy: float) -> Finding:
-        alone = scale == 1
-        return _finding(
-            f"the mask holds text that the policy did not sample, {where}: the mean surprise there is "
-            f"{surprise:.2f} nats and the entropy {entropy:.2f}, and of sampled tokens the two are equal",
-            "Text that the policy did not write (a tool's answer, a template, a retrieved passage) is trained on as if "
-            "it had: it learns to imitate it, and its large surprise makes the largest ratios and gradients."
-            + (" One token only: the mask is one place off." if alone else ""),
-            {"mean surprise": surprise, "mean entropy": entropy},
-            self.places,
+            every.places,
         )
 
     def _no_end(self, missing: int, finished: int) -> Finding:
@@ -232,23 +235,36 @@ class MaskPlacement:
             "end token). If the engine strips it, ask for it back; leave out end tokens that the sampler put there.",
         )
 
-    def _zone(self, zone: int) -> Column:
-        return self.zones.sums[:, zone * len(SUMS) : (zone + 1) * len(SUMS)].sum(0)
 
-    def _whole(self) -> Column:
-        """Sums over all own tokens: those elsewhere and in the widest zones (a short stretch counts twice)."""
-        widest = [i for i, (_, scale) in enumerate(ZONES) if scale == NEAR]
-        return self._zone(ELSEWHERE) + np.sum([self._zone(i) for i in widest], 0)
+def _surprising(every: _Excess) -> Finding | None:
+    """The zone whose surprise exceeds its entropy most; or blocks anywhere."""
+    best = max(range(len(ZONES)), key=every.zone_excess)
+    if every.zone_excess(best) > 0:
+        edge, scale = ZONES[best]
+        tokens, excess, entropy = every.zone(best)
+        where = "among " * (scale > 1) + EDGES[edge].format(f"{scale} tokens" if scale > 1 else "token")
+        return _not_sampled(every, where, scale, (excess + entropy) / tokens, entropy / tokens)
+    blocks, wrong = every.blocks.tolist()
+    if wrong < FEWEST or wrong <= MOST_BLOCKS * blocks:
+        return None
+    tokens, excess, entropy = every.whole()
+    if excess < 0.5 * BLOCK_EXCESS * wrong * NEAR:
+        return None
+    where = f"in {wrong / blocks:.0%} of its stretches of {NEAR} tokens"
+    return _not_sampled(every, where, NEAR, (excess + entropy) / tokens, entropy / tokens)
 
-    def _zone_excess(self, zone: int) -> float:
-        """Summed excess of a zone beyond that elsewhere, where it is one for sure; 0 where not."""
-        tokens, excess, entropy = self._zone(zone)
-        if tokens < FEWEST or self._zone(ELSEWHERE)[0] < FEWEST:
-            return 0.0
-        z, e = zone * len(SUMS), ELSEWHERE * len(SUMS)
-        gap = self.zones.estimate(lambda m: m[..., z + 1] / m[..., z] - m[..., e + 1] / m[..., e], LEVEL)
-        enough = gap.low > EXCESS and excess > TIMES * entropy
-        return float(excess) if enough else 0.0
+
+def _not_sampled(every: _Excess, where: str, scale: int, surprise: float, entropy: float) -> Finding:
+    alone = scale == 1
+    return _finding(
+        f"the mask holds text that the policy did not sample, {where}: the mean surprise there is "
+        f"{surprise:.2f} nats and the entropy {entropy:.2f}, and of sampled tokens the two are equal",
+        "Text that the policy did not write (a tool's answer, a template, a retrieved passage) is trained on as if "
+        "it had: it learns to imitate it, and its large surprise makes the largest ratios and gradients."
+        + (" One token only: the mask is one place off." if alone else ""),
+        {"mean surprise": surprise, "mean entropy": entropy},
+        every.places,
+    )
 
 
 def _cumulative(values: Column) -> Column:

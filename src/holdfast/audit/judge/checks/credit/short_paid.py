@@ -9,6 +9,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.measure.adding import Span
 from holdfast.audit.measure.binned import power_bin
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
@@ -40,7 +41,7 @@ class ShortPaid:
     def __init__(self) -> None:
         self.steps: dict[int, Column] = {}
         """Per length class: responses, Σ reward, Σ reward², Σ length."""
-        self.low, self.high = np.inf, -np.inf
+        self.paid = Span()
 
     def update(self, view: View) -> None:
         """Sum by step and length."""
@@ -49,7 +50,7 @@ class ShortPaid:
         rows = np.flatnonzero(np.isfinite(reward) & (view.step >= 0))
         if not len(rows):
             return
-        self.low, self.high = min(self.low, float(reward[rows].min())), max(self.high, float(reward[rows].max()))
+        self.paid.add(reward[rows])
         bins = power_bin(length, LENGTHS)
         for step in np.unique(view.step[rows]).tolist():
             here = rows[view.step[rows] == step]
@@ -59,7 +60,7 @@ class ShortPaid:
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding at the length that tells the two kinds apart best."""
-        steps, span = sorted(self.steps), self.high - self.low
+        steps, span = sorted(self.steps), self.paid.high - self.paid.low
         if len(steps) < FEWEST_STEPS or not span > 0:
             return
         table = np.stack([self.steps[s] for s in steps])

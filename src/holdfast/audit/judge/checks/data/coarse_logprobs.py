@@ -8,10 +8,11 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding
+from holdfast.audit.measure.adding import Sampled
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
-ENOUGH, SPARE, PER_CHUNK = 200_000, 16, 1 << 14
+ENOUGH, PER_CHUNK = 200_000, 1 << 14
 """Values after which one chunk in SPARE is looked at, and values of one chunk."""
 FEWEST = 300
 ALL = 0.995
@@ -36,22 +37,19 @@ class CoarseLogprobs:
     needs = frozenset({"rollout_logprobs"})
 
     def __init__(self) -> None:
-        self.counts = {name: np.zeros(len(FORMS) + 1) for name in _SIDES}
-        """Values looked at, and of them those of each form."""
-        self.error = dict.fromkeys(_SIDES, 0.0)
-        self.chunks = 0
+        self.sums = {name: Sampled[Column](ENOUGH) for name in _SIDES}
+        """Of chunks: values looked at, of them those of each form, and their sum."""
 
     def update(self, view: View) -> None:
         """Look at values from the whole chunk, evenly."""
-        self.chunks += 1
-        if self.counts["rollout_logprobs"][0] > ENOUGH and self.chunks % SPARE:
-            return
         for name in filter(view.has, _SIDES):
+            if not self.sums[name].wants(view.key):
+                continue
             stride = max(1, view.chunk.token_count // PER_CHUNK)
             values = view.tokens(name)[::stride]
             values = values[view.own[::stride] & np.isfinite(values) & (values < -LEAST)]
-            self.counts[name] += len(values), *(int(form.sum()) for form in _forms(values))
-            self.error[name] += float(np.abs(values).sum())
+            sums = [len(values), *(int(form.sum()) for form in _forms(values)), float(np.abs(values).sum())]
+            self.sums[name].add(view.key, len(values), np.array(sums))
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """One finding for the side, or both."""
@@ -75,8 +73,11 @@ class CoarseLogprobs:
             evidence={f"mean rounding of the {_SIDES[name]}'s": error for name, error in errors.items()},
         )
 
+    def _sums(self, name: str) -> Column:
+        return np.sum([np.zeros(len(FORMS) + 2), *self.sums[name].values()], 0)
+
     def _form(self, name: str) -> str | None:
-        count, *forms = self.counts[name]
+        count, *forms, _ = self._sums(name)
         if count < FEWEST:
             return None
         return next((form for form, k in zip(FORMS, forms, strict=True) if k >= ALL * count), None)
@@ -84,7 +85,7 @@ class CoarseLogprobs:
     def _error(self, name: str, form: str) -> float:
         """Mean rounding: a quarter of bfloat16's spacing, 2^-7 to 2^-8 of the value, or of the last decimal's unit."""
         if form == "bfloat16":
-            return 0.25 * 2**-7.5 * self.error[name] / self.counts[name][0]
+            return 0.25 * 2**-7.5 * float(self._sums(name)[-1] / self._sums(name)[0])
         return 0.25 * 10.0 ** -int(form[0])
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from holdfast.audit.judge.checks.places import MOST_IDS
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
 CONCENTRATION = 0.9
 FEWEST = 8
-MOST_IDS = 1 << 20
 
 
 @dataclass
@@ -22,9 +22,13 @@ class CountsById:
 
     def add(self, ids: Column) -> None:
         """Count these tokens."""
-        if not len(ids):
-            return
-        new = np.bincount(np.clip(ids, 0, MOST_IDS - 1))
+        self._add(np.bincount(np.clip(ids, 0, MOST_IDS - 1)))
+
+    def merge(self, other: CountsById) -> None:
+        """Add another's counts."""
+        self._add(other.counts)
+
+    def _add(self, new: Column) -> None:
         if len(new) > len(self.counts):
             self.counts = np.pad(self.counts, (0, len(new) - len(self.counts)))
         self.counts[: len(new)] += new

@@ -9,7 +9,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.checks.data.exact_zeros import CountsById, ExactZeros
-from holdfast.audit.judge.checks.places import Places
+from holdfast.audit.judge.checks.places import FirstById
 from holdfast.audit.judge.finding import Finding
 from holdfast.audit.measure.view import View
 
@@ -38,7 +38,7 @@ class ForcedTokens:
         self.own = 0
         self.rare = [CountsById() for _ in LIMITS]
         self.at_end = CountsById()
-        self.places: dict[int, Places] = {}
+        self.first = FirstById()
 
     def update(self, view: View) -> None:
         """Count rare tokens by id."""
@@ -56,9 +56,8 @@ class ForcedTokens:
         for limit, counts in zip(LIMITS, self.rare, strict=True):
             below = below[engine[below] < limit]
             counts.add(ids[below])
-        seen = np.concatenate([rare, view.blank])
-        for token in self._ids():
-            self.places.setdefault(token, Places()).add(view, seen[ids[seen] == token])
+        seen = np.union1d(rare, view.blank)
+        self.first.add(ids[seen], view.numbers_in_log[view.sequence[seen]], view.position[seen])
 
     def _forced(self) -> list[tuple[int, int, float]]:
         """(id, occurrences, the limit they are below) that chance does not explain, the most frequent first."""
@@ -104,6 +103,6 @@ class ForcedTokens:
                 "of them last in a response": int(ends[ids[0]]) if ids[0] < len(ends) else 0,
                 "ids": ", ".join(map(str, ids[:10])),
             },
-            where=self.places.get(ids[0], Places()).where(),
+            where=self.first.where(ids[0]),
             invalidates=zero is not None and zero[1] > 0.001 * max(1, self.own),
         )

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
-from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.judge.checks.places import Places
+from holdfast.audit.judge.finding import Finding
 from holdfast.audit.measure.view import View
 
 TOLERANCE = 1e-3
@@ -24,24 +25,26 @@ class InvalidLogprobs:
 
     def __init__(self) -> None:
         self.counts = {(column, kind): 0 for column in _COLUMNS for kind in ("NaN", "infinite", "positive")}
-        self.places: list[tuple[int, int]] = []
+        self.places = Places()
         self.own = 0
 
     def update(self, view: View) -> None:
         """Count, and remember the first places."""
         self.own += int(view.own.sum())
+        everywhere = []
         for column in filter(view.has, _COLUMNS):
             values = view.tokens(column)
             known = view.own & view.given(column)
+            wrong = np.zeros(len(values), bool)
             for kind, found in (
                 ("NaN", np.isnan(values)),
                 ("infinite", np.isinf(values)),
                 ("positive", values > TOLERANCE),
             ):
-                bad = np.flatnonzero(found & known)
-                self.counts[column, kind] += len(bad)
-                for token in bad[: max(0, 10 - len(self.places))]:
-                    self.places.append((view.first_sequence + int(view.sequence[token]), int(view.position[token])))
+                self.counts[column, kind] += int((found & known).sum())
+                wrong |= found & known
+            everywhere.append(wrong)
+        self.places.add(view, np.flatnonzero(np.any(everywhere, 0)))
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """One finding for all kinds together."""
@@ -59,6 +62,6 @@ class InvalidLogprobs:
             fix="Log the engine's own value for the sampled token. A token that the policy did not sample (tool "
             "output, a forced token) belongs outside response_mask, where NaN is allowed.",
             evidence={**seen, "share of own tokens": sum(seen.values()) / max(1, self.own)},
-            where=Where(sequences=tuple(dict.fromkeys(s for s, _ in self.places)), positions=tuple(self.places)),
+            where=self.places.where(),
             invalidates=sum(seen.values()) > 0.001 * max(1, self.own),
         )

@@ -10,14 +10,15 @@ from holdfast.audit.judge.checks.calibration import Value
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import Sampled
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.repeats import repeats_of
-from holdfast.audit.measure.stretches import CLASSES, classes_of
+from holdfast.audit.measure.stretches import CLASSES
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
-ENOUGH, SPARE = 400_000, 64
-"""Tokens after which only one chunk in SPARE is looked at."""
+ENOUGH = 400_000
+"""Tokens that are looked at."""
 FEWEST_TOKENS = 1000
 APART, LARGE = 0.25, 0.01
 """By how much the mean log-ratios of repeated and new tokens must differ, over the mean |log-ratio|; and that mean."""
@@ -39,19 +40,16 @@ class RepetitionPenalty:
     needs = frozenset({"rollout_logprobs", "trainer_logprobs"})
 
     def __init__(self) -> None:
-        self.sums = Binned(2 * CLASSES * 3)
-        """Tokens, Σr and Σ|r| of new and of repeated tokens in each class of surprise."""
-        self.chunks = 0
-        self.tokens = 0.0
+        self.looked: Sampled[Binned] = Sampled(ENOUGH)
+        """Of chunks: tokens, Σr and Σ|r| of new and of repeated tokens in each class of surprise."""
 
     def update(self, view: View) -> None:
         """Look at the first sequences of the chunk."""
-        self.chunks += 1
-        if not view.chunk.token_count or (self.tokens > ENOUGH and self.chunks % SPARE):
+        if not view.chunk.token_count or not self.looked.wants(view.key):
             return
         repeats = repeats_of(view)
         n, inside = repeats.sequences, slice(0, len(repeats.seen))
-        kind = classes_of(view)[inside].astype(np.int64)
+        kind = view.classes[inside].astype(np.int64)
         rows = np.flatnonzero((kind < CLASSES) & (view.size[inside] < 20))
         cell = view.sequence[rows] * (2 * CLASSES) + repeats.seen[rows] * CLASSES + kind[rows]
         parts = [
@@ -60,20 +58,24 @@ class RepetitionPenalty:
         ]
         table = np.zeros((len(view.chunk), 2 * CLASSES * 3))
         table[:n] = np.concatenate(parts, 1)
-        self.tokens += len(rows)
-        self.sums.add_quantities(view, table)
+        sums = Binned(2 * CLASSES * 3)
+        sums.add_quantities(view, table)
+        self.looked.add(view.key, len(rows), sums)
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where repeated tokens are scored by another rule, for sure."""
-        if self.tokens < FEWEST_TOKENS:
+        if self.looked.weight < FEWEST_TOKENS:
             return
-        apart = self.sums.estimate_totals(lambda sums, _: _difference(sums) / _size(sums), LEVEL)
-        size = float(_size(self.sums.sums.sum(0)))
+        every = Binned(2 * CLASSES * 3)
+        for one in self.looked.values():
+            every.merge(one)
+        apart = every.estimate_totals(lambda sums, _: _difference(sums) / _size(sums), LEVEL)
+        size = float(_size(every.sums.sum(0)))
         engine = apart.low > APART
         if not (engine or apart.high < -APART) or size < LARGE:
             return
         whose, other = ("engine", "trainer") if engine else ("trainer", "engine")
-        new, repeated = _means(self.sums.sums.sum(0))
+        new, repeated = _means(every.sums.sum(0))
         yield Finding(
             name=self.name,
             kind="data",
@@ -91,7 +93,7 @@ class RepetitionPenalty:
                 "mean log ratio, repeated tokens": repeated,
                 "mean log ratio, new tokens": new,
                 "mean |log ratio|": size,
-                "tokens looked at": int(self.tokens),
+                "tokens looked at": int(self.looked.weight),
             },
             settings=settings("sampling_support"),
             invalidates=True,

@@ -8,6 +8,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.measure.adding import First
 from holdfast.audit.measure.view import View
 
 FEWEST = 3
@@ -26,14 +27,14 @@ class ShiftedByOne:
     def __init__(self) -> None:
         self.late = 0
         self.early = 0
-        self.sequences: list[int] = []
+        self.sequences = First()
 
     def update(self, view: View) -> None:
         """Count the chunk's shifted sequences."""
         found = np.flatnonzero(view.shifted)
         self.late += int((view.shifted > 0).sum())
         self.early += int((view.shifted < 0).sum())
-        self.sequences += (view.first_sequence + found[: 10 - len(self.sequences)]).tolist()
+        self.sequences.add((view.first_sequence + found[:10]).tolist())
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where several sequences fit one place away."""
@@ -59,6 +60,6 @@ class ShiftedByOne:
                 "one late": self.late,
                 "one early": self.early,
             },
-            where=Where(sequences=tuple(self.sequences)),
+            where=Where(sequences=tuple(self.sequences.numbers)),
             invalidates=share > 0.001,
         )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import numpy as np
-
 from holdfast.audit.judge.checks.calibration import (
     BACKWARD,
     FEWEST_TOKENS,
@@ -20,6 +18,7 @@ from holdfast.audit.judge.checks.calibration import (
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import Span
 from holdfast.audit.measure.binned import Sizes
 from holdfast.audit.measure.view import View
 
@@ -44,21 +43,16 @@ class SupportMismatch:
         self.calibration = Calibration()
         self.blank = 0
         self.missing = Sizes()
-        self.sampling: dict[str, set[float]] = {
-            "temperature": set(),
-            "top_p": set(),
-            "top_k": set(),
-            "min_p": set(),
-        }
+        self.sampling = {name: Span() for name in ("temperature", "top_p", "top_k", "min_p")}
 
     def update(self, view: View) -> None:
         """Add weights, and the size of the ratios that matter."""
         self.blank += len(view.blank)
-        if self.calibration.update(view):
-            self.missing.add(view.size[view.size > 0.01])
+        self.calibration.update(view)
+        self.missing.add(view.size[view.size > 0.01])
         for name, seen in self.sampling.items():
-            if view.has(name) and len(seen) < 10:
-                seen |= set(np.unique(view.numbers(name)[view.chunk.present[name]]).tolist())
+            if view.has(name):
+                seen.add(view.numbers(name)[view.chunk.present[name]])
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where weights are out of balance by small ratios."""
@@ -73,7 +67,7 @@ class SupportMismatch:
             return
         full = "trainer" if kept == "engine" else "engine"
         least = math.exp(-self.missing.quantile(0.99))
-        recorded = {name: min(seen) for name, seen in self.sampling.items() if seen}
+        recorded = {name: seen.low for name, seen in self.sampling.items() if math.isfinite(seen.low)}
         yield Finding(
             name=self.name,
             kind="data",

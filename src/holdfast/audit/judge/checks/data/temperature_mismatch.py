@@ -18,6 +18,7 @@ from holdfast.audit.judge.checks.calibration import (
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import Span, add_up
 from holdfast.audit.measure.tokens import UNKNOWN
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
@@ -52,7 +53,7 @@ class TemperatureMismatch:
         self.calibration = Calibration()
         self.freshest = Calibration()
         self.freshness = UNKNOWN
-        self.temperatures: set[float] = set()
+        self.temperatures = Span()
         self.steps: dict[int, Column] = {}
 
     def update(self, view: View) -> None:
@@ -67,8 +68,18 @@ class TemperatureMismatch:
             for step in np.unique(view.step[view.step >= 0]).tolist():
                 sums = view.calibration[view.step == step].sum(0)
                 self.steps[step] = self.steps[step] + sums if step in self.steps else sums
-        if view.has("temperature") and len(self.temperatures) < 10:
-            self.temperatures |= set(np.unique(view.numbers("temperature")[view.chunk.present["temperature"]]).tolist())
+        if view.has("temperature"):
+            self.temperatures.add(view.numbers("temperature")[view.chunk.present["temperature"]])
+
+    def merge(self, other: TemperatureMismatch) -> None:
+        """Add another's sums; of the freshest rollouts those that are the freshest of both."""
+        if other.freshness > self.freshness:
+            self.freshest, self.freshness = other.freshest, other.freshness
+        elif other.freshness == self.freshness:
+            add_up(self.freshest, other.freshest)
+        add_up(self.calibration, other.calibration)
+        add_up(self.steps, other.steps)
+        self.temperatures.merge(other.temperatures)
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where β is not 1."""
@@ -79,7 +90,7 @@ class TemperatureMismatch:
         if not (low.low > 1 + MARGIN or high.high < 1 - MARGIN) or self._comes_later(low.value > 1):
             return
         factor = 1 / max(c.value(exponent), 0.1)
-        recorded = min(self.temperatures) if len(self.temperatures) == 1 else None
+        recorded = self.temperatures.low if self.temperatures.low == self.temperatures.high else None
         yield Finding(
             name=self.name,
             kind="data",

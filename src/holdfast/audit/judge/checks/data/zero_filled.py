@@ -73,11 +73,10 @@ class ZeroFilled:
             self.sequences += self._empty_sequences(view)
             self.alone.update(view)
             return
-        if self.truncated:
-            certain = view.measured & (view.tokens("rollout_logprobs") == 0)
-            self.certain += int(certain.sum())
-            self.uncertain += int(view.measured.sum() - certain.sum())
-            self.far += len(view.far_below) - len(view.blank)
+        certain = int((view.measured & (view.tokens("rollout_logprobs") == 0)).sum())
+        self.certain += certain
+        self.uncertain += int(view.measured.sum()) - certain
+        self.far += len(view.far_below) - len(view.blank)
         self.engine.add(view, view.blank, view.tokens("trainer_logprobs")[view.blank])
         zeros = view.far_above[view.tokens("trainer_logprobs")[view.far_above] == 0]
         self.trainer.add(view, zeros, view.tokens("rollout_logprobs")[zeros])

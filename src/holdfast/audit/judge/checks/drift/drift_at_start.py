@@ -10,16 +10,20 @@ from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.checks.lights import GROWTH, growth_severity
 from holdfast.audit.judge.finding import Finding
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import Sampled
 from holdfast.audit.measure.contrast import growth
-from holdfast.audit.measure.stretches import CLASSES, classes_of
+from holdfast.audit.measure.stretches import CLASSES
 from holdfast.audit.measure.tokens import FOLDS
 from holdfast.audit.measure.view import View
+from holdfast.audit.read.columns import Column
 
 EDGES = (4, 8, 16, 32, 64, 128)
 """Positions at which the first tokens of a response are cut into zones; the last zone ends at the last edge."""
 FIRST, LATER = (8, 16, 32), 64
 """The first so many tokens are compared with those from LATER to the last edge on."""
-ENOUGH, SPARE = 4_000_000, 8
+ENOUGH = 4_000_000
+"""Tokens that are looked at."""
+_SHAPE = (3, FOLDS, len(EDGES) + 1, CLASSES)
 
 
 class DriftAtStart:
@@ -35,29 +39,28 @@ class DriftAtStart:
     needs = frozenset({"rollout_logprobs", "trainer_logprobs"})
 
     def __init__(self) -> None:
-        self.sums = np.zeros((3, FOLDS, len(EDGES) + 1, CLASSES))
-        """Σ|log ratio|, tokens and, in the first class, Σ k3."""
-        self.chunks = 0
+        self.looked: Sampled[Column] = Sampled(ENOUGH)
+        """Of chunks: [3, FOLDS, zones, CLASSES] of Σ|log ratio|, tokens and, in the first class, Σ k3."""
 
     def update(self, view: View) -> None:
         """Sum the drift of the first tokens by zone and uncertainty."""
-        self.chunks += 1
-        if self.sums[1].sum() > ENOUGH and self.chunks % SPARE:
+        if not self.looked.wants(view.key):
             return
         lengths = np.minimum(view.lengths, EDGES[-1])
         starts = np.repeat(view.chunk.offsets[:-1], lengths)
         within = np.arange(len(starts)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         token = starts + within
-        kind = classes_of(view)[token].astype(np.int64)
+        kind = view.classes[token].astype(np.int64)
         keep = kind < CLASSES
         token, kind, within = token[keep], kind[keep], within[keep]
         zone = np.searchsorted(EDGES, within, side="right")
         place = (view.token_fold[token] * (len(EDGES) + 1) + zone) * CLASSES + kind
-        shape = self.sums.shape[1:]
-        size = int(np.prod(shape))
-        self.sums[0] += np.bincount(place, view.size[token], size).reshape(shape)
-        self.sums[1] += np.bincount(place, minlength=size).reshape(shape)
-        self.sums[2, ..., 0] += np.bincount(place, view.k3[token], size).reshape(shape).sum(-1)
+        sums = np.zeros(_SHAPE)
+        size = sums[0].size
+        sums[0] = np.bincount(place, view.size[token], size).reshape(_SHAPE[1:])
+        sums[1] = np.bincount(place, minlength=size).reshape(_SHAPE[1:])
+        sums[2, ..., 0] = np.bincount(place, view.k3[token], size).reshape(_SHAPE[1:]).sum(-1)
+        self.looked.add(view.key, len(token), sums)
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where the first tokens drift more, for sure, and more than any other part of the start."""
@@ -87,5 +90,6 @@ class DriftAtStart:
 
     def _zones(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sums, counts and KL, each [FOLDS, CLASSES], of zones first to end - 1 together."""
-        sums, counts, kl = self.sums[:, :, first:end].sum(2)
+        every = np.sum([np.zeros(_SHAPE), *self.looked.values()], 0)
+        sums, counts, kl = every[:, :, first:end].sum(2)
         return sums, counts, kl

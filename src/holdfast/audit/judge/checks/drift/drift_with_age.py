@@ -7,38 +7,20 @@ from collections.abc import Iterable
 import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
+from holdfast.audit.judge.checks.drift.ages import Ages
 from holdfast.audit.judge.checks.lights import GROWTH, KL_EXPERTS, KL_HIGH, STRONG
 from holdfast.audit.judge.finding import Finding
 from holdfast.audit.judge.fixes import settings
 from holdfast.audit.measure.binned import power_bin
-from holdfast.audit.measure.contrast import Groups
+from holdfast.audit.measure.contrast import Groups, fold_sums
+from holdfast.audit.measure.stretches import CLASSES
+from holdfast.audit.measure.tokens import FOLDS
 from holdfast.audit.measure.view import View
-from holdfast.audit.read.columns import Column
 
 AGES = 8
 """Classes of age: 0, 1, 2 to 3, 4 to 7, …"""
-
-
-class Ages:
-    """Age of a token's weights: how many versions behind the newest that sampled for its step or an earlier one.
-
-    The newest is the newest read so far. One version is one update where the source counts updates.
-    """
-
-    def __init__(self) -> None:
-        self.newest: dict[int, int] = {}
-
-    def of(self, view: View) -> Column:
-        """[R] age of each stretch's weights, -1 where not recorded."""
-        stretches, step = view.stretches, view.step
-        for one in np.unique(step):
-            versions = stretches.version[step[stretches.sequence] == one]
-            before = max((newest for known, newest in self.newest.items() if known <= one), default=-1)
-            self.newest[int(one)] = max(before, int(versions.max(initial=-1)))
-        if len(self.newest) > 1024:
-            self.newest = dict(sorted(self.newest.items())[-512:])
-        newest = np.array([self.newest[int(one)] for one in step])
-        return np.where(stretches.version < 0, -1, newest[stretches.sequence] - stretches.version)
+MOST_STEPS = 512
+"""Steps that are kept, those of the smallest hashes."""
 
 
 class DriftWithAge:
@@ -53,25 +35,35 @@ class DriftWithAge:
     needs = frozenset({"rollout_logprobs", "trainer_logprobs", "weight_versions"})
 
     def __init__(self) -> None:
-        self.groups = Groups(AGES)
-        self.ages = Ages()
+        self.ages = Ages(1 << (AGES - 2), MOST_STEPS)
 
     def update(self, view: View) -> None:
-        """Sum the drift by age."""
-        age = self.ages.of(view)
-        self.groups.add(view, np.where(age < 0, -1, power_bin(age, AGES)))
+        """Sum the drift by step and version."""
+        version, step = view.stretches.version, self.ages.steps_of(view)[view.stretches.sequence]
+        for one in np.unique(step).tolist():
+            for v in np.unique(version[step == one]).tolist():
+                self.ages.add(one, v, fold_sums(view, np.flatnonzero((step == one) & (version == v))))
+
+    def _groups(self) -> Groups:
+        """Sums by class of age."""
+        cells = np.zeros((AGES, 3, FOLDS, CLASSES))
+        for _, age, sums in self.ages.by_age():
+            if age >= 0:
+                cells[int(power_bin(np.array([age]), AGES)[0])] += sums
+        return Groups.of([*cells])
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where the growth exceeds GROWTH beyond chance and the drift is more than numerics."""
-        known = np.flatnonzero(self.groups.tokens() > 0)
-        tests = [(int(old), self.groups.growth([int(known[0])], [int(old)])) for old in known[1:]]
-        found = [(old, g) for old, g in tests if g.surely_above(GROWTH) and self.groups.kl_of([old]) > KL_EXPERTS]
+        groups = self._groups()
+        known = np.flatnonzero(groups.tokens() > 0)
+        tests = [(int(old), groups.growth([int(known[0])], [int(old)])) for old in known[1:]]
+        found = [(old, g) for old, g in tests if g.surely_above(GROWTH) and groups.kl_of([old]) > KL_EXPERTS]
         if not found:
             return
         old, grown = found[-1]
-        kl = {_words(int(age)): self.groups.kl_of([int(age)]) for age in known}
+        kl = {_words(int(age)): groups.kl_of([int(age)]) for age in known}
         worst = kl[_words(old)]
-        share = float(self.groups.tokens()[old] / self.groups.tokens().sum())
+        share = float(groups.tokens()[old] / groups.tokens().sum())
         yield Finding(
             name=self.name,
             kind="drift",

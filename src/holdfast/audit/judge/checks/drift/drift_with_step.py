@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
-from holdfast.audit.judge.checks.drift.drift_with_age import Ages
+from holdfast.audit.judge.checks.drift.ages import Ages
 from holdfast.audit.judge.checks.lights import GROWTH, KL_EXPERTS, KL_HIGH, growth_severity
 from holdfast.audit.judge.finding import Finding, Where
 from holdfast.audit.measure.contrast import FEWEST_UNITS, growth, trend_chance
@@ -39,28 +39,28 @@ class DriftWithStep:
     needs = frozenset({"rollout_logprobs", "trainer_logprobs", "step"})
 
     def __init__(self) -> None:
-        self.steps: dict[int, np.ndarray] = {}
-        self.ages = Ages()
+        self.ages = Ages(AGES - 1)
 
     def update(self, view: View) -> None:
-        """Sum drift, tokens and KL by step, age and uncertainty."""
+        """Sum drift, tokens and KL by step, version and uncertainty."""
         stretches = view.stretches
         step = view.step[stretches.sequence]
-        age = np.clip(self.ages.of(view), 0, AGES - 1)
-        for one in np.unique(step[step >= 0]):
-            table = self.steps.setdefault(int(one), np.zeros((3, AGES, CLASSES)))
-            for a in np.unique(age[step == one]):
-                rows = (step == one) & (age == a)
-                table[0, a] += stretches.sums[rows].sum(0)
-                table[1, a] += stretches.counts[rows].sum(0)
-                table[2, a, 0] += stretches.kl[rows].sum()
+        for one in np.unique(step[step >= 0]).tolist():
+            for version in np.unique(stretches.version[step == one]).tolist():
+                rows = (step == one) & (stretches.version == version)
+                cell = np.stack([stretches.sums[rows].sum(0), stretches.counts[rows].sum(0), np.zeros(CLASSES)])
+                cell[2, 0] = stretches.kl[rows].sum()
+                self.ages.add(one, version, cell)
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where the rise exceeds GROWTH and is steadier than chance."""
-        steps = sorted(one for one, table in self.steps.items() if table[1].sum() > 0)
+        tables: dict[int, Column] = {}
+        for one, age, cell in self.ages.by_age():
+            tables.setdefault(one, np.zeros((3, AGES, CLASSES)))[:, max(age, 0)] += cell
+        steps = [one for one, table in tables.items() if table[1].sum() > 0]
         if len(steps) < FEWEST_STEPS:
             return
-        sums, counts, kl = np.stack([self.steps[one].reshape(3, -1) for one in steps], 1)
+        sums, counts, kl = np.stack([tables[one].reshape(3, -1) for one in steps], 1)
         third = len(steps) // 3
         level = levels(sums, counts)
         kl_by_step = kl.sum(1) / counts.sum(1)

@@ -8,6 +8,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.measure.adding import add_up
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
@@ -36,7 +37,7 @@ class FewPromptsDominate:
     def __init__(self) -> None:
         self.tokens = np.zeros(BUCKETS)
         self.sums = {"drift": np.zeros(BUCKETS), "gradient": np.zeros(BUCKETS)}
-        self.example = np.full(BUCKETS, -1, np.int64)
+        self.example = np.full(BUCKETS, np.iinfo(np.int64).max)
 
     def update(self, view: View) -> None:
         """Sum by prompt."""
@@ -46,7 +47,14 @@ class FewPromptsDominate:
         if view.has("advantages"):
             pull = view.sum(np.abs(view.tokens("advantages")) * view.own)
             self.sums["gradient"] += np.bincount(bucket, np.nan_to_num(pull), BUCKETS)
-        self.example[bucket] = view.first_sequence + np.arange(len(bucket))
+        known, row = np.unique(bucket, return_index=True)
+        self.example[known] = np.minimum(self.example[known], view.numbers_in_log[row])
+
+    def merge(self, other: FewPromptsDominate) -> None:
+        """Add another's sums."""
+        self.tokens += other.tokens
+        add_up(self.sums, other.sums)
+        self.example = np.minimum(self.example, other.example)
 
     def _top(self, sums: Column) -> tuple[float, float, Column]:
         """The largest prompts' share of the sum, their share of the tokens of all that take part, and their buckets."""

@@ -9,6 +9,7 @@ import numpy as np
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import add_up
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.estimate import Estimate
 from holdfast.audit.measure.tokens import UNKNOWN
@@ -33,15 +34,28 @@ class NoiseFloor:
 
     def __init__(self) -> None:
         self.by_age: dict[int, Binned] = {}
+        """The freshest MOST_AGES; all others together in `older`."""
+        self.older = Binned(3)
 
     def update(self, view: View) -> None:
         """Sum |log-ratio| and k3 by the sequence's age."""
         age = view.freshness
         sums = np.column_stack([view.sequence_measured, view.sequence_size, view.sum(view.k3)])
         for a in np.unique(age).tolist():
-            if a != UNKNOWN and (a in self.by_age or len(self.by_age) < MOST_AGES):
+            if a != UNKNOWN:
                 binned = self.by_age.setdefault(a, Binned(3))
                 binned.add_quantities(view, sums * (age == a)[:, None])
+        self._bound()
+
+    def merge(self, other: NoiseFloor) -> None:
+        """Add another's ages."""
+        add_up(self.by_age, other.by_age)
+        self.older.merge(other.older)
+        self._bound()
+
+    def _bound(self) -> None:
+        for age in sorted(self.by_age)[:-MOST_AGES]:
+            self.older.merge(self.by_age.pop(age))
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """What the floor is, always; a warning where it is too high."""
@@ -51,7 +65,7 @@ class NoiseFloor:
         size, k3 = (_per_token(freshest, k) for k in (1, 2))
         if freshest.sums[:, 0].sum() < 1000:
             return
-        total = np.sum([b.sums.sum(0) for b in self.by_age.values()], 0)
+        total = np.sum([b.sums.sum(0) for b in (self.older, *self.by_age.values())], 0)
         above = 1 - k3.value / max(float(total[2] / total[0]), 1e-30)
         high = k3.low > TOO_HIGH
         stale = f"; staleness adds {above:.0%} of all that is measured" if above > 0.05 and len(self.by_age) > 1 else ""

@@ -13,6 +13,7 @@ from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.checks.lights import KL_HIGH
 from holdfast.audit.judge.finding import Finding, Where
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import hash_text
 from holdfast.audit.measure.binned import Sizes
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
@@ -24,7 +25,7 @@ FEWEST, MOST = 3, 0.25
 """Outliers: fewer are chance, a larger share is the run itself."""
 TIMES, SPREADS = 5.0, 6.0
 """How far above the median: this factor, and so many of the run's own spreads."""
-KEPT = 512
+KEPT, TRAITS = 512, 1 << 16
 SHARED, COMMON = 0.8, 0.5
 """A trait is named where this share of the outliers has it, and at most that of all sequences."""
 
@@ -45,7 +46,8 @@ class OutlierSequences:
         self.sizes = Sizes()
         self.count = 0
         self.largest: list[tuple[float, int, float, float, tuple[tuple[str, str], ...]]] = []
-        self.traits: Counter[tuple[str, str]] = Counter()
+        self.traits = np.zeros(TRAITS, np.int64)
+        """Sequences by a hash of each of their traits: a count may be too large by those that share it."""
         self.drift = 0.0
 
     def update(self, view: View) -> None:
@@ -62,14 +64,22 @@ class OutlierSequences:
         traits = _traits(view)
         for name, values in traits.items():
             for value, times in Counter(values[rows].tolist()).items():
-                if len(self.traits) < 1 << 16 or (name, str(value)) in self.traits:
-                    self.traits[name, str(value)] += times
+                self.traits[_place(name, str(value))] += times
         limit = self.largest[0][0] if len(self.largest) >= KEPT else -1.0
-        for place in np.flatnonzero(size > limit).tolist():
+        for place in np.flatnonzero(size >= limit).tolist():
             row = int(rows[place])
             told = tuple((name, str(values[row])) for name, values in traits.items())
             entry = (float(size[place]), -view.first_sequence - row, float(k3[place]), float(tokens[place]), told)
             (heapq.heappush if len(self.largest) < KEPT else heapq.heappushpop)(self.largest, entry)
+
+    def merge(self, other: OutlierSequences) -> None:
+        """Add another's sequences."""
+        self.sizes.merge(other.sizes)
+        self.count += other.count
+        self.drift += other.drift
+        self.traits += other.traits
+        self.largest = heapq.nlargest(KEPT, self.largest + other.largest)
+        heapq.heapify(self.largest)
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding that names the outliers and what they share."""
@@ -112,12 +122,17 @@ class OutlierSequences:
     def _shared(self, out: list[tuple[float, int, float, float, tuple[tuple[str, str], ...]]]) -> str:
         """Traits that nearly all outliers have and few others."""
         own = Counter(trait for entry in out for trait in entry[4])
-        found = [
-            f"{count / len(out):.0%} of them have {name} {value} (of all: {self.traits[name, value] / self.count:.0%})"
-            for (name, value), count in own.most_common(8)
-            if count >= SHARED * len(out) and self.traits[name, value] <= COMMON * self.count
-        ]
-        return ", ".join(found)
+        most = sorted(own.items(), key=lambda item: (-item[1], item[0]))[:8]
+        shares = [(trait, count / len(out), self.traits[_place(*trait)] / self.count) for trait, count in most]
+        return ", ".join(
+            f"{share:.0%} of them have {name} {value} (of all: {of_all:.0%})"
+            for (name, value), share, of_all in shares
+            if share >= SHARED and of_all <= COMMON
+        )
+
+
+def _place(name: str, value: str) -> int:
+    return hash_text(f"{name} {value}") % TRAITS
 
 
 def _traits(view: View) -> Mapping[str, Column]:

@@ -9,6 +9,7 @@ import numpy as np
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import First
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.view import View
 
@@ -36,7 +37,7 @@ class DeadClip:
     def __init__(self) -> None:
         self.copied = 0
         self.compared = 0
-        self.sequences: list[int] = []
+        self.sequences = First()
         self.beyond = Binned(1)
         self.passed = Binned(1)
 
@@ -48,7 +49,7 @@ class DeadClip:
         copied = np.flatnonzero(compared & (view.sum(uncertain & (view.log_ratio == 0)) == tokens))
         self.compared += int(compared.sum())
         self.copied += len(copied)
-        self.sequences += (view.first_sequence + copied[: 10 - len(self.sequences)]).tolist()
+        self.sequences.add((view.first_sequence + copied[:10]).tolist())
         if not view.has("trust_mask", "advantages"):
             return
         sign = np.sign(view.tokens("advantages"))
@@ -97,7 +98,7 @@ class DeadClip:
             fix="Log what the engine returned for the tokens it sampled, and never fill it in from the trainer's "
             "forward pass.",
             evidence={"sequences": self.copied, "share of sequences": share},
-            where=Where(sequences=tuple(self.sequences)),
+            where=Where(sequences=tuple(self.sequences.numbers)),
             settings=settings("engine_logprobs"),
             invalidates=share > 0.5,
         )

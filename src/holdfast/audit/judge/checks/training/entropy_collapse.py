@@ -10,6 +10,7 @@ import numpy as np
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
 from holdfast.audit.judge.fixes import settings
+from holdfast.audit.measure.adding import Sampled, Span
 from holdfast.audit.measure.contrast import trend_chance
 from holdfast.audit.measure.estimate import Estimate
 from holdfast.audit.measure.tokens import FOLDS
@@ -55,8 +56,8 @@ class EntropyCollapse:
         self.steps: dict[int, np.ndarray] = {}
         self.rewards = _Rewards()
         self.moments = np.zeros((FOLDS, 4))
-        self.top = np.zeros(2)
-        self.looked_at = 0
+        self.top: Sampled[Column] = Sampled(LOOKED_AT)
+        """Of chunks: the covariance in the tokens of largest covariance, and in all where it is positive."""
 
     def update(self, view: View) -> None:
         """Sum the entropy by step, and the moments of log p and A by fold."""
@@ -89,6 +90,7 @@ class EntropyCollapse:
             return
         covariance, course = self._covariance(), self.rewards.course(steps)
         gone = last < COLLAPSED_TO * first
+        most, positive = np.sum([np.zeros(2), *self.top.values()], 0).tolist()
         yield Finding(
             name=self.name,
             kind="training",
@@ -97,8 +99,8 @@ class EntropyCollapse:
             f"{steps[-1]}{course.words}",
             meaning=_meaning(course)
             + (
-                f" {self.top[0] / self.top[1]:.0%} of the covariance that drives it sits in {TOP:.1%} of the tokens."
-                if self.top[1] > 0
+                f" {most / positive:.0%} of the covariance that drives it sits in {TOP:.1%} of the tokens."
+                if positive > 0
                 else ""
             ),
             fix=_fix(course),
@@ -107,7 +109,7 @@ class EntropyCollapse:
                 "entropy, last third": last,
                 **course.evidence,
                 **({} if covariance is None else {"covariance of log p and A": covariance}),
-                **({f"share of the top {TOP:.1%}": float(self.top[0] / self.top[1])} if self.top[1] > 0 else {}),
+                **({f"share of the top {TOP:.1%}": most / positive} if positive > 0 else {}),
             },
             where=Where(steps=tuple(steps[-third:])[-10:]),
             settings={} if course.solved or course.rose else settings("covariance_control"),
@@ -121,12 +123,11 @@ class EntropyCollapse:
         for column, values in enumerate(moments):
             self.moments[:, column] += np.bincount(view.fold, weights=values, minlength=FOLDS)
         count = int(tokens.sum())
-        if count * TOP < 1 or self.looked_at > LOOKED_AT:
+        if count * TOP < 1 or not self.top.wants(view.key):
             return
-        self.looked_at += count
         positive = ((p - moments[0].sum() / count) * (a - moments[1].sum() / count))[known]
         most = np.partition(positive, len(positive) - int(count * TOP))[-int(count * TOP) :]
-        self.top += float(np.maximum(most, 0).sum()), float(np.maximum(positive, 0).sum())
+        self.top.add(view.key, count, np.array([np.maximum(most, 0).sum(), np.maximum(positive, 0).sum()], np.float64))
 
     def _covariance(self) -> Estimate | None:
         """Cov(log p, A) with its interval over prompts; None without advantages."""
@@ -172,7 +173,7 @@ class _Rewards:
 
     def __init__(self) -> None:
         self.sums: dict[int, Column] = {}
-        self.low, self.high = np.inf, -np.inf
+        self.paid = Span()
 
     def add(self, view: View) -> None:
         """Take in a chunk that has rewards."""
@@ -180,7 +181,7 @@ class _Rewards:
         known = view.chunk.present["reward"] & np.isfinite(reward) & (view.step >= 0)
         if not known.any():
             return
-        self.low, self.high = min(self.low, float(reward[known].min())), max(self.high, float(reward[known].max()))
+        self.paid.add(reward[known])
         for step in np.unique(view.step[known]):
             rows = known & (view.step == step)
             sums = self.sums.setdefault(int(step), np.zeros((FOLDS, 2)))
@@ -201,13 +202,14 @@ class _Rewards:
         drawn = np.einsum("df,pfc->pcd", draws, sums[:, filled])
         with np.errstate(invalid="ignore"):
             means = drawn[:, 0] / drawn[:, 1]
+        low, high = self.paid.low, self.paid.high
         rise, late = np.nanquantile(means[2] - means[0], 0.025), np.nanquantile(means[2] - means[1], 0.975)
-        wide = bool(np.nanquantile(means[2] - means[0], 0.975) - rise > UNSURE * (self.high - self.low) > 0)
+        wide = bool(np.nanquantile(means[2] - means[0], 0.975) - rise > UNSURE * (high - low) > 0)
         return _Course(
             means=(first, middle, last, newest),
             rose=bool(rise > 0 and late >= 0),
             unsure=wide or bool((sums[[0, 2], :, 1] > 0).sum(1).min() < FEWEST_UNITS),
-            solved=self.high >= FULL_REWARD and newest >= self.low + SOLVED * (self.high - self.low) > self.low,
+            solved=high >= FULL_REWARD and newest >= low + SOLVED * (high - low) > low,
         )
 
 

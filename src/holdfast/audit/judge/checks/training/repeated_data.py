@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.measure.adding import SampledRows, hash_numbers
+from holdfast.audit.measure.tokens import FILE_BITS
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
@@ -17,7 +20,32 @@ SURPRISE = 30.0
 """Nats: two independent samples agree on tokens of this surprise with probability e^-30 = 9e-14."""
 LONG = 128
 MOST = 400_000
+BASE = 0x9E3779B97F4A7C15
 FEWEST = 2
+
+
+@dataclass
+class _Order:
+    """A hash of prompts in their order, Σ h(prompt_i) · BASE^i mod 2^64, and how many they are: parts can be joined."""
+
+    hash: int = 0
+    count: int = 0
+
+    def add(self, prompts: Column) -> None:
+        """Append prompts, by their hashes."""
+        powers = np.full(len(prompts), BASE, np.uint64)
+        powers[:1] = pow(BASE, self.count, 1 << 64)
+        self.hash = (self.hash + int((hash_numbers(prompts) * np.cumprod(powers, dtype=np.uint64)).sum())) % (1 << 64)
+        self.count += len(prompts)
+
+
+def _joined(parts: Mapping[int, _Order]) -> int:
+    """The hash of all prompts, file after file."""
+    total = count = 0
+    for place in sorted(parts):
+        total = (total + pow(BASE, count, 1 << 64) * parts[place].hash) % (1 << 64)
+        count += parts[place].count
+    return total
 
 
 class RepeatedData:
@@ -26,7 +54,7 @@ class RepeatedData:
     Short and certain answers repeat by themselves. So a response counts only if the tokens compared have a surprise
     -Σ log p(engine) of at least SURPRISE nats (without log-probabilities: if it is LONG), which makes a single repeat
     proof that it was not sampled anew. Responses that are one token over and over are left to `repeated_token`. The
-    first MOST are remembered. The order of prompts is compared step by step as well.
+    responses of the smallest hashes are compared, about MOST. The order of prompts is compared step by step as well.
     """
 
     name = "repeated_data"
@@ -34,91 +62,86 @@ class RepeatedData:
     needs = frozenset({"response_ids"})
 
     def __init__(self) -> None:
-        self.seen: dict[int, tuple[int, int]] = {}
-        self.looked = 0
-        self.within: list[int] = []
-        self.across: Counter[tuple[int, int]] = Counter()
-        self.examples: list[int] = []
-        self.orders: dict[int, int] = {}
-        self.sizes: Counter[int] = Counter()
+        self.responses = SampledRows(MOST)
+        self.orders: dict[int, dict[int, _Order]] = {}
+        """The order of a step's prompts in each file."""
         self.prompts: dict[int, set[int]] = {}
 
     def update(self, view: View) -> None:
-        """Compare this chunk's responses with all before, and add them."""
+        """Note the fingerprint, step and number of each response that can tell, and the order of the prompts."""
         hashes, surprise = _fingerprint(view)
         telling = np.flatnonzero((surprise >= SURPRISE) & ~view.looped)
-        self.looked += len(telling)
-        steps = view.step
-        for i in telling.tolist():
-            key, step, number = int(hashes[i]), int(steps[i]), view.first_sequence + i
-            if key not in self.seen:
-                if len(self.seen) < MOST:
-                    self.seen[key] = (step, number)
-                continue
-            before = self.seen[key][0]
-            if before == step:
-                self.within.append(number)
-            else:
-                self.across[before, step] += 1
-                self.examples = [*self.examples[:9], number]
+        rows = {"step": view.step[telling], "number": view.numbers_in_log[telling]}
+        self.responses.add(hash_numbers(hashes[telling]), rows)
         if view.has("step"):
-            self._add_orders(view)
+            place = view.first_sequence >> FILE_BITS
+            for step in np.unique(view.step).tolist():
+                prompts = view.chunk.prompt_hashes[view.step == step]
+                self.orders.setdefault(step, {}).setdefault(place, _Order()).add(prompts)
+                few = self.prompts.setdefault(step, set())
+                few.update(np.unique(prompts)[: max(0, 4 - len(few))].tolist())
 
-    def _add_orders(self, view: View) -> None:
-        """A sum of prompt hashes that depends on their place in the step."""
-        for step in np.unique(view.step).tolist():
-            hashes = view.chunk.prompt_hashes[view.step == step].astype(np.uint64)
-            place = (self.sizes[step] + np.arange(len(hashes))).astype(np.uint64) * np.uint64(2) + np.uint64(1)
-            mixed = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15) * place
-            self.orders[step] = (self.orders.get(step, 0) + int((mixed ^ (mixed >> np.uint64(29))).sum())) % (1 << 64)
-            self.sizes[step] += len(hashes)
-            few = self.prompts.setdefault(step, set())
-            few.update(np.unique(hashes)[: 4 - len(few)].tolist())
+    def _repeats(self) -> tuple[int, Column, Column, Column]:
+        """Responses compared; and of those that repeat an earlier one its step, their own and their numbers, [R]."""
+        table = self.responses.table()
+        if not table:
+            return 0, *(np.zeros(0, np.int64) for _ in range(3))
+        order = np.lexsort((table["number"], table["key"]))
+        key, step, number = (table[name][order] for name in ("key", "step", "number"))
+        new = np.ones(len(key), bool)
+        new[1:] = key[1:] != key[:-1]
+        before = step[np.flatnonzero(new)][np.cumsum(new) - 1]
+        rows = np.flatnonzero(~new)
+        rows = rows[np.argsort(number[rows], kind="stable")]
+        return len(key), before[rows], step[rows], number[rows]
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """Findings for repeats across steps, within a step, and of the order of prompts."""
-        across = sum(self.across.values())
+        looked, earlier, steps, numbers = self._repeats()
+        same = earlier == steps
+        pairs = Counter(zip(earlier[~same].tolist(), steps[~same].tolist(), strict=True))
+        across, within = int((~same).sum()), int(same.sum())
         if across >= FEWEST:
-            (before, step), most = self.across.most_common(1)[0]
+            often = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:10]
+            (before, step), most = often[0]
             yield Finding(
                 name=self.name,
                 kind="training",
-                severity="critical" if across > 0.2 * self.looked else "warning",
-                headline=f"{across:,} responses ({across / self.looked:.1%} of those compared) had been trained on in "
+                severity="critical" if across > 0.2 * looked else "warning",
+                headline=f"{across:,} responses ({across / looked:.1%} of those compared) had been trained on in "
                 f"an earlier step, {most:,} of step {step} in step {before}",
                 meaning="A second pass over the same samples is off-policy and over-fits them. If it was not meant, "
                 "a buffer is not emptied, or a resume replays its batches.",
                 fix="Clear the rollout buffer after each step, save the data loader's state and the random state in "
                 "checkpoints, and give every request a seed of its own. A replay on purpose needs weights from the "
                 "policy that sampled.",
-                evidence={"repeated responses": across, "share": across / self.looked},
-                where=Where(
-                    steps=tuple(s for (_, s), _ in self.across.most_common(10)), sequences=tuple(self.examples)
-                ),
+                evidence={"repeated responses": across, "share": across / looked},
+                where=Where(steps=tuple(s for (_, s), _ in often), sequences=tuple(numbers[~same][:10].tolist())),
             )
-        if len(self.within) >= FEWEST:
-            share = len(self.within) / self.looked
+        if within >= FEWEST:
+            share = within / looked
             yield Finding(
                 name=self.name,
                 kind="training",
                 severity="critical" if share > 0.2 else "warning",
-                headline=f"{len(self.within):,} responses ({share:.1%} of those compared) repeat another one of the "
+                headline=f"{within:,} responses ({share:.1%} of those compared) repeat another one of the "
                 "same step token for token",
                 meaning="Samples of a group are not independent: the baseline is computed from copies, and the group "
                 "is smaller than it looks.",
                 fix="Give each sample its own seed (or none), and look for an engine that caches whole responses.",
-                evidence={"repeated responses": len(self.within), "share": share},
-                where=Where(sequences=tuple(self.within[:10])),
+                evidence={"repeated responses": within, "share": share},
+                where=Where(sequences=tuple(numbers[same][:10].tolist())),
             )
         yield from self._repeated_order(facts)
 
     def _repeated_order(self, facts: Facts) -> Iterable[Finding]:
         first: dict[int, int] = {}
         repeats = []
-        for step in sorted(self.orders):
+        orders = {step: _joined(parts) for step, parts in self.orders.items()}
+        for step in sorted(orders):
             if len(self.prompts[step]) < 4:
                 continue
-            before = first.setdefault(self.orders[step], step)
+            before = first.setdefault(orders[step], step)
             if before != step:
                 repeats.append((before, step))
         if not repeats:
@@ -127,8 +150,8 @@ class RepeatedData:
         yield Finding(
             name=self.name,
             kind="training",
-            severity="warning" if len(repeats) < len(self.orders) / 2 else "info",
-            headline=f"{len(repeats)} of {len(self.orders)} steps take the prompts of an earlier step in the same "
+            severity="warning" if len(repeats) < len(orders) / 2 else "info",
+            headline=f"{len(repeats)} of {len(orders)} steps take the prompts of an earlier step in the same "
             f"order (step {step} those of step {before})",
             meaning="The data order started again: after a resume the run trains a second time on its first prompts "
             "and never sees the others. Epochs that are not shuffled look the same.",

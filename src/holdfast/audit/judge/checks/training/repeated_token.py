@@ -9,6 +9,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.measure.adding import First
 from holdfast.audit.measure.view import View
 
 FEWEST = 3
@@ -30,7 +31,7 @@ class RepeatedToken:
     def __init__(self) -> None:
         self.steps: dict[int, np.ndarray] = {}
         self.ids: Counter[int] = Counter()
-        self.sequences: list[int] = []
+        self.sequences = First()
 
     def update(self, view: View) -> None:
         """Count by step."""
@@ -40,7 +41,7 @@ class RepeatedToken:
             counts += int(view.looped[rows].sum()), int(rows.sum())
         found = np.flatnonzero(view.looped)
         self.ids.update(view.tokens("response_ids")[view.chunk.offsets[found]].tolist())
-        self.sequences += (view.first_sequence + found[: 10 - len(self.sequences)]).tolist()
+        self.sequences.add((view.first_sequence + found[:10]).tolist())
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """A finding where a step has more than a few."""
@@ -63,5 +64,5 @@ class RepeatedToken:
             "an overflow in float16, a quantised or faulty kernel. If they are finite, the policy has collapsed: go "
             "back to a checkpoint before" + (f" step {steps[0]}." if since else " the first of them."),
             evidence={"responses": looped, "token id": token, "share with that id": times / sum(self.ids.values())},
-            where=Where(steps=tuple(s for s in steps[:10] if s >= 0), sequences=tuple(self.sequences)),
+            where=Where(steps=tuple(s for s in steps[:10] if s >= 0), sequences=tuple(self.sequences.numbers)),
         )

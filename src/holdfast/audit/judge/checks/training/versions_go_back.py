@@ -8,6 +8,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.measure.adding import First
 from holdfast.audit.measure.view import View
 
 STAYS = 2
@@ -31,7 +32,7 @@ class VersionsGoBack:
     def __init__(self) -> None:
         self.steps: dict[int, tuple[int, int]] = {}
         self.falls = 0
-        self.sequences: list[int] = []
+        self.sequences = First()
 
     def update(self, view: View) -> None:
         """Note the oldest and newest version by step, and responses within which it falls."""
@@ -42,7 +43,7 @@ class VersionsGoBack:
         known = (first >= 0) & (last >= 0)
         found = rows[known & (last < first)]
         self.falls += len(found)
-        self.sequences += (view.first_sequence + found[: 10 - len(self.sequences)]).tolist()
+        self.sequences.add((view.first_sequence + found[:10]).tolist())
         for one in np.unique(step[known & (step >= 0)]).tolist():
             here = known & (step == one)
             low, high = self.steps.get(one, (1 << 62, -1))
@@ -50,6 +51,14 @@ class VersionsGoBack:
                 min(low, int(np.minimum(first[here], last[here]).min())),
                 max(high, int(np.maximum(first[here], last[here]).max())),
             )
+
+    def merge(self, other: VersionsGoBack) -> None:
+        """Add another's steps."""
+        for step, (low, high) in other.steps.items():
+            mine = self.steps.get(step, (low, high))
+            self.steps[step] = (min(low, mine[0]), max(high, mine[1]))
+        self.falls += other.falls
+        self.sequences.merge(other.sequences)
 
     def findings(self, facts: Facts) -> Iterable[Finding]:
         """One finding: back from step to step, or within responses."""
@@ -65,7 +74,7 @@ class VersionsGoBack:
             where = Where(steps=tuple(steps[:10]))
         else:
             said = f"in {self.falls:,} responses the weight version falls from one token to a later one"
-            where = Where(sequences=tuple(self.sequences))
+            where = Where(sequences=tuple(self.sequences.numbers))
         yield Finding(
             name=self.name,
             kind="training",
