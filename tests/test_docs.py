@@ -21,6 +21,13 @@ rewards, prompts = torch.tensor([1.0, 0.0] * 8), torch.arange(16) // 2
 """
 BEFORE = {
     "docs/theory/README.md": BATCH + "stats = holdfast.TokenStats(logprobs=sampled, kl_rollout=torch.zeros(16, 6))\n",
+    "docs/audit.md": """
+from pathlib import Path
+from holdfast.audit.simulate.run import clean_run
+from holdfast.rollout.store import write_rollouts
+Path("runs/last-night").mkdir(parents=True)
+write_rollouts("runs/last-night/step_0001.parquet", clean_run(2, mean_length=20))
+""",
     "docs/lm_head.md": BATCH
     + """
 from types import SimpleNamespace
@@ -31,7 +38,7 @@ rollout_weight = torch.randn(11, 8)
 model = SimpleNamespace(lm_head=torch.nn.Linear(8, 11, bias=False))
 """,
 }
-THEIR_OWN = ("from trl import", "import verl")
+THEIR_OWN = ("from trl import", "import verl", "integrations.trl import")
 """Blocks that the tests of the plug-ins run, in environments that have the frameworks."""
 
 

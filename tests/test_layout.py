@@ -25,6 +25,7 @@ BELOW = {
     "guard": {"audit", "errors"},
     "train": {"guard", "objectives", "core", "kernels", "rollout", "tasks", "report", "types", "errors"},
     "audit": {"objectives", "core", "rollout", "report", "types", "errors"},
+    "preflight": {"audit", "train", "objectives", "core", "rollout", "report", "types", "errors"},
     "integrations": {"guard", "objectives", "core", "kernels", "rollout", "types", "errors"},
     "launch": {"integrations", "train", "objectives", "core", "rollout", "tasks", "types", "errors"},
 }
@@ -43,6 +44,10 @@ ORDER = {
     "audit/judge/checks": "check lights places calibration lengths data drift training credit",
     "audit/shards": "shard processes cluster",
     "audit/show": "jsonout page terminal outputs",
+    "preflight": (
+        "prompts observe plan gap bench causes stability sync numerics findings thresholds inspect session show"
+    ),
+    "preflight/show": "words jsonout terminal page",
 }
 """Files and folders of a folder, each of which may import those named before it."""
 APART = [

@@ -13,6 +13,7 @@ from holdfast import __version__
 from holdfast.errors import HoldfastError, nearest, visible
 
 COMMANDS = {
+    "preflight": "before training: is the engine the trainer's policy, and if not, why; thresholds to set",
     "demo": "train the built-in example and open its report: ten minutes on a laptop",
     "init": "write a run's file for your model and your data",
     "train": "train a model from a TOML file",

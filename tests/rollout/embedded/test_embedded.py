@@ -446,3 +446,44 @@ def test_bad_calls_say_what_is_wrong(make_model):
     made.close()
     with pytest.raises(EngineError, match="the engine is closed"):
         draw(made)
+
+
+@pytest.mark.parametrize(("precision", "head"), [("bfloat16,head=float32", True), ("bfloat16,cache=float32", False)])
+def test_a_wider_head_or_cache_brings_a_narrow_engine_closer(make_model, precision, head):
+    model = make_model("llama")
+    whole = draw(engine(model, precision="float32"), max_tokens=1)
+
+    def gap(made):
+        theirs = draw(made, max_tokens=1)
+        pairs = zip(theirs, whole, strict=True)
+        return max(float((a.distributions[0] - b.distributions[0]).abs().max()) for a, b in pairs)
+
+    plain, wider = engine(model, precision="bfloat16"), engine(model, precision=precision)
+    logits = draw(wider, max_tokens=1)[0].distributions[0]
+    assert 0 < gap(wider) < gap(plain) * (1 if head else 1.05)
+    # logits of a head in bfloat16 are its numbers, less one constant; those of a float32 head are not
+    levels = (logits - logits.max()).unique()
+    assert (len(levels) == len(logits)) or not head
+
+
+def test_a_narrow_head_alone_rounds_the_logits(make_model):
+    model = make_model("llama")
+    whole = draw(engine(model, precision="float32"), max_tokens=1)[0].distributions[0]
+    narrow = draw(engine(model, precision="float32,head=bfloat16"), max_tokens=1)[0].distributions[0]
+    both = draw(engine(model, precision="bfloat16"), max_tokens=1)[0].distributions[0]
+    assert 1e-4 < float((narrow - whole).abs().max()) < float((both - whole).abs().max()) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "bfloat16,heads=float32"}, "names 'heads'"),
+        ({"precision": "bfloat16,cache=int8"}, "float32 or bfloat16"),
+        ({"precision": "bfloat16,head=fp4"}, "fp4"),
+        ({"precision": "bfloat16,head=float32", "compile": True}, "one precision"),
+        ({"precision": "bfloat16,head=float32", "fused": False}, "own forward pass"),
+    ],
+)
+def test_parts_of_a_precision_that_cannot_be_are_refused(make_model, options, message):
+    with pytest.raises(ConfigError, match=message):
+        engine(make_model("llama"), **options)

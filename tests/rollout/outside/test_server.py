@@ -770,3 +770,12 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(url):
         HttpClient(url)
     assert "engine.url = " in str(refused.value)
     assert ("secret" in str(refused.value)) == ("@" not in url)
+
+
+def test_further_fields_go_into_every_request_and_prefixes_are_dropped_on_demand(server, engine):
+    engine.request["repetition_penalty"] = 1.1
+    draw(engine)
+    assert {body["repetition_penalty"] for body in server.bodies} == {1.1}
+    assert engine.forget_prefixes() and server.asked[-1] == "/reset_prefix_cache"
+    server.missing.add("/reset_prefix_cache")
+    assert not engine.forget_prefixes()

@@ -115,3 +115,15 @@ def test_without_sleep_mode_it_never_sleeps(make):
     engine, llm = make(options={"enable_sleep_mode": True})
     engine.sleep()
     assert llm.log == ["sleep 2"]
+
+
+def test_further_fields_go_into_every_request_and_prefixes_are_dropped_on_demand(make):
+    engine, llm = make()
+    engine.request["repetition_penalty"] = 1.1
+    asked = []
+    llm.generate = lambda prompts, parameters, use_tqdm: (
+        asked.extend(parameters) or StandIn.generate(llm, prompts, parameters, use_tqdm)
+    )
+    drawn(engine)
+    assert asked[0]["repetition_penalty"] == 1.1 and asked[0]["max_tokens"] == 2
+    assert engine.forget_prefixes() and llm.log[-1] == "reset"

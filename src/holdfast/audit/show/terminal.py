@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -43,8 +45,8 @@ def summary(audit: Audit, missing: tuple[str, ...] = ()) -> RenderableType:
     """What `print_audit` prints, for a live display too."""
     parts: list[RenderableType] = [_verdict(verdict_of(audit)), Text()]
     if audit.findings:
-        parts += [_findings(audit.findings), Text()]
-    if (numbers := _numbers(audit)) is not None:
+        parts += [findings_table(audit.findings), Text()]
+    if (numbers := numbers_table(audit)) is not None:
         parts += [numbers, Text()]
     if regions := audit.statistics.regions():
         parts += [_regions(regions), Text()]
@@ -64,7 +66,8 @@ def _verdict(verdict: Verdict) -> Text:
     return Text.assemble(line(verdict.headline, STYLES[verdict.tone]), "\n", line(" ".join(verdict.details)))
 
 
-def _findings(findings: tuple[Finding, ...]) -> RenderableType:
+def findings_table(findings: Sequence[Finding]) -> RenderableType:
+    """A row for each finding: how severe, what was seen, and what to do."""
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
@@ -78,7 +81,8 @@ def _findings(findings: tuple[Finding, ...]) -> RenderableType:
     return table
 
 
-def _numbers(audit: Audit) -> Table | None:
+def numbers_table(audit: Audit) -> Table | None:
+    """The drift by every estimator and its quantiles; None where nothing was measured."""
     means = {name: audit.statistics.mean(name) for name in ESTIMATORS}
     if not any(means.values()):
         return None

@@ -19,6 +19,7 @@ from holdfast.errors import ConfigError, EngineError
 from holdfast.rollout.embedded.cache import GIB, block_rows
 from holdfast.rollout.embedded.decoder import Decoder, Decoding, HubDecoder
 from holdfast.rollout.embedded.drawing import Drawn, next_tokens
+from holdfast.rollout.embedded.quantize import Numerics
 from holdfast.rollout.engine import Completion, Sampling
 from holdfast.rollout.models import cache_bytes, copied
 
@@ -68,7 +69,13 @@ class EmbeddedEngine:
                 f"engine.compile: {type(model).__name__} runs through its own forward pass, which is not compiled; "
                 "leave it out (Llama, Qwen2 and Qwen3 models with full attention have it)"
             )
-        kept = torch.bfloat16 if precision == "bfloat16" else model.dtype if precision is None else torch.float32
+        numerics = None if precision is None else Numerics.of(precision)
+        if compile and numerics is not None and numerics.mixed:
+            raise ConfigError(
+                f"engine.compile with engine.precision = {precision!r}: compiled steps have one precision; leave one "
+                "of the two out"
+            )
+        kept = model.dtype if numerics is None else numerics.cache
         self._token_bytes = cache_bytes(model.config, kept)
         self._decoder: Decoder | None = (
             FusedDecoder(model, precision, compile=compile)
@@ -286,7 +293,7 @@ def _weights(model: torch.nn.Module, precision: str | None) -> dict[str, Tensor]
     """A copy of the state dict, no wider than the engine needs it; nothing where the engine runs the model itself."""
     if precision is None:
         return {}
-    narrow = precision == "bfloat16"
+    narrow = Numerics.of(precision).layers == "bfloat16"
     return copied(
         model.state_dict(),
         lambda x: x.to(torch.bfloat16 if narrow and x.is_floating_point() else x.dtype, copy=True),

@@ -70,7 +70,8 @@ class FusedDecoder(FusedModel):
                 queries, keys, values, is_causal=True, scale=1.0, enable_gqa=self.heads != self.shared
             )
             hidden = self.finish(block, hidden, mixed.transpose(1, 2).flatten(2))
-            prefix.append((keys.transpose(2, 3).flatten(0, 1).to(self.dtype), values.flatten(0, 1).to(self.dtype)))
+            keys, values = (part.flatten(0, 1).to(self.cache_dtype) for part in (keys.transpose(2, 3), values))
+            prefix.append((keys, values))
         last = hidden[torch.arange(len(prompts), device=owners.device), lengths - 1]
         kind = FusedDecoding if self.compiled is None else StaticDecoding
         return kind(self, prefix, lengths, owners, max_tokens), self.logits(last)[owners]
@@ -91,7 +92,7 @@ class FusedDecoding:
         self.bias = prompt_bias(lengths, int(lengths.max()), model.shared)
         self.ragged = bool((lengths != lengths[0]).any())
         self.steps, self.room = 0, 0
-        empty = torch.empty(len(owners) * model.shared, 0, model.width, dtype=model.dtype, device=owners.device)
+        empty = torch.empty(len(owners) * model.shared, 0, model.width, dtype=model.cache_dtype, device=owners.device)
         self.cache = [(empty, empty) for _ in prefix]
         self._seat(owners)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from holdfast.rollout.embedded.drawing import Drawn
-from holdfast.rollout.embedded.quantize import EngineLinear, Precision, check_precision
+from holdfast.rollout.embedded.quantize import EngineLinear, Numerics
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class FusedModel:
         import copy
 
         config = model.config
-        self.precision: Precision = check_precision(precision)
-        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self.numerics = Numerics.of(precision)
+        self.dtype = torch.bfloat16 if self.numerics.layers == "bfloat16" else torch.float32
+        self.cache_dtype = self.numerics.cache
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.layers, self.epsilon = config.num_hidden_layers, config.rms_norm_eps
@@ -60,7 +61,7 @@ class FusedModel:
         self.embedding = self._plain(weights, "model.embed_tokens")
         self.norm = self._plain(weights, "model.norm")
         self.blocks.clear()
-        self.head = self._linear(weights, "lm_head")
+        self.head = EngineLinear(self.numerics.head, [weights["lm_head.weight"]], [weights.get("lm_head.bias")])
         self.blocks.extend(self._block(weights, f"model.layers.{index}.") for index in range(self.layers))
 
     def tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -87,7 +88,7 @@ class FusedModel:
             turned = functional.rms_norm(turned, (self.width,), None, self.epsilon)
         turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, -1), sin)
         queries, keys = turned.split([self.heads, self.shared], dim=-2)
-        return queries, keys.to(self.dtype).float(), values
+        return queries, keys.to(self.cache_dtype).float(), values
 
     def finish(self, block: Block, hidden: Tensor, mixed: Tensor) -> Tensor:
         """The rest of a layer after attention."""
@@ -98,7 +99,9 @@ class FusedModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, V] in float32."""
-        return self.head(functional.rms_norm(hidden, hidden.shape[-1:], self.norm, self.epsilon)).float()
+        normed = functional.rms_norm(hidden, hidden.shape[-1:], self.norm, self.epsilon)
+        # A layer answers in the dtype that it was given: logits of a wide head stay wide, those of a narrow one do not.
+        return self.head(normed.to(torch.bfloat16 if self.numerics.head == "bfloat16" else torch.float32)).float()
 
     def _block(self, weights: Mapping[str, Tensor], name: str) -> Block:
         attention, gated = f"{name}self_attn.", f"{name}mlp."
@@ -124,4 +127,4 @@ class FusedModel:
 
     def _linear(self, weights: Mapping[str, Tensor], *names: str) -> EngineLinear:
         stacked = [weights[f"{name}.weight"] for name in names]
-        return EngineLinear(self.precision, stacked, [weights.get(f"{name}.bias") for name in names])
+        return EngineLinear(self.numerics.layers, stacked, [weights.get(f"{name}.bias") for name in names])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,47 @@ def check_precision(precision: str) -> Precision:
     if precision not in get_args(Precision):
         raise ConfigError(f"engine.precision = {precision!r}: {nearest(precision, get_args(Precision))}")
     return precision  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What an engine computes in: its layers, its LM head, and what keys and values are kept in.
+
+    Written as one precision for all, or with exceptions: "bfloat16,head=float32,cache=float32". Logits of a float32
+    head are not rounded; a cache of another dtype than the layers rounds keys, or keeps them as they come.
+    """
+
+    layers: Precision
+    head: Precision
+    cache: torch.dtype
+
+    @staticmethod
+    def of(text: str) -> Numerics:
+        """Read what is written in `engine.precision`.
+
+        Raises:
+            ConfigError: an unknown precision or part.
+        """
+        name, *parts = (part.strip() for part in text.split(","))
+        layers = check_precision(name)
+        own = "bfloat16" if layers == "bfloat16" else "float32"
+        given: dict[str, str] = {"head": layers, "cache": own}
+        for part in parts:
+            key, _, value = part.partition("=")
+            given[key] = value
+        if unknown := sorted(given.keys() - {"head", "cache"}):
+            raise ConfigError(
+                f"engine.precision = {text!r} names {unknown[0]!r}: after the first precision come head=PRECISION and "
+                "cache=float32 or cache=bfloat16, e.g. 'bfloat16,head=float32'"
+            )
+        if given["cache"] not in ("float32", "bfloat16"):
+            raise ConfigError(f"engine.precision = {text!r}: keys and values are kept in float32 or bfloat16")
+        return Numerics(layers, check_precision(given["head"]), getattr(torch, given["cache"]))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether head or cache are not what goes with the layers."""
+        return self.head != self.layers or (self.cache is torch.bfloat16) != (self.layers == "bfloat16")
 
 
 class EngineLinear(nn.Module):
@@ -117,7 +159,13 @@ def engine_copy(model: nn.Module, precision: str) -> nn.Module:
     """
     import copy
 
-    kind = check_precision(precision)
+    numerics = Numerics.of(precision)
+    if numerics.mixed:
+        raise ConfigError(
+            f"engine.precision = {precision!r}: a {type(model).__name__} runs through its own forward pass, in one "
+            f"precision; nearest valid value: {numerics.layers!r}"
+        )
+    kind = numerics.layers
     twin = copy.deepcopy(model).requires_grad_(False).eval()
     if kind == "bfloat16":
         return twin.to(torch.bfloat16)

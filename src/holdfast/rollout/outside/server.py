@@ -72,6 +72,8 @@ class ServerEngine:
         """
         self.client, self.folder, self.eos_token_id, self.tokenizer = client, Path(folder), eos_token_id, tokenizer
         self.mode, self.concurrency = sync, concurrency
+        self.request: dict[str, Any] = {}
+        """Further fields of every request, as they are."""
         self._process = process
         self._version, self._due, self._closed = 0, False, False
         self._stamp: str | None = None
@@ -139,6 +141,11 @@ class ServerEngine:
         self._same_weights()
         return completions
 
+    def forget_prefixes(self) -> bool:
+        """Drop the server's cached prefixes; whether it could."""
+        self._open()
+        return bool((self.client.post("/reset_prefix_cache", {}) or {}).get("success"))
+
     def close(self) -> None:
         """Stop the server if it is ours, and remove the written weights."""
         self._closed = True
@@ -179,7 +186,7 @@ class ServerEngine:
                 "only the trainer reaches), or use engine.sync = 'restart'"
             )
         # Keys and values of a prefix that an old policy computed would mix the two.
-        if not (self.client.post("/reset_prefix_cache", {}) or {}).get("success"):
+        if not self.forget_prefixes():
             raise EngineError(f"{self.client.url} could not drop its cached prefixes: is somebody else using it?")
 
     def _serves(self, saved: Path) -> None:
@@ -229,6 +236,7 @@ class ServerEngine:
                 "ignore_eos": True,
                 "return_token_ids": True,
                 "return_tokens_as_token_ids": True,
+                **self.request,
             },
             largest=self._largest(request),
         )

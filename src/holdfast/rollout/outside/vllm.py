@@ -62,6 +62,8 @@ class VllmEngine:
                 "set engine.options, e.g. quantization = 'fp8'"
             )
         self.eos_token_id = eos_token_id
+        self.request: dict[str, Any] = {}
+        """Further fields of `vllm.SamplingParams`, for every request."""
         self._version, self._broken, self._due = 0, "", False
         gpu = torch.cuda.is_available()
         self._asleep: set[str] = set()
@@ -154,6 +156,11 @@ class VllmEngine:
                 found.append(checked(completion, sampling, f"sequence {sequence_ids[len(found)]}"))
         return found
 
+    def forget_prefixes(self) -> bool:
+        """Drop cached prefixes; whether vLLM could."""
+        with self._guarded("dropping cached prefixes"):
+            return bool(self._running().reset_prefix_cache())
+
     def close(self) -> None:
         """Shut vLLM down and free its memory."""
         if self._llm is None:
@@ -205,6 +212,7 @@ class VllmEngine:
             stop_token_ids=[self.eos_token_id],
             ignore_eos=True,
             detokenize=False,
+            **self.request,
         )
 
     def _completion(self, output: Any, top: int, vocabulary: int | None) -> Completion:

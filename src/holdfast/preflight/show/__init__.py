@@ -1,0 +1,1 @@
+"""A preflight as a page, in the terminal and as JSON."""

@@ -1,0 +1,80 @@
+"""How grave a cause is: by the KL that goes with it, never less than a warning for a fault of the settings."""
+
+import dataclasses
+
+import pytest
+
+from holdfast.audit.measure.estimate import Estimate
+from holdfast.preflight.causes import Cause
+from holdfast.preflight.findings import findings_of
+from holdfast.preflight.gap import Change, Gap
+from holdfast.preflight.stability import Repeat
+from holdfast.preflight.sync import SyncCheck
+
+
+def exact(value):
+    return Estimate(float(value), float(value), float(value))
+
+
+def cause(name, share, kl, fix=None, **more):
+    left = Gap(exact(0.01), exact(0.0), 5000)
+    return Cause(name, "measured", "it was switched", Change(left, exact(share), exact(kl)), fix, **more)
+
+
+def found(healthy, *causes, gap=0.05, kl=0.001, sync=None, again=None, precision="bfloat16"):
+    audit = dataclasses.replace(healthy.audit, findings=(), unjudged=())
+    stable = dataclasses.replace(healthy.stability, again=again or healthy.stability.again)
+    measured = Gap(exact(gap), exact(kl), 5000)
+    sync = sync or SyncCheck("not tried", "left out")
+    return {f.name: f for f in findings_of(audit, measured, causes, sync, stable, precision)}
+
+
+@pytest.mark.parametrize(
+    ("name", "fix", "kl", "severity"),
+    [
+        ("head precision", None, 0.001, "info"),
+        ("head precision", None, 0.003, "warning"),
+        ("head precision", None, 0.02, "critical"),
+        ("temperature", "sampling_support", 0.001, "warning"),
+        ("temperature", "sampling_support", 0.02, "critical"),
+        ("truncation", None, 0.001, "info"),
+    ],
+)
+def test_a_cause_is_as_grave_as_the_kl_that_goes_with_it(healthy, name, fix, kl, severity):
+    made = found(healthy, cause(name, 0.8, kl, fix))[name.replace(" ", "_")]
+    assert made.severity == severity
+    assert "makes 80% of the gap" in made.headline
+    assert bool(made.settings) == (fix is not None)
+
+
+def test_a_fault_within_the_noise_and_a_share_by_chance_are_no_warning(healthy):
+    assert (
+        found(healthy, cause("temperature", 0.8, 1e-6, "sampling_support"), gap=0.005)["temperature"].severity == "info"
+    )
+    assert "head_precision" not in found(healthy, cause("head precision", 0.09, 0.02))
+
+
+def test_what_another_run_would_do_is_worth_a_word(healthy):
+    supposed = cause("chat template", 0.9, 0.5, "token_ids_not_text", supposed=True)
+    assert found(healthy, supposed)["chat_template"].severity == "info"
+
+
+def test_a_large_gap_that_nothing_explains_is_other_weights(healthy):
+    assert "other_weights" in found(healthy, cause("head precision", 0.01, 0.0), gap=0.2)
+    assert "other_weights" not in found(healthy, cause("head precision", 0.9, 0.0), gap=0.2)
+    assert "other_weights" not in found(healthy, gap=0.14)
+    # numerics of float32 explain .02, those of a coarse engine no more than .15
+    assert "other_weights" in found(healthy, gap=0.03, precision="float32")
+    assert "other_weights" in found(healthy, gap=0.2, precision=None)
+
+
+def test_syncs_that_fail_or_stamp_another_version_are_told(healthy):
+    broken = found(healthy, sync=SyncCheck("failed", "the server hung up"))["weight_sync"]
+    assert broken.severity == "critical" and "the server hung up" in broken.headline
+    assert found(healthy, sync=SyncCheck("synced", "", version=0))["weight_version"].severity == "warning"
+    assert "weight_version" not in found(healthy, sync=SyncCheck("synced", "", version=1))
+
+
+def test_responses_that_differ_are_told_without_alarm(healthy):
+    again = found(healthy, again=Repeat("the same call twice", 16, 12, 0.02, 5))["determinism"]
+    assert again.severity == "info" and "12 of 16 responses are the same, the first from token 5 on" in again.headline
