@@ -31,13 +31,16 @@ def random_batch(
     old = (logprobs + noise(staleness)).clamp(max=-1e-3)
     rollout = (old + noise(drift)).clamp(max=-1e-3)
     exact = noise(0.1).abs()
+    # Drawn apart: the other fields are what they were without it.
+    other = torch.Generator().manual_seed(seed + 1)
+    teacher = 0.5 * torch.randn(sequences, tokens, generator=other, dtype=torch.float64)
     batch = Batch(
         advantages=torch.randn(sequences, generator=g, dtype=torch.float64),
         response_mask=mask,
         old_logprobs=old,
         rollout_logprobs=rollout,
         ref_logprobs=(logprobs + noise(0.2)).clamp(max=-1e-3),
-        teacher_logprobs=(logprobs + noise(0.5)).clamp(max=-1e-3),
+        teacher_logprobs=(logprobs + teacher).clamp(max=-1e-3),
         turn_ids=(torch.arange(tokens) // 4).expand(sequences, tokens).contiguous(),
         sequence_ids=torch.randperm(1000, generator=g)[:sequences],
         group_ids=torch.arange(sequences) // 4,

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from holdfast.cli import usage
+
 PACKAGES = ("transformers", "tokenizers", "safetensors", "tqdm", "peft")
 PLAIN = (
     f"import sys; sys.modules.update(dict.fromkeys({PACKAGES}));"
@@ -33,3 +35,7 @@ def test_a_missing_extra_is_a_sentence_with_the_fix(arguments):
     sentence = rf"holdfast {arguments[0]}: this needs the package (\w+), which is not installed: (.*)\n"
     found = re.fullmatch(sentence, done.stderr)
     assert found and found[1] in PACKAGES and found[2] == "pip install 'holdfast-rl[train]'", done.stderr
+
+
+def test_help_fits_a_terminal():
+    assert max(map(len, usage().splitlines())) <= 80

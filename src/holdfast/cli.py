@@ -13,17 +13,17 @@ from holdfast import __version__
 from holdfast.errors import HoldfastError, nearest, visible
 
 COMMANDS = {
-    "preflight": "before training: is the engine the trainer's policy, and if not, why; thresholds to set",
-    "demo": "train the built-in example and open its report: ten minutes on a laptop",
+    "demo": "train the built-in example and open its report: ten minutes",
     "init": "write a run's file for your model and your data",
     "train": "train a model from a TOML file",
-    "check": "look a run over before it starts: data, prompts, reward, memory; seconds",
-    "compare": "train several objectives on the same task and seeds; one table, one figure",
+    "check": "look a run over in seconds: data, prompts, reward, memory",
+    "preflight": "before training: is the engine the trainer's policy, and if not, why",
+    "compare": "train several objectives on the same task and seeds",
     "report": "write a run's page anew, at any time",
     "presets": "list the published objectives, or explain one",
     "check-loss": "run the laws of policy losses against your own",
-    "bounds": "what a measured drift can cost, and which threshold guarantees a limit",
-    "lab": "small policies with a known truth: check bounds, masks, entropy laws, certificates",
+    "bounds": "what a measured drift can cost, and which threshold limits it",
+    "lab": "small policies with a known truth: bounds, masks, certificates",
     "audit": "read logged rollouts and say where and why they drifted",
     "convert": "turn other frameworks' rollout logs into Holdfast's parquet",
     "watch": "run the audit's checks while a run writes",
@@ -100,6 +100,6 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "exit codes: 0 fine, 1 findings or a failed check, 2 unusable input, 130 interrupted",
+            "exit codes: 0 fine, 1 findings, 2 unusable input, 3 not judged, 130 interrupted",
         ]
     )
