@@ -17,7 +17,7 @@ COMMANDS = {
     "init": "write a run's file for your model and your data",
     "train": "train a model from a TOML file",
     "check": "look a run over in seconds: data, prompts, reward, memory",
-    "preflight": "before training: is the engine the trainer's policy, and if not, why",
+    "preflight": "before training: is the engine the trainer's policy, and why not",
     "compare": "train several objectives on the same task and seeds",
     "report": "write a run's page anew, at any time",
     "presets": "list the published objectives, or explain one",
