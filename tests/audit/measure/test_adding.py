@@ -20,7 +20,7 @@ def test_states_add_up_part_by_part():
     class State:
         def __init__(self, k):
             self.count, self.sums, self.seen, self.flag, self.none = k, np.array([k, 1.0]), {k}, k > 1, None
-            self.steps, self.parts = {k: np.array([1]), 0: np.array([k])}, [First(2, [k]), Span(k, k)]
+            self.steps, self.parts = {k: np.array([1]), 0: np.array([k])}, [First(2, [k]), Span(float(k), float(k))]
 
     one = add_up(State(1), State(2))
     assert (one.count, one.sums.tolist(), one.seen, one.flag, one.none) == (3, [3.0, 2.0], {1, 2}, True, None)

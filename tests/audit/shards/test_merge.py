@@ -30,7 +30,7 @@ def test_any_split_and_any_order_add_up_to_the_whole(small, planted, request):
     files = planted()
     whole = report_of(auditor_of(files, FILES))
     names = {finding["name"] for finding in whole["findings"] + whole["withheld"]}
-    assert len(names & {check.name for check in CHECKS}) >= 10  # something to lose
+    assert len(names & {check.name for check in CHECKS}) >= 8  # something to lose
 
     @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     @given(order=st.permutations(FILES), cuts=st.lists(st.integers(1, 5), min_size=1, max_size=3), data=st.data())
@@ -54,11 +54,11 @@ def test_asking_a_part_changes_nothing(planted):
 
 def test_sequences_are_counted_in_reading_order(planted):
     files = planted()
-    later, first = auditor_of(files, [0]), auditor_of(files, [5])
-    assert min(n for n, _ in later.result().sample.uniform()) == 0
-    later.merge(first)
-    numbers = [n for n, _ in later.result().sample.uniform()]
-    assert max(numbers) >= sum(map(len, files[0]))
+    last, first = auditor_of(files, [5], tokens=10**6), auditor_of(files, [0], tokens=10**6)
+    count = sum(map(len, files[5]))
+    assert [n for n, _ in last.result().sample.uniform()] == [*range(count)]
+    last.merge(first)
+    assert [n for n, _ in last.result().sample.uniform()] == [*range(sum(map(len, files[0])) + count)]
 
 
 def test_parts_of_different_logs_are_refused_by_name(planted):
