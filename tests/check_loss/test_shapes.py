@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from holdfast import DataError
+from holdfast.check_loss.laws import on_policy_law
 from holdfast.check_loss.report import check_loss
 from holdfast.check_loss.shapes import SHAPES, build, load
 from holdfast.cli import dispatch
@@ -189,3 +190,11 @@ def test_trl():
         SHAPES["trl"]("OwnTrainer", OwnTrainer, {"epsilon_hihg": 1})
     function = check_loss(SHAPES["trl"]("function", OwnTrainer._compute_loss, settings))
     assert not function.broken
+
+
+def indexed(logprobs, advantages, mask, num_items_in_batch):
+    return -(logprobs * advantages)[mask].sum() / num_items_in_batch
+
+
+def test_masks_may_be_booleans():
+    assert on_policy_law(SHAPES["plain"]("indexed", indexed, {}))[0].status == "holds"

@@ -133,7 +133,15 @@ def nearest_rows(loss: Loss, below: Below, found: Limits, divisor: Divisor | Non
         _match(name, objective, changed, case, target)
         for name, changed, objective in _candidates(loss, below, found, divisor)
     ]
-    matches.sort(key=lambda m: (0 if m.same else m.distance, m.survivors, bool(m.settings), not m.own_divisor))
+    matches.sort(
+        key=lambda m: (
+            0 if m.same else m.distance,
+            abs(m.factor - 1) > 1e-3,
+            m.survivors,
+            bool(m.settings),
+            not m.own_divisor,
+        )
+    )
     seen: set[str] = set()
     best = [m for m in matches if m.row not in seen and not seen.add(m.row)]
     exact = [m for m in best if m.same]
@@ -149,11 +157,16 @@ def _wide_case() -> Case:
     some = torch.rand(case.mask.shape, generator=torch.Generator().manual_seed(21)) < 0.3
     names = ("old_logprobs", "rollout_logprobs")
     mixed = {name: torch.where(some, getattr(far.batch, name), getattr(case.batch, name)) for name in names}
-    old, rollout = mixed["old_logprobs"], mixed["rollout_logprobs"]
-    # A third of the sequences hardly drift from the engine: masks of whole sequences keep some.
-    close = torch.arange(len(case.mask))[:, None] % 3 == 0
-    mixed["rollout_logprobs"] = torch.where(close, old + 1e-4 * (rollout - old), rollout)
-    return replace(case, batch=replace(case.batch, **mixed))
+    old, rollout, own = mixed["old_logprobs"], mixed["rollout_logprobs"], case.logprobs
+    # Some sequences hardly drift from the engine, before the step or after it: masks of whole sequences keep these.
+    third = torch.arange(len(case.mask))[:, None] % 3
+    rollout = torch.where(third == 0, old + 1e-4 * (rollout - old), rollout)
+    rollout = torch.where(third == 1, own + 1e-4 * (rollout - own), rollout)
+    old = torch.where(third == 1, own + 1e-4 * (old - own), old)
+    # The first token of the others has r = e², so that every limit above is met by good and by bad ones.
+    first = (third == 2) & (torch.arange(case.mask.shape[1]) == 0)
+    old, rollout = torch.where(first, own - 2, old), torch.where(first, own - 2, rollout)
+    return replace(case, batch=replace(case.batch, old_logprobs=old, rollout_logprobs=rollout))
 
 
 def _match(name: str, objective: Objective, changed: str, case: Case, target: Tensor) -> Match:
@@ -194,7 +207,7 @@ def _with_divisors(
     kind = reduction.get(divisor.name if divisor else "", "sequence_mean_token_sum" if divisor else None)
     own = objective.normalize if kind is None else Normalize(kind)
     # A pooled ratio spreads its gradient over its tokens, and a divisor that was read off tokens is another one there.
-    for normalize in {own, objective.normalize}:
+    for normalize in dict.fromkeys((own, objective.normalize)):
         yield name, said, objective.with_(normalize=normalize)
         if objective.masks:
             yield name, said, objective.with_(normalize=replace(normalize, over="accepted"))

@@ -148,7 +148,19 @@ def plain(name: str, function: Any, settings: dict[str, Any]) -> Loss:
             "ref": batch.ref_logprobs, "advantages": per_token(case), "mask": case.mask.to(case.logprobs.dtype),
             "entropy": case.entropy, "tokens": torch.tensor(case.tokens), "sequences": torch.tensor(case.sequences),
         }  # fmt: skip
-        return function(**{key: values[meaning] for key, meaning in meanings.items()}, **settings)
+        given = {key: values[meaning] for key, meaning in meanings.items()}
+        try:
+            return function(**given, **settings)
+        except (TypeError, RuntimeError, IndexError):
+            # Masks are numbers to some losses and booleans to others (x[mask], torch.where).
+            boolean = {key: case.mask for key, meaning in meanings.items() if meaning == "mask"}
+            if not boolean:
+                raise
+            try:
+                return function(**given | boolean, **settings)
+            except (TypeError, RuntimeError, IndexError):
+                pass
+            raise
 
     counted = bool({"tokens", "sequences"} & set(meanings.values()))
     old = "old" in meanings.values()

@@ -90,7 +90,8 @@ class Guard:
         found = () if audit is None else self._judged(audit)
         alarms = self._confirmed(found)
         fresh = self._fresh(alarms)
-        halt = self.settings.halt_on != "never" and any(at_least(f.severity, self.settings.halt_on) for f in alarms)
+        limit = next((severity for severity in SEVERITIES if severity == self.settings.halt_on), None)
+        halt = limit is not None and any(at_least(f.severity, limit) for f in alarms)
         page = None
         if audit is not None and (halt or any(f.severity == "critical" for f in fresh)):
             page = self._safely("the page", lambda: self._write(audit, step), None)

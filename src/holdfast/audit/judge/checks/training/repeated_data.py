@@ -85,7 +85,8 @@ class RepeatedData:
         """Responses compared; and of those that repeat an earlier one its step, their own and their numbers, [R]."""
         table = self.responses.table()
         if not table:
-            return 0, *(np.zeros(0, np.int64) for _ in range(3))
+            none = np.zeros(0, np.int64)
+            return 0, none, none, none
         order = np.lexsort((table["number"], table["key"]))
         key, step, number = (table[name][order] for name in ("key", "step", "number"))
         new = np.ones(len(key), bool)
