@@ -19,7 +19,7 @@ class Reached(Exception):
 def test_a_rank_takes_its_gpu_before_any_model_is_built(fake_gpu, folder, monkeypatch):
     """Whatever is put on "cuda" before lies on the first card, of every rank."""
     chosen, module = fake_gpu(2), ModuleType("holdfast.integrations.trl")
-    module.HoldfastGRPOTrainer = None
+    module.HoldfastGRPOTrainer = module.GuardCallback = None
     monkeypatch.setitem(sys.modules, "holdfast.integrations.trl", module)
     monkeypatch.setenv("LOCAL_RANK", "1")
 

@@ -56,7 +56,7 @@ def test_steps_go_through_the_table(table):
 
 def test_prompts_that_do_not_fit_are_left_out_of_the_table(table):
     short = source(table, longest=5)  # the beginning, one or two digits, "=", the number
-    fits = {p.answer for p in short.task.pool("train") if len(short.encode(p.prompt)) <= 5}
+    fits = {p.answer for p in short.task.pool("train") if len(short.encode(p)) <= 5}
     assert 0 < len(fits) < 40 and {p.answer for p, _ in short.table} == fits
     assert {p.answer for p in short.visit(0, 0, len(fits)).problems} == fits
     with pytest.raises(DataError, match="no prompt of task 'jsonl' fits: the shortest has 4 tokens"):
