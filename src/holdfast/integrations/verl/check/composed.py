@@ -110,10 +110,14 @@ def _config_folder(line: CommandLine) -> AbstractContextManager[Any]:
         return initialize_config_module(path.removeprefix("pkg://").replace("/", "."), version_base=None)
     # People check a line of another entry point without naming it: its configs have names of their own.
     folders = [_beside(entry) / path for entry in dict.fromkeys([line.entry, *ENTRIES])]
-    folders += [Path(line.config_dir).absolute()] if line.config_dir is not None else []
-    for folder in folders:
-        if folder.joinpath(f"{line.config_name}.yaml").is_file():
-            return initialize_config_dir(os.path.normpath(folder), version_base=None)
+    file, own = f"{line.config_name}.yaml", Path(line.config_dir or "").absolute()
+    found = next((folder for folder in folders if (folder / file).is_file()), None)
+    if found is None and line.config_dir is not None and (own / file).is_file():
+        # Hydra searches the folder of the entry point first, and this one beside it.
+        found = next((folder for folder in folders if folder.is_dir()), own)
+    if found is not None:
+        return initialize_config_dir(os.path.normpath(found), version_base=None)
+    folders += [own] if line.config_dir is not None else []
     looked = ", ".join(dict.fromkeys(os.path.normpath(folder) for folder in folders))
     raise ConfigError(f"--config-name {line.config_name}: no such config in {looked}; give --config-path")
 
