@@ -13,7 +13,7 @@ import numpy as np
 from holdfast.audit.course import Course, Series
 from holdfast.audit.judge.advice import advise_on
 from holdfast.audit.judge.auditor import Audit, Auditor
-from holdfast.audit.judge.finding import SEVERITIES, Finding, at_least
+from holdfast.audit.judge.finding import SEVERITIES, Finding
 from holdfast.audit.measure.by_step import ByStep
 from holdfast.audit.read.loaders.own import ends_as_parquet, read
 from holdfast.audit.read.reading import Reading, natural
@@ -90,8 +90,8 @@ class Guard:
         found = () if audit is None else self._judged(audit)
         alarms = self._confirmed(found)
         fresh = self._fresh(alarms)
-        limit = next((severity for severity in SEVERITIES if severity == self.settings.halt_on), None)
-        halt = limit is not None and any(at_least(f.severity, limit) for f in alarms)
+        limits = SEVERITIES[SEVERITIES.index(self.settings.halt_on) :] if self.settings.halt_on in SEVERITIES else ()
+        halt = any(finding.severity in limits for finding in alarms)
         page = None
         if audit is not None and (halt or any(f.severity == "critical" for f in fresh)):
             page = self._safely("the page", lambda: self._write(audit, step), None)

@@ -75,7 +75,9 @@ def composed(arguments: Sequence[str]) -> Any:
         # This config names verl's folder from the root of verl's sources, where nobody with a wheel stands.
         overrides.append("hydra.searchpath=[pkg://verl.trainer.config]")
     if line.config_dir is not None:
-        overrides.append(f"hydra.searchpath=[file://{Path(line.config_dir).absolute()}]")
+        # This replaces a searchpath of the config's own, so verl's folder has to be in it.
+        folders = [Path(line.config_dir).absolute(), *filter(Path.is_dir, _folders(line))]
+        overrides.append(f"hydra.searchpath=[{','.join(f'file://{os.path.normpath(path)}' for path in folders)}]")
     with _config_folder(line):
         return compose(config_name=line.config_name, overrides=overrides)
 
@@ -108,18 +110,18 @@ def _config_folder(line: CommandLine) -> AbstractContextManager[Any]:
     path = line.config_path or "config"
     if path.startswith("pkg://"):
         return initialize_config_module(path.removeprefix("pkg://").replace("/", "."), version_base=None)
-    # People check a line of another entry point without naming it: its configs have names of their own.
-    folders = [_beside(entry) / path for entry in dict.fromkeys([line.entry, *ENTRIES])]
-    file, own = f"{line.config_name}.yaml", Path(line.config_dir or "").absolute()
-    found = next((folder for folder in folders if (folder / file).is_file()), None)
-    if found is None and line.config_dir is not None and (own / file).is_file():
-        # Hydra searches the folder of the entry point first, and this one beside it.
-        found = next((folder for folder in folders if folder.is_dir()), own)
-    if found is not None:
-        return initialize_config_dir(os.path.normpath(found), version_base=None)
-    folders += [own] if line.config_dir is not None else []
+    folders = _folders(line)
+    folders += [Path(line.config_dir).absolute()] if line.config_dir is not None else []
+    for folder in folders:
+        if folder.joinpath(f"{line.config_name}.yaml").is_file():
+            return initialize_config_dir(os.path.normpath(folder), version_base=None)
     looked = ", ".join(dict.fromkeys(os.path.normpath(folder) for folder in folders))
     raise ConfigError(f"--config-name {line.config_name}: no such config in {looked}; give --config-path")
+
+
+def _folders(line: CommandLine) -> list[Path]:
+    """Where verl's entry points have their configs; people check a line of another one without naming it."""
+    return [_beside(entry) / (line.config_path or "config") for entry in dict.fromkeys([line.entry, *ENTRIES])]
 
 
 def _beside(entry: str) -> Path:
