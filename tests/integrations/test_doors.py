@@ -1,6 +1,7 @@
 """Losses that other trainers call: gradients equal direct use over every preset that a hook claims."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -133,6 +134,13 @@ def test_most_presets_pass_and_the_others_are_refused_with_the_reason():
     with pytest.raises(ConfigError, match="compares with the engine"):
         config = SimpleNamespace(policy_loss_type="holdfast_trm_max+dapo", loss_reduction="token_mean")
         skyrl.policy_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), config, torch.ones(1, 2), None)
+
+
+def test_the_page_counts_them_as_they_are():
+    page = (Path(__file__).parents[2] / "docs" / "doors.md").read_text(encoding="utf-8")
+    exact = sum(map(prime_rl.exact, PRIME_RL))
+    assert f"| {len(TINKER)} of {len(holdfast.list_presets())} rows |" in page
+    assert f"| {len(PRIME_RL)}; {exact} of them exact" in page and f"| {len(skyrl.possible())}, each with" in page
 
 
 def test_settings_reach_the_preset():

@@ -7,7 +7,7 @@ or a statistic of sequences that are elsewhere, is refused by name before it tra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from holdfast.objectives.objective import Objective
 from holdfast.objectives.parts.penalties import EntropyBonus
 from holdfast.objectives.presets import preset
 from holdfast.objectives.whole_step import whole_step_parts
-from holdfast.types import Batch, Counts, TokenStats
+from holdfast.types import Batch, Counts
 
 ALWAYS = frozenset({"turn_ids", "sequence_ids"})
 """Fields that are made here from the mask and the order."""
@@ -94,13 +94,12 @@ def batch_of(mask: Bool[Tensor, "B T"], advantages: Tensor, **given: Tensor | No
     for name, value in given.items():
         if value is not None and value.shape != mask.shape:
             raise DataError(f"{name} has shape {tuple(value.shape)}, the mask {tuple(mask.shape)}: they must be equal")
-    known = {f.name for f in fields(Batch)} & given.keys()
     return Batch(
         advantages=torch.where(mask, advantages, 0) if advantages.ndim == 2 else advantages,
         response_mask=mask,
         turn_ids=turn_ids(mask),
         sequence_ids=torch.arange(len(mask), device=mask.device),
-        **{name: given[name] for name in known},
+        **given,
     )
 
 
@@ -113,8 +112,3 @@ def padded(rows: Sequence[Tensor], dtype: torch.dtype | None = None) -> Shaped[T
 def plain(metrics: Mapping[str, Tensor], prefix: str = "holdfast/") -> dict[str, float]:
     """Metrics as numbers under our name."""
     return {f"{prefix}{name}": float(value) for name, value in metrics.items()}
-
-
-def stats_of(logprobs: Tensor, entropy: Tensor | None = None) -> TokenStats:
-    """One forward pass of the current policy."""
-    return TokenStats(logprobs=logprobs, entropy=entropy)

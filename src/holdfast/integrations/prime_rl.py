@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.integrations.doors import ONE, Door, batch_of, stats_of
+from holdfast.integrations.doors import ONE, Door, batch_of
 from holdfast.objectives.objective import Objective
 from holdfast.objectives.presets import preset
+from holdfast.types import TokenStats
 
 DOOR = Door("prime-rl", frozenset({"rollout_logprobs", "ref_logprobs"}), "sequence")
 
@@ -59,7 +60,7 @@ def loss(inputs: Any, *, objective: str = "trm+dapo", **settings: Any) -> Any:
         rollout_logprobs=sampled,
         ref_logprobs=None if reference is None else reference[None].to(current.dtype),
     )
-    stats = stats_of(current)
+    stats = TokenStats(logprobs=current)
     out = chosen(batch, stats, plan=chosen.prepare(batch, stats.detach(), counts=ONE, validate=False))
     metrics = {f"holdfast/{name}": torch.as_tensor(value) for name, value in out.metrics.items()}
     return _outputs()(loss=out.loss, metrics=metrics)

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.errors import ConfigError
-from holdfast.integrations.doors import ONE, Door, batch_of, plain, stats_of
+from holdfast.integrations.doors import ONE, Door, batch_of, plain
 from holdfast.objectives.objective import Objective
+from holdfast.types import TokenStats
 
 PREFIX = "holdfast_"
 DOOR = Door("SkyRL", frozenset({"rollout_logprobs"}), "part")
@@ -47,7 +48,7 @@ def policy_loss(
         raise ConfigError(f"SkyRL: {name!r} compares with the engine: set generator.sampling_params.logprobs=1")
     mask = (log_probs.detach() == log_probs.detach()) if loss_mask is None else loss_mask.bool()
     batch = batch_of(mask, advantages, old_logprobs=old_log_probs, rollout_logprobs=rollout_logprobs)
-    stats = stats_of(log_probs)
+    stats = TokenStats(logprobs=log_probs)
     out = chosen(batch, stats, plan=chosen.prepare(batch, stats.detach(), counts=ONE, validate=False))
     return out.loss, plain(out.metrics)
 

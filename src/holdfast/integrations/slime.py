@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import ConfigError, DataError
-from holdfast.integrations.doors import Door, batch_of, padded, stats_of
+from holdfast.integrations.doors import Door, batch_of, padded
 from holdfast.objectives.objective import Objective
+from holdfast.types import TokenStats
 
 DOOR = Door("slime", frozenset({"rollout_logprobs"}), "part")
 VARIABLE = "HOLDFAST_OBJECTIVE"
@@ -52,7 +53,7 @@ def correction(
     old, rollout = padded(train_log_probs, torch.float32), padded(rollout_log_probs, torch.float32)
     mask = padded(loss_masks).bool()
     batch = batch_of(mask, torch.zeros_like(old), old_logprobs=old, rollout_logprobs=rollout)
-    keep, weight = objective.correction(batch, stats_of(old))
+    keep, weight = objective.correction(batch, TokenStats(logprobs=old))
     inside = padded([torch.ones_like(row, dtype=torch.bool) for row in train_log_probs])
     metrics = {"holdfast_kept": keep[inside].float(), "holdfast_weight": weight[inside]}
     factor = torch.where(mask, keep * weight, 1.0)[inside]

@@ -7,22 +7,25 @@ needs no entropy and no whole distribution is exact, whole-batch statistics incl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from holdfast.errors import DataError
-from holdfast.integrations.doors import Door, batch_of, padded, plain, stats_of
+from holdfast.integrations.doors import Door, batch_of, padded, plain
 from holdfast.objectives.objective import Objective
+from holdfast.types import TokenStats
 
 DOOR = Door("Tinker", frozenset({"rollout_logprobs", "ref_logprobs"}), "step")
 SAMPLED, MASK = "logprobs", "mask"
 
-CustomLoss = Callable[[Sequence[Any], Sequence[Tensor]], tuple[Tensor, dict[str, float]]]
+CustomLoss: TypeAlias = Callable[[Sequence[Any], Sequence[Tensor]], tuple[Tensor, dict[str, float]]]
 
 
-def tinker_loss(objective: str | Objective, *, old: Literal["sampled", "current"] = "sampled", **settings: Any) -> Any:
+def tinker_loss(
+    objective: str | Objective, *, old: Literal["sampled", "current"] = "sampled", **settings: Any
+) -> CustomLoss:
     """A loss for `forward_backward_custom`.
 
     Each datum's `loss_fn_inputs` hold `advantages`, `logprobs` (what the sampler gave, as in Tinker's own losses) and,
@@ -64,7 +67,7 @@ def tinker_loss(objective: str | Objective, *, old: Literal["sampled", "current"
             rollout_logprobs=sampled,
             ref_logprobs=column("ref_logprobs", "ref_logprobs" in chosen.needs),
         )
-        out = chosen(batch, stats_of(current))
+        out = chosen(batch, TokenStats(logprobs=current))
         # Every row gets a gradient, also where nothing of it is trained on: Tinker asks for it.
         return out.loss + 0.0 * current.sum(), plain(out.metrics)
 

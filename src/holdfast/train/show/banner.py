@@ -17,7 +17,12 @@ CHARACTERS = 3
 
 
 def introduce(config: RunConfig, task: Task, objective: Objective) -> str:
-    """A few lines about the run.
+    """A few lines about the run; raises what `facts` does."""
+    return "\n".join(f"{key:<10}{value}" for key, value in facts(config, task, objective).items())
+
+
+def facts(config: RunConfig, task: Task, objective: Objective) -> dict[str, str]:
+    """What there is to say of the run, by what it is about.
 
     Raises:
         ConfigError: it needs more memory than is free, or there is no such device.
@@ -28,12 +33,12 @@ def introduce(config: RunConfig, task: Task, objective: Objective) -> str:
             shape = shape_of_run(config, task.alphabet)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         memory = f"not estimated: the model's config.json cannot be read here ({str(error).splitlines()[0][:80]})"
-        return "\n".join(_lines(config, None, objective, device, memory))
+        return _facts(config, None, objective, device, memory)
     found = estimate(config, shape, objective, prompt_tokens=prompt_tokens(config, task), device=device)
     free = free_memory(device)
     if config.model.memory_check:
         found.check(free, "this GPU" if device == "cuda" else "this machine")
-    return "\n".join(_lines(config, shape, objective, device, in_words(found, free)))
+    return _facts(config, shape, objective, device, in_words(found, free))
 
 
 def prompt_tokens(config: RunConfig, task: Task) -> int:
@@ -51,13 +56,13 @@ def in_words(found: Estimate, free: int | None) -> str:
     return f"about {found.total / 1e9:.2f} GB while {found.peak} (most: {largest}), {there}"
 
 
-def _lines(config: RunConfig, shape: Shape | None, objective: Objective, device: str, memory: str) -> list[str]:
+def _facts(config: RunConfig, shape: Shape | None, objective: Objective, device: str, memory: str) -> dict[str, str]:
     model, batch = config.model, config.batch
     sizes = "" if shape is None else f", {_count(shape.parameters)} parameters"
     kept = f"{model.dtype} with bfloat16 products" if model.autocast else model.dtype
     lora = f", adapters of rank {config.lora.rank}" if config.lora.rank else ""
     where = config.task.options.get("path")
-    facts = {
+    return {
         "model": f"{describe_model(config)}{sizes}{lora}, {kept} on {device}",
         "engine": f"{config.engine.kind}: {describe_engine(config)}",
         "objective": objective.name,
@@ -66,7 +71,6 @@ def _lines(config: RunConfig, shape: Shape | None, objective: Objective, device:
         f"{config.sampling.max_tokens} tokens",
         "memory": memory,
     }
-    return [f"{key:<10}{value}" for key, value in facts.items()]
 
 
 def _count(parameters: int) -> str:

@@ -22,7 +22,7 @@ from holdfast.train.settings.device import check_attention, check_device, device
 from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.seeds import derive_seed
 from holdfast.train.setup import longest_prompt
-from holdfast.train.show.banner import introduce
+from holdfast.train.show.banner import facts
 
 LOOKED_AT = 256
 """Prompts whose tokens are counted."""
@@ -201,8 +201,6 @@ def _numbers(scores: Sequence[Score]) -> str:
 def _memory(known: _Known) -> Iterator[Line]:
     if known.task is None:
         return
-    told = introduce(known.config, known.task, objective_of(known.config))
-    for text in told.splitlines():
-        part, _, rest = text.partition(" ")
-        if part in ("batch", "memory"):
-            yield Line(part, "ok", rest.strip())
+    told = facts(known.config, known.task, objective_of(known.config))
+    for part in ("batch", "memory"):
+        yield Line(part, "ok", told[part])
