@@ -40,7 +40,7 @@ ORDER = {
     "audit/measure": (
         "adding estimate tokens alignment stretches edges repeats view binned contrast levels by_step sample statistics"
     ),
-    "audit/judge": "finding fixes_by_flags fixes more checks course auditor verdict advice",
+    "audit/judge": "finding fixes_by_flags fixes more checks attribution course auditor verdict advice",
     "audit/judge/checks": "check lights places calibration lengths data drift training credit",
     "audit/shards": "shard processes cluster",
     "audit/show": "jsonout page terminal outputs",

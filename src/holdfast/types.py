@@ -125,7 +125,9 @@ class Rollout:
 
     `rollout_logprobs` are the log-probabilities the engine really sampled with (after temperature and support
     truncation); `trainer_logprobs` the trainer's for the same tokens on the same support. `weight_versions` is the
-    policy version that sampled each token. A field the source does not give is None, never zero.
+    policy version that sampled each token. `experts_changed` counts the (layer, slot) choices of a mixture of experts
+    in which the trainer's router went elsewhere than the engine's, `support_size` the tokens that could be drawn (0:
+    all of the vocabulary). A field the source does not give is None, never zero.
 
     With p the engine's and q the trainer's probabilities at one context, `kl_exact` is Σ_v p log(p/q) over the whole
     vocabulary, in nats. Where the engine reports its K likeliest tokens alone, `BOUNDS` say what these and the mass of
@@ -151,6 +153,8 @@ class Rollout:
     trust_mask: tuple[bool, ...] | None = None
     turn_ids: tuple[int, ...] | None = None
     weight_versions: tuple[int, ...] | None = None
+    experts_changed: tuple[int, ...] | None = None
+    support_size: tuple[int, ...] | None = None
     reward: float | None = None
     mask_reason: str | None = None
     finish_reason: str | None = None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 
 from holdfast.audit.course import MISMATCH, Course
+from holdfast.audit.judge.attribution import Attribution, Causes, attribute
 from holdfast.audit.judge.checks import CHECKS, Check, Facts
 from holdfast.audit.judge.course import judge_course
 from holdfast.audit.judge.finding import SEVERITIES, Finding
@@ -29,6 +30,8 @@ FEWEST_PROMPTS = 8
 FEWEST_TOKENS, FEWEST_SEQUENCES = 1000, 8
 """With fewer, no check has the power to clear a run."""
 
+DIVIDED = ("temperature_mismatch", "support_mismatch")
+"""Data errors that are themselves among the causes which the drift is divided among."""
 CAUSES = ("repeated_token",)
 """Checks of tokens whose finding explains what the reward, the lengths and the entropy do from then on."""
 
@@ -40,8 +43,9 @@ class Audit:
     `withheld` are findings that a data error makes worthless; `skipped` maps a check to the columns it lacks, `asked`
     each check that ran to its question. `unjudged` says in sentences why a run in which nothing was found is not
     thereby healthy, and what to log to know more; empty where the checks that matter could run. `course` are the
-    numbers by step, from the tokens or from a log of numbers; `framework` is whose log it is, where that is known, and
-    `more` what to log to know more: (what, the line to set).
+    numbers by step, from the tokens or from a log of numbers; `attribution` says whose drift it is, nothing where a
+    data error makes the log-probabilities worthless or none are known; `framework` is whose log it is, where that is
+    known, and `more` what to log to know more: (what, the line to set).
     """
 
     facts: Facts
@@ -57,6 +61,7 @@ class Audit:
     course: Course = field(default_factory=Course)
     framework: str | None = None
     more: tuple[tuple[str, str], ...] = ()
+    attribution: Attribution | None = None
 
     @property
     def of_numbers(self) -> bool:
@@ -70,6 +75,7 @@ class Measured:
 
     checks: Sequence[Check]
     statistics: Statistics = field(default_factory=Statistics)
+    causes: Causes = field(default_factory=Causes)
 
     def update(self, view: View) -> None:
         """Take in one chunk."""
@@ -77,6 +83,7 @@ class Measured:
             if view.has(*check.needs):
                 check.update(view)
         self.statistics.update(view)
+        self.causes.update(view)
 
 
 @dataclass
@@ -152,6 +159,7 @@ class Auditor:
                 for mine, theirs in zip(measured.checks, other.measured[unit].checks, strict=True):
                     add_up(mine, theirs)
                 add_up(measured.statistics, other.measured[unit].statistics)
+                add_up(measured.causes, other.measured[unit].causes)
         self.facts.merge(other.facts)
         self.sample.merge(other.sample)
         self.by_step.merge(other.by_step)
@@ -186,7 +194,9 @@ class Auditor:
         found.sort(key=lambda f: (-SEVERITIES.index(f.severity), f.kind != "data"))
         broken = any(f.invalidates for f in found)
         withheld = tuple(f for f in found if broken and f.kind == "drift")
+        worthless = any(f.invalidates and f.name not in DIVIDED for f in found)
         return Audit(
+            attribution=None if worthless else attribute(self.measured[self.unit].causes),
             facts=self.facts,
             findings=tuple(f for f in found if f not in withheld),
             withheld=withheld,

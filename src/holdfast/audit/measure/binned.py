@@ -128,6 +128,12 @@ def power_bin(values: Column, bins: int) -> Column:
     return np.minimum(np.frexp(np.maximum(values, 0).astype(np.float64))[1], bins - 1)
 
 
+def resampled(sums: Column) -> Column:
+    """[RESAMPLES, ...] sums over draws of the units of [units, ...] that have any; the same draws every time."""
+    filled = sums[np.flatnonzero(sums.reshape(len(sums), -1).any(1))]
+    return np.tensordot(_draws(len(filled)), filled, 1) if len(filled) else np.zeros((RESAMPLES, *sums.shape[1:]))
+
+
 def _bootstrap(
     statistic: Callable[[Column, Column], Column | float], sums: Column, counts: Column, level: float
 ) -> Estimate:

@@ -31,6 +31,8 @@ TOKEN_COLUMNS: Mapping[str, np.dtype] = {
     "trust_mask": np.dtype(np.bool_),
     "turn_ids": np.dtype(np.int32),
     "weight_versions": np.dtype(np.int32),
+    "experts_changed": np.dtype(np.int32),
+    "support_size": np.dtype(np.int32),
 }
 NUMBER_COLUMNS: Mapping[str, np.dtype] = {
     "reward": np.dtype(np.float32),

@@ -60,6 +60,7 @@ def audit_dict(audit: Audit, advice: SampleAdvice) -> dict[str, Any]:
             name: {"named": series.named, "steps": series.steps.tolist(), "values": series.values.tolist()}
             for name, series in audit.course.series.items()
         },
+        "attribution": audit.attribution,
         "more": [{"what": what, "line": text} for what, text in audit.more],
         "statistics": _statistics(audit.statistics),
         "advice": advised,

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from holdfast.audit.judge.auditor import Audit
 from holdfast.audit.judge.finding import Finding
-from holdfast.audit.judge.verdict import REGION_HEADS, Verdict, interval, region_row, verdict_of
+from holdfast.audit.judge.verdict import REGION_HEADS, Verdict, interval, region_row, shares, verdict_of
 from holdfast.audit.measure.statistics.running import ESTIMATORS, Region
 from holdfast.audit.show.jsonout import QUANTILES
 from holdfast.errors import visible
@@ -48,6 +48,8 @@ def summary(audit: Audit, missing: tuple[str, ...] = ()) -> RenderableType:
         parts += [findings_table(audit.findings), Text()]
     if (numbers := numbers_table(audit)) is not None:
         parts += [numbers, Text()]
+    if (whose := _attribution(audit)) is not None:
+        parts += [whose, Text()]
     if regions := audit.statistics.regions():
         parts += [_regions(regions), Text()]
     parts += _unknown(audit, missing)
@@ -95,6 +97,19 @@ def numbers_table(audit: Audit) -> Table | None:
     for share in QUANTILES:
         table.add_row(f"|r|, {100 * share:g} % of tokens below", interval(audit.statistics.sizes.quantile(share)))
     table.add_row("|r|, largest", number(audit.statistics.sizes.largest, 3))
+    return table
+
+
+def _attribution(audit: Audit) -> Table | None:
+    seen = [share for share in audit.attribution.shares if share.seen] if audit.attribution else []
+    if len(seen) < 2:
+        return None
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, title="Whose drift it is", title_justify="left")
+    table.add_column("")
+    table.add_column("share of r²/2", justify="left", no_wrap=True)
+    table.add_column("", ratio=1)
+    for share in seen:
+        table.add_row(share.cause, shares(share.share), share.said)
     return table
 
 

@@ -60,6 +60,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
         *("weight_versions", "weight_version", "policy_version", "policy_versions", "output_versions", "versions"),
         *("model_version",),
     ),
+    "experts_changed": ("experts_changed", "routing_mismatch", "router_mismatch"),
+    "support_size": ("support_size", "sampling_support_size"),
     "reward": (
         *("reward", "rewards", "score", "scores", "raw_reward", "raw_rewards", "token_level_scores", "rm_scores"),
         *("token_level_rewards", "total_reward", "final_reward", "seq_reward"),

@@ -12,6 +12,8 @@ from holdfast.audit.measure.tokens import UNKNOWN
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
+PACE = 0.2
+"""Versions count steps where they rise by one a step, give or take this, over the later half of the run."""
 OLDER = -2
 """The version under which all are summed that are so old that ages tell them apart no more."""
 
@@ -51,14 +53,30 @@ class Ages:
                 self.cells[step] = add_up(self.cells.get(step), cells)
                 self._bound(step)
 
-    def by_age(self) -> Iterator[tuple[int, int, Column]]:
-        """(step, age, sums), step after step; the age is -1 where it is not known, and `oldest` at most."""
-        newest = -1
+    def by_age(self, *, paced: bool = False) -> Iterator[tuple[int, int, Column]]:
+        """(step, age, sums), step after step; the age is -1 where it is not known, and `oldest` at most.
+
+        `paced`: where versions count steps, ages are behind the trainer's own version, which is as far ahead of the
+        step's number as any version of the run was. Rollouts that are all one update late then have age 1, and not 0.
+        """
+        newest, ahead = -1, self._ahead() if paced else None
         for step in sorted(self.newest):
-            newest = max(newest, self.newest[step])
+            newest = max(newest, self.newest[step]) if ahead is None else step + ahead
             for version, sums in sorted(self.cells.get(step, {}).items()):
                 age = -1 if version == -1 else self.oldest if version == OLDER else newest - version
                 yield step, min(age, self.oldest), sums
+
+    def _ahead(self) -> int | None:
+        """Largest version less step; None where the versions do not rise by one a step."""
+        known = {step: version for step, version in self.newest.items() if step >= 0 and version >= 0}
+        if len(known) < 2 or len(known) < len(self.newest):
+            return None
+        # The first steps of an asynchronous run all have the first version, so the later half tells the pace.
+        steps = sorted(known)
+        first, last = steps[(len(steps) - 1) // 2], steps[-1]
+        if abs((known[last] - known[first]) / (last - first) - 1) > PACE:
+            return None
+        return max(version - step for step, version in known.items())
 
     def _wanted(self, step: int) -> bool:
         if self.most is None or step in self.cells or len(self.cells) < self.most:

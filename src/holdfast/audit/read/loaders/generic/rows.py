@@ -128,6 +128,8 @@ def record_of_row(
         "turn_ids": by_mask if turns[1] is None else place.of(ids(turns[1], turns[0]), turns[0]),
         "weight_versions": versions(get("weight_versions")[1], len(tokens)),
     }
+    counts = {ours: get(ours) for ours in ("experts_changed", "support_size")}
+    columns |= {ours: place.of(ids(v, name), name) for ours, (name, v) in counts.items() if v is not None}
     _check_bounds(columns, sampled)
     numbers, words = facts_of(layers, reading)
     return record_of(
