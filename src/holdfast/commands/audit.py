@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from holdfast.audit.judge.advice import advise_on
+from holdfast.audit.judge.attribution.whose import Whose
 from holdfast.audit.judge.auditor import Audit, Auditor
 from holdfast.audit.judge.finding import SEVERITIES, Severity, at_least
 from holdfast.audit.read.loaders import formats_table
@@ -48,12 +49,12 @@ def run(argv: Sequence[str]) -> int:
         return run_demo(options.out or Path("audit-demo"), console)
     if options.path is None:
         raise ConfigError("audit what? give a file or folder of logged rollouts, or --demo to see what the audit finds")
-    if options.model is not None and (options.workers > 1 or options.ray):
+    if options.model and (options.workers > 1 or options.ray):
         raise ConfigError("--model scores in one process: leave out --workers and --ray, or --model")
     audit = audit_path(
         options.path,
         Reading(allow_pickle=options.allow_pickle, columns=own_columns(options.map)),
-        scorer=_scorer(options.model),
+        scorers=_scorers(options.model),
         console=Console(stderr=True),
         workers=options.workers,
         ray=options.ray,
@@ -77,20 +78,23 @@ def audit_path(
     path: Path,
     reading: Reading,
     *,
-    scorer: Scorer | None = None,
+    scorers: Sequence[Scorer] = (),
     console: Console | None = None,
     workers: int = 1,
     ray: bool = False,
 ) -> Audit:
     """Read everything under a path, with a progress bar where `console` is a terminal.
 
-    With a `scorer`, log-probabilities of the trainer that the log lacks come from its model, and so do bounds of
-    divergences where the log has the engine's likeliest tokens. The files are dealt to `workers` processes, or with
+    With `scorers`, log-probabilities of the trainer that the log lacks come from the last one's model, and so do bounds
+    of divergences where the log has the engine's likeliest tokens; with several it is told which wrote each step. The
+    files are dealt to `workers` processes, or with
     `ray` to as many tasks of the cluster (1: as many as it has CPUs). Raises DataError where no usable rollout is
     found.
     """
     auditor = Auditor(reading)
+    scorer = scorers[-1] if scorers else None
     reading.likeliest = scorer is not None
+    auditor.whose = Whose([one.name for one in scorers]) if len(scorers) > 1 else None
     try:
         files = find_files(path, note=reading.note, columns=reading.columns)
     except DataError:
@@ -106,6 +110,8 @@ def audit_path(
         else:
             places = {file.path: place for place, file in enumerate(files)}
             for file, chunk in read_files(files, reading):
+                if auditor.whose is not None and "rollout_logprobs" in chunk.present:
+                    auditor.whose.update([one.score(chunk) for one in scorers])
                 for part in scorer.fill([chunk], reading) if scorer else (chunk,):
                     auditor.feed(part, str(file.path), places[file.path])
                 bar.tell(reading.bytes_read, auditor.facts.tokens)
@@ -178,12 +184,14 @@ def exit_code(audit: Audit, fail_on: Severity | str, *, allow_unjudged: bool = F
     return 3 if audit.unjudged and not allow_unjudged else 0
 
 
-def _scorer(folder: Path | None) -> Scorer | None:
-    if folder is None:
-        return None
+def _scorers(folders: Sequence[Path]) -> list[Scorer]:
+    if not folders:
+        return []
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError("--model names one folder twice: give each checkpoint once, in the order of training")
     from holdfast.audit.read.rescore import Scorer
 
-    return Scorer.load(folder)
+    return [Scorer.load(folder) for folder in folders]
 
 
 def _count(text: str) -> int:
@@ -211,7 +219,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit with 0, not 3, where too little is logged to judge",
     )
-    made.add_argument("--model", type=Path, help="Hugging Face folder that scores tokens the log has no trainer for")
+    made.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        default=[],
+        help="Hugging Face folder that scores tokens the log has no trainer for; several, in the order of training, "
+        "tell whose weights wrote each step",
+    )
     made.add_argument("--tokenizer", type=Path, help="Hugging Face folder that gives the token viewer its texts")
     made.add_argument(
         "--map",

@@ -189,7 +189,7 @@ def test_bounds_from_a_server_s_log_contain_the_divergences_over_the_whole_vocab
         for parameter in engine.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     whole = answers_of(engine, tmp_path / "answers.jsonl", [(1, 5, 6), (1, 7)])
-    audit = audit_path(tmp_path / "answers.jsonl", reading := Reading(), scorer=Scorer.load(folder))
+    audit = audit_path(tmp_path / "answers.jsonl", reading := Reading(), scorers=[Scorer.load(folder)])
     assert audit.facts.sequences == 2 and reading.likeliest
     chunks = [chunk for _, chunk in read_files(find_files(tmp_path), reading)]
     (chunk,) = Scorer.load(folder).fill(chunks, reading)

@@ -11,7 +11,7 @@ from holdfast.errors import DataError
 
 KEYS = {
     "schema", "holdfast", "verdict", "sources", "facts", "findings", "withheld", "unjudged", "skipped", "bad_records",
-    "notes", "statistics", "advice", "course", "framework", "more", "attribution",
+    "notes", "statistics", "advice", "course", "framework", "more", "attribution", "writers",
 }  # fmt: skip
 
 

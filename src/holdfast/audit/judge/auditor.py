@@ -9,6 +9,7 @@ from dataclasses import InitVar, dataclass, field, replace
 
 from holdfast.audit.course import MISMATCH, Course
 from holdfast.audit.judge.attribution import Attribution, Causes, attribute
+from holdfast.audit.judge.attribution.whose import Whose, Writer, findings_of
 from holdfast.audit.judge.checks import CHECKS, Check, Facts
 from holdfast.audit.judge.course import judge_course
 from holdfast.audit.judge.finding import SEVERITIES, Finding
@@ -44,8 +45,9 @@ class Audit:
     each check that ran to its question. `unjudged` says in sentences why a run in which nothing was found is not
     thereby healthy, and what to log to know more; empty where the checks that matter could run. `course` are the
     numbers by step, from the tokens or from a log of numbers; `attribution` says whose drift it is, nothing where a
-    data error makes the log-probabilities worthless or none are known; `framework` is whose log it is, where that is
-    known, and `more` what to log to know more: (what, the line to set).
+    data error makes the log-probabilities worthless or none are known, `writers` which of several given checkpoints
+    wrote each step; `framework` is whose log it is, where that is known, and `more` what to log to know more: (what,
+    the line to set).
     """
 
     facts: Facts
@@ -62,6 +64,7 @@ class Audit:
     framework: str | None = None
     more: tuple[tuple[str, str], ...] = ()
     attribution: Attribution | None = None
+    writers: tuple[Writer, ...] = ()
 
     @property
     def of_numbers(self) -> bool:
@@ -103,6 +106,8 @@ class Auditor:
     scalars: ScalarLog | None = None
     """A log of numbers of the same run."""
     framework: str | None = None
+    whose: Whose | None = None
+    """Distances to several checkpoints, where these were given."""
     files: dict[str, int] = field(default_factory=dict)
     """Each file that was read, and its place in the log."""
     measured: dict[Unit, Measured] = field(init=False)
@@ -187,6 +192,8 @@ class Auditor:
         starts = self._starts()
         found = [_placed(f, starts) for c in checks if not skipped[c.name] for f in c.findings(self.facts)]
         asked = {c.name: c.asks for c in checks if not skipped[c.name]}
+        writers = self.whose.writers() if self.whose else ()
+        found += findings_of(writers, self.whose.names) if self.whose else []
         of_course, course_asked, course_skipped = judge_course(course, of_tokens=bool(self.facts.sequences))
         if not self.facts.sequences and course.series:
             skipped = course_skipped
@@ -196,6 +203,7 @@ class Auditor:
         withheld = tuple(f for f in found if broken and f.kind == "drift")
         worthless = any(f.invalidates and f.name not in DIVIDED for f in found)
         return Audit(
+            writers=writers,
             attribution=None if worthless else attribute(self.measured[self.unit].causes),
             facts=self.facts,
             findings=tuple(f for f in found if f not in withheld),

@@ -76,6 +76,14 @@ class Scorer:
         """Token ids go from 0 to this, exclusive."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
+    def score(self, chunk: Chunk) -> Chunk:
+        """The chunk with this model's scores in place of the log's `trainer_logprobs`."""
+        tokens, present = dict(chunk.tokens), dict(chunk.present)
+        tokens.pop("trainer_logprobs", None)
+        present.pop("trainer_logprobs", None)
+        bare = dataclasses.replace(chunk, tokens=tokens, present=present, likeliest=())
+        return self._filled(bare, list(range(len(chunk))), None)
+
     def fill(self, chunks: Iterable[Chunk], reading: Reading) -> Iterator[Chunk]:
         """The same chunks with `trainer_logprobs` where they were missing; what was there stays.
 
@@ -91,12 +99,13 @@ class Scorer:
             missing = [int(i) for i in np.flatnonzero(~present)]
             yield self._filled(chunk, missing, reading) if missing else chunk
 
-    def _filled(self, chunk: Chunk, missing: Sequence[int], reading: Reading) -> Chunk:
+    def _filled(self, chunk: Chunk, missing: Sequence[int], reading: Reading | None) -> Chunk:
         asked = {i: _Asked(chunk.rollout(i), chunk.likeliest[i] if chunk.likeliest else None) for i in missing}
         for one in asked.values():
             self._check(one)
-        self._note([one.rollout for one in asked.values()], reading)
-        reading.withdraw(ROLLOUT_ONLY)
+        if reading is not None:
+            self._note([one.rollout for one in asked.values()], reading)
+            reading.withdraw(ROLLOUT_ONLY)
         found: dict[int, dict[str, Column]] = {i: {"trainer_logprobs": np.empty(0, np.float32)} for i in missing}
         for batch in _batches({i: one.rollout for i, one in asked.items()}):
             found |= zip(batch, self._scores([asked[i] for i in batch]), strict=True)

@@ -61,6 +61,7 @@ def audit_dict(audit: Audit, advice: SampleAdvice) -> dict[str, Any]:
             for name, series in audit.course.series.items()
         },
         "attribution": audit.attribution,
+        "writers": audit.writers,
         "more": [{"what": what, "line": text} for what, text in audit.more],
         "statistics": _statistics(audit.statistics),
         "advice": advised,

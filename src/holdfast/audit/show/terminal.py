@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -50,6 +51,8 @@ def summary(audit: Audit, missing: tuple[str, ...] = ()) -> RenderableType:
         parts += [numbers, Text()]
     if (whose := _attribution(audit)) is not None:
         parts += [whose, Text()]
+    if audit.writers:
+        parts += [_writers(audit), Text()]
     if regions := audit.statistics.regions():
         parts += [_regions(regions), Text()]
     parts += _unknown(audit, missing)
@@ -110,6 +113,19 @@ def _attribution(audit: Audit) -> Table | None:
     table.add_column("", ratio=1)
     for share in seen:
         table.add_row(share.cause, shares(share.share), share.said)
+    return table
+
+
+def _writers(audit: Audit) -> Table:
+    """Runs of steps that one checkpoint wrote."""
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, title="Whose weights wrote", title_justify="left")
+    table.add_column("steps")
+    table.add_column("weights of", ratio=1, overflow="fold")
+    said = [(one.step, one.nearest if one.sure else "not clear") for one in audit.writers]
+    for nearest, run in itertools.groupby(said, key=lambda one: one[1]):
+        steps = [step for step, _ in run]
+        span = f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+        table.add_row("not recorded" if steps[0] < 0 else span, line(nearest))
     return table
 
 

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from holdfast.audit.judge.attribution.shares import USEFUL, AgeClass, Attribution
+from holdfast.audit.judge.attribution.whose import Writer
 from holdfast.audit.judge.verdict import interval, sentence, shares
 from holdfast.report.charts.scales import number
 from holdfast.report.page import Markup, element, join, paragraph, section, table
 from holdfast.report.words import percent
+
+
+MOST_ROWS = 60
+"""Steps in the table of checkpoints."""
+
+
+def writers_section(writers: Sequence[Writer]) -> Markup:
+    """Which checkpoint is nearest to the engine of each step; nothing where none were given."""
+    if not writers:
+        return Markup()
+    names = list(writers[0].distances)
+    rows = [
+        (
+            "not recorded" if one.step < 0 else str(one.step),
+            one.nearest if one.sure else f"not clear; nearest {one.nearest}",
+            *(number(one.distances[name], 2) for name in names),
+        )
+        for one in writers[:MOST_ROWS]
+    ]
+    shown = table(
+        ("step", "weights of", *names),
+        rows,
+        label="The nearest checkpoint of each step",
+        numeric=tuple(range(2, 2 + len(names))),
+    )
+    more = f" The first {MOST_ROWS} of {len(writers):,} steps." if len(writers) > MOST_ROWS else ""
+    lead = "The mean of r²/2 a token between what the engine reported and each checkpoint: the smallest wrote the step."
+    return section("Whose weights wrote each step", shown, lead=lead + more)
 
 
 def attribution_section(found: Attribution | None) -> Markup:

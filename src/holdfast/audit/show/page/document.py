@@ -8,7 +8,7 @@ import holdfast
 from holdfast.audit.judge.advice import SampleAdvice
 from holdfast.audit.judge.auditor import Audit
 from holdfast.audit.judge.verdict import verdict_of
-from holdfast.audit.show.page.attribution import attribution_section
+from holdfast.audit.show.page.attribution import attribution_section, writers_section
 from holdfast.audit.show.page.course import course_section, more_section
 from holdfast.audit.show.page.figures import acceptance_section, drift_section
 from holdfast.audit.show.page.findings import findings_section
@@ -48,6 +48,7 @@ def _of_tokens(audit: Audit, advice: SampleAdvice, worst: Numbered) -> tuple[Mar
     return (
         drift_section(audit.statistics, audit.facts.unit),
         attribution_section(audit.attribution),
+        writers_section(audit.writers),
         acceptance_section(audit.statistics, advice),
         advice_section(advice),
         masks_section(advice),
