@@ -11,7 +11,6 @@ from holdfast.report.charts.scales import number
 from holdfast.report.page import Markup, element, join, paragraph, section, table
 from holdfast.report.words import percent
 
-
 MOST_ROWS = 60
 """Steps in the table of checkpoints."""
 
