@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo smollm2 test faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm wheel lint format typecheck docs clean
+.PHONY: demo smollm2 test test-slow faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm wheel lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -24,8 +24,13 @@ smollm2: $(STAMP)
 	$(BIN)/holdfast train examples/small/smollm2_sums.toml
 
 # A process for each core, up to four of about 2 GB. The tests start many processes: compiled files are kept for them.
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: $(STAMP)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(TESTS) -m "not slow"
+
+# What takes longer than ten seconds a test: whole runs, compilation, a soak, some kills. CI runs it too.
+test-slow: $(STAMP)
+	$(TESTS) -m slow
 
 # Kills, liars, hostile files: the long form of tests/faults. Counts can be set: make faults KILLS=30 RECORDS=1000
 COUNTS := KILLS RECORDS PARQUET CHECKPOINTS SERVERS REWARDS SOAK

@@ -1,11 +1,12 @@
 """Checks every jaxtyping shape at run time, keeps torch single-threaded and the hub out of reach."""
 
 import os
+import zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 install_import_hook("holdfast", "beartype.beartype")
 
@@ -13,6 +14,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+_CHECKED = set()
 
 
 @pytest.fixture
@@ -34,3 +37,12 @@ def fake_gpu(monkeypatch):
         return chosen
 
     return see
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Check shapes in the first case of each test and in a quarter of the others: checks take twice the test's time."""
+    kind = (item.path, getattr(item, "originalname", item.name))
+    config.update("jaxtyping_disable", kind in _CHECKED and zlib.crc32(item.nodeid.encode()) % 4 != 0)
+    _CHECKED.add(kind)
+    return (yield)

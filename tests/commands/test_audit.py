@@ -91,6 +91,7 @@ def test_a_log_that_cannot_be_judged_ends_with_3(tmp_path, capsys):
     assert dispatch(["audit", str(bare), "--json", "--fail-on", "never"]) == 0
 
 
+@pytest.mark.slow
 def test_the_demo_links_a_report_per_fault(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "FAULTS", {name: FAULTS[name] for name in ("nan", "few_tokens")})
     assert dispatch(["audit", "--demo", "--out", str(tmp_path)]) == 0

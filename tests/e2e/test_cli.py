@@ -185,6 +185,7 @@ def test_compare_writes_one_table_and_continues(run_file, capsys):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_compare_runs_at_the_same_time_give_the_same_numbers(run_file):
     command = ["compare", "small.toml", "--objectives", "ppo,gspo", "--seeds", "1", "--warm_start.clean_steps", "1"]
     assert dispatch([*command, "--out", "one", "--jobs", "1"]) == 0
@@ -247,6 +248,8 @@ def test_ctrl_c_keeps_the_run_and_exits_130(run_file):
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        # A shell's background job starts with Ctrl-C ignored, and what it starts does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -40,6 +40,7 @@ def test_every_large_example_has_a_small_one():
 
 @pytest.mark.parametrize("path", [path for path in SMALL if path not in PRETRAINED], ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning:transformers")
+@pytest.mark.slow
 def test_small_examples_train(path, tmp_path, monkeypatch):
     if path.stem == "lora" and importlib.util.find_spec("peft") is None:
         pytest.skip("needs peft")

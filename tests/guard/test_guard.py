@@ -70,6 +70,7 @@ def test_a_finding_must_be_there_at_several_looks(tmp_path):
     assert first[1] == first[0] + 3
 
 
+@pytest.mark.slow
 def test_it_halts_where_it_is_told_to_and_leaves_the_evidence(tmp_path):
     looks = fed(made(tmp_path, halt_on="critical"), 110, drifts)
     halted = next(look for look in looks if look.halt)

@@ -370,6 +370,7 @@ def test_the_gradient_scales_with_what_comes_from_above(name):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 10_000), st.sampled_from([0.0, 0.5, 50.0]))
+@pytest.mark.slow
 def test_any_shape_any_mask(sequences, tokens, seed, size):
     batch, stats = random_batch(sequences, tokens, seed=seed, drift=size, staleness=size)
     g = torch.Generator().manual_seed(seed)

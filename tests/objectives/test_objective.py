@@ -355,6 +355,7 @@ for name in dict.fromkeys([*holdfast.list_presets(), *thorough]):
 """
 
 
+@pytest.mark.slow
 def test_every_preset_compiles_without_graph_breaks():
     """In a process of its own: the run-time shape checks of the tests are not part of what users compile."""
     done = subprocess.run(

@@ -83,6 +83,7 @@ def test_truncation_is_a_fault_where_the_trainer_does_not_know_it(fly, framework
     assert (cause(found, "truncation").change.share.low > 0.9) != known
 
 
+@pytest.mark.slow
 def test_a_penalty_that_the_engine_sets_by_itself_is_named(fly, tokenizer):
     found = fly(lambda settings, model: Penalised(model, tokenizer, 1.3), sync=False)
     assert named(found)["repetition_penalty"].evidence["share of the gap"].low > 0.9

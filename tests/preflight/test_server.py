@@ -43,6 +43,7 @@ def cause(found, name):
     return next(c for c in found.causes if c.name == name)
 
 
+@pytest.mark.slow
 def test_a_healthy_server_is_cleared_and_its_weights_are_left_alone(serve, make_model, tokenizer, tmp_path):
     server = serve()
     found = look(server, make_model, tokenizer, tmp_path, "--engine.exact_kl", "false", "--engine.top_logprobs", "5")
@@ -56,6 +57,7 @@ def test_a_healthy_server_is_cleared_and_its_weights_are_left_alone(serve, make_
     assert found.audit.statistics.mean("tv_upper").value < 1
 
 
+@pytest.mark.slow
 def test_a_server_is_synced_and_gets_its_weights_back(serve, make_model, tokenizer, tmp_path):
     server = serve()
     found = look(server, make_model, tokenizer, tmp_path, sync_folder=tmp_path / "shared", switches=False)
@@ -64,12 +66,14 @@ def test_a_server_is_synced_and_gets_its_weights_back(serve, make_model, tokeniz
     assert all(torch.equal(tensor, first[name]) for name, tensor in server.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_other_weights_behind_the_address_are_named(serve, make_model, tokenizer, tmp_path):
     found = look(serve(make_model(1)), make_model, tokenizer, tmp_path)
     assert found.findings[0].severity == "critical"
     assert "other_weights" in {f.name for f in found.findings}
 
 
+@pytest.mark.slow
 def test_penalty_and_template_of_a_server_s_own_are_named(serve, make_model, tokenizer, tmp_path):
     found = look(serve(penalty=1.3, prefix="You are a parrot. "), make_model, tokenizer, tmp_path)
     assert "repetition_penalty" in {f.name for f in found.findings if f.severity == "critical"}
@@ -79,6 +83,7 @@ def test_penalty_and_template_of_a_server_s_own_are_named(serve, make_model, tok
     assert {f.severity for f in found.findings if f.name == "chat_template"} <= {"info"}
 
 
+@pytest.mark.slow
 def test_a_penalty_that_is_asked_for_is_sent_and_switched_off(serve, make_model, tokenizer, tmp_path):
     server = serve(penalty=1.0001)
     found = look(
@@ -107,6 +112,7 @@ def test_what_a_server_does_wrong_is_one_sentence(serve, folder, capsys, faults,
     assert said.out == ""
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_reload_is_a_failed_sync(serve, make_model, tokenizer, tmp_path):
     server = serve(reloads=False)
     found = look(server, make_model, tokenizer, tmp_path, sync_folder=tmp_path / "shared", switches=False)

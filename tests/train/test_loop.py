@@ -46,6 +46,7 @@ def distance(first, second):
     return sum(float((first[name] - second[name]).square().sum()) for name in first) ** 0.5
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_and_resume_bit_for_bit(small_run):
     whole, _ = small_run("whole")
     again, _ = small_run("again")

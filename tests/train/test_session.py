@@ -52,6 +52,17 @@ def test_an_interrupt_before_the_first_step_says_how_to_go_on(tmp_path, monkeypa
     assert "no step is kept yet" in capsys.readouterr().out
 
 
+@pytest.fixture
+def heard():
+    """The signals as a terminal's job has them: a shell's background job starts with some of them ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_hang_up_stops_after_the_step_like_a_termination():
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
         said = []

@@ -46,6 +46,7 @@ def prompts(folder):
     return [rollout.prompt_text for step in steps for rollout in read_rollouts(step)]
 
 
+@pytest.mark.slow
 def test_passes_over_the_table_end_the_run_and_a_schedule_goes_on_after_a_kill(small_run, table):
     """5 passes over 12 problems, 8 a step: ceil(60 / 8) = 8 steps, though 60 are the default."""
     options = [*table, *LONGER, "--data_epochs", "5", "--batch.prompts", "8", "--batch.group_size", "2"]

@@ -115,6 +115,7 @@ def test_files_that_cannot_be_opened_and_odd_names_are_no_obstacle(tmp_path):
 
 @pytest.mark.parametrize("others", [0, 3000])
 @pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.slow
 def test_a_row_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, ours, others):
     monkeypatch.setattr(store, "LONGEST_ROW", 10_000)
     table = pa.table({name: pa.array([[1]] * others + [[0] * 10_001]) for name in ("prompt_ids", "response_ids")})

@@ -24,6 +24,7 @@ def split(order, cuts):
 
 
 @pytest.mark.parametrize("small", [False, True])
+@pytest.mark.slow
 def test_any_split_and_any_order_add_up_to_the_whole(small, planted, request):
     if small:
         request.getfixturevalue("bounded")

@@ -13,6 +13,7 @@ from holdfast.audit.simulate.evaluate import SIZES, detected, false_alarms, heal
 DOCUMENT = Path(__file__).parents[3] / "docs" / "audit_checks.md"
 
 
+@pytest.mark.slow
 def test_every_fault_is_found_at_its_strongest():
     found = {name for name, _ in detected(1, list(FAULTS), strongest=True)}
     assert found == set(FAULTS)

@@ -274,6 +274,7 @@ class Unchecked(Support):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.slow
 def test_a_step_is_one_graph_per_size_and_new_weights_need_none(make_model, monkeypatch):
     torch.compiler.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shape checks cannot be traced

@@ -163,6 +163,7 @@ def test_another_server_on_the_port_is_not_taken_for_ours(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.slow
 def test_a_server_ends_with_a_trainer_that_was_killed(tmp_path, stubborn):
     """The server writes its number and its child's; with `stubborn` both ignore SIGTERM, for 20 seconds."""
     source = f"""

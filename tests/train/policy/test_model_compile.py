@@ -36,6 +36,7 @@ def graphs_only(monkeypatch):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_values_and_gradients(graphs_only, recompute):
     plain, compiled = (tiny_model(character_tokenizer("0123456789"), hidden=32, layers=2, heads=2) for _ in range(2))
     assert make_unpadded(compiled) == ""

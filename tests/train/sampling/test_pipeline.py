@@ -136,6 +136,7 @@ def test_weights_are_kept_for_the_rounds_to_come_and_no_longer(small_run, engine
     assert kept == [list(range(max(0, step - 2), step + 1)) for step in range(len(kept))] and len(kept) == 6
 
 
+@pytest.mark.slow
 def test_no_death_changes_a_number(small_run, engines):
     whole, _ = small_run("whole", *AHEAD)
     draw = random.Random(0)
@@ -165,6 +166,7 @@ def test_likeliest_tokens_come_with_the_pieces_they_belong_to(small_run, engines
         assert 0 < record["tv_lower_mean"] < record["tv_upper_mean"] <= record["tv_upper_max"] <= 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_rounds_that_were_under_way(small_run, engines):
     whole, _ = small_run("whole", *AHEAD)
     asked = iter([False, False, False, True])

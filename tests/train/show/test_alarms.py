@@ -17,6 +17,7 @@ def test_without_a_guard_nothing_is_added(small_config, tmp_path):
     assert guarded(record, guard_of(small_config(), RunFolder(tmp_path))) == (record, None)
 
 
+@pytest.mark.slow
 def test_a_halt_keeps_a_checkpoint_and_says_how_to_go_on(small_run, monkeypatch):
     broken = {"on": True}
 

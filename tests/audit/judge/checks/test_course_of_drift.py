@@ -48,6 +48,7 @@ def test_teeth():
     assert saw_teeth(np.zeros(0)) == saw_teeth(np.zeros(1)) == []
 
 
+@pytest.mark.slow
 def test_a_saw_tooth_is_told_once(look, faulty):
     (got,) = look(DriftWithStep, faulty("saw_tooth", 0.3, steps=24, prompts=3, **QUIET))
     assert "at step 13, and rises again" in got.headline
@@ -63,6 +64,7 @@ def versioned(versions, **more):
     ]
 
 
+@pytest.mark.slow
 def test_versions_that_go_back(look, faulty, healthy):
     (got,) = look(VersionsGoBack, faulty("old_weights_again", 4.0, age=0))
     assert got.headline == (
