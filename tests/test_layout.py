@@ -36,9 +36,10 @@ ORDER = {
     "report": "charts page tokens metrics learning words survey run_figures presets compare run",
     "train": "settings keep policy sampling estimate warmstart update setup evaluate show loop compare session",
     "audit": "course read measure judge shards show simulate",
-    "audit/read": "columns reading prefetch raw scalars loaders rescore overlap source",
+    "audit/read": "columns codec reading prefetch raw scalars loaders rescore overlap source",
     "audit/measure": (
-        "adding estimate tokens alignment stretches edges repeats view binned contrast levels by_step sample statistics"
+        "adding estimate tokens alignment stretches edges repeats extremes retokenised view binned contrast levels "
+        "by_step sample statistics"
     ),
     "audit/judge": "finding fixes_by_flags fixes more checks attribution course auditor verdict advice",
     "audit/judge/checks": "check lights places calibration lengths data drift training credit",

@@ -15,12 +15,16 @@ from holdfast.audit.judge.advice import advise_on
 from holdfast.audit.judge.attribution.whose import Whose
 from holdfast.audit.judge.auditor import Audit, Auditor
 from holdfast.audit.judge.finding import SEVERITIES, Severity, at_least
+from holdfast.audit.read.codec import Tokenizer
 from holdfast.audit.read.loaders import formats_table
+from holdfast.audit.read.loaders.generic.texts import note_texts
+from holdfast.audit.read.loaders.generic.unknown import text_dump
 from holdfast.audit.read.loaders.loader import SourceFile
+from holdfast.audit.read.raw.compressed import head_of
 from holdfast.audit.read.raw.names import own_columns
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.read.scalars.runs import ScalarLog, read_scalars
-from holdfast.audit.read.source import find_files, read_files
+from holdfast.audit.read.source import HEAD, detect, find_files, read_files
 from holdfast.audit.shards.cluster import audit_on_cluster, connect, processors
 from holdfast.audit.shards.processes import audit_in_processes
 from holdfast.audit.shards.shard import Tell, cut
@@ -53,7 +57,9 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("--model scores in one process: leave out --workers and --ray, or --model")
     audit = audit_path(
         options.path,
-        Reading(allow_pickle=options.allow_pickle, columns=own_columns(options.map)),
+        Reading(
+            allow_pickle=options.allow_pickle, columns=own_columns(options.map), codec=tokenizer_of(options.tokenizer)
+        ),
         scorers=_scorers(options.model),
         console=Console(stderr=True),
         workers=options.workers,
@@ -64,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
     if options.out or not options.json:
         name = options.path.resolve().name
         folder = options.out or Path(f"audit-{name.removesuffix('.parquet')}")
-        written = write_reports(folder, audit, advice, title=f"Audit of {name}", tokenizer=options.tokenizer)
+        written = write_reports(folder, audit, advice, title=f"Audit of {name}")
     if options.json:
         print(json.dumps(audit_dict(audit, advice), ensure_ascii=True, allow_nan=False))
     else:
@@ -96,7 +102,7 @@ def audit_path(
     reading.likeliest = scorer is not None
     auditor.whose = Whose([one.name for one in scorers]) if len(scorers) > 1 else None
     try:
-        files = find_files(path, note=reading.note, columns=reading.columns)
+        files = find_files(path, note=reading.note, columns=reading.columns, texts=reading.codec is not None)
     except DataError:
         if path.exists() and (numbers := read_scalars(path, reading)) is not None:
             take_scalars(numbers, auditor)
@@ -117,6 +123,9 @@ def audit_path(
                 bar.tell(reading.bytes_read, auditor.facts.tokens)
     finally:
         bar.stop()
+    note_texts(reading)
+    if path.is_dir():
+        _take_numbers_beside(path, files, auditor)
     audit = auditor.result()
     if audit.facts.sequences == 0:
         reasons = ", ".join(f"{n:,} × {kind}" for kind, n in reading.rejected.most_common())
@@ -175,6 +184,26 @@ def take_scalars(numbers: ScalarLog, auditor: Auditor) -> None:
     auditor.facts.columns |= set(numbers.course.series)
 
 
+def _take_numbers_beside(path: Path, files: Sequence[SourceFile], auditor: Auditor) -> None:
+    """Let numbers by step that lie in the folder of a log of tokens be judged with it; why not is noted."""
+    reading, quiet = auditor.reading, Reading(columns=auditor.reading.columns)
+    taken = {file.path for file in files}
+    others = [p for p in path.rglob("*") if p.is_file() and p not in taken]
+    taken.update(p for p in others if detect(p) is not None or text_dump(p, head_of(p, HEAD)) is not None)
+    try:
+        numbers = read_scalars(path, quiet, without=taken)
+    except DataError as error:
+        reading.note(f"numbers by step beside the tokens were left out: {error}")
+        return
+    if numbers is None:
+        return
+    auditor.scalars = numbers
+    for text in quiet.notes:
+        reading.note(text)
+    names = ", ".join(file.name for file in numbers.files[:3]) + (", …" if len(numbers.files) > 3 else "")
+    reading.note(f"numbers by step are judged with the tokens: {names}")
+
+
 def exit_code(audit: Audit, fail_on: Severity | str, *, allow_unjudged: bool = False) -> int:
     """1 where a finding reaches this severity, else 3 where the run could not be judged (`never`: always 0)."""
     if fail_on not in SEVERITIES:
@@ -192,6 +221,15 @@ def _scorers(folders: Sequence[Path]) -> list[Scorer]:
     from holdfast.audit.read.rescore import Scorer
 
     return [Scorer.load(folder) for folder in folders]
+
+
+def tokenizer_of(folder: Path | None) -> Tokenizer | None:
+    """The tokenizer of a folder, once it is known that there is one; raises ConfigError where there is none."""
+    if folder is None:
+        return None
+    found = Tokenizer(folder)
+    _ = found.size
+    return found
 
 
 def _count(text: str) -> int:
@@ -227,7 +265,12 @@ def parser() -> argparse.ArgumentParser:
         help="Hugging Face folder that scores tokens the log has no trainer for; several, in the order of training, "
         "tell whose weights wrote each step",
     )
-    made.add_argument("--tokenizer", type=Path, help="Hugging Face folder that gives the token viewer its texts")
+    made.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="Hugging Face folder: checks for text that was tokenised again, reads dumps of texts (verl, TRL), and "
+        "gives the token viewer its texts",
+    )
     made.add_argument(
         "--map",
         action="append",

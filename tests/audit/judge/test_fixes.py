@@ -52,7 +52,9 @@ def test_verl_has_the_options(name):
     )
     given = overrides(settings(name)["verl"])
     assert given
-    assert set(given) <= set(paths)
+    added = set(re.findall(r"\+([a-z_]+(?:\.\w+)+)=", bare(settings(name)["verl"])))
+    assert set(given) - added <= set(paths)
+    assert {path.rpartition(".")[0] for path in added} <= set(paths)
 
 
 def test_verl_knows_the_modes():
@@ -73,9 +75,9 @@ def test_trl_has_the_fields(name):
     fields |= {"per_device_train_batch_size", "gradient_accumulation_steps"}  # of transformers
     text = bare(settings(name)["TRL"]).replace("AsyncGRPOConfig", "")
     outside = re.sub(r"HoldfastGRPOTrainer\(.*\)", "", text)
-    assert set(re.findall(r"\b(\w+)=(?!=)", outside)) <= fields
+    assert set(re.findall(r"\b(\w+)=(?!=)", outside)) <= fields | {"reward_funcs"}
     assert set(re.findall(r"\b(\w+_\w+)\b", outside.replace("token_", "").replace("completion_ids", ""))) <= fields | {
-        "rollout_func", "sequence_", "truncate", "mask",
+        "rollout_func", "sequence_", "truncate", "mask", "reward_funcs", "your_function", "enable_prefix_caching",
     }  # fmt: skip
 
 
@@ -195,17 +197,21 @@ def test_fixes_are_frozen():
 READ = {
     "slime": "eps-clip eps-clip-high use-tis tis-clip custom-tis-function-path use-rollout-logprobs entropy-coef "
     "update-weights-interval get-mismatch-metrics rollout-temperature rollout-top-p rollout-top-k "
-    "log-probs-max-tokens-per-gpu max-tokens-per-gpu",
+    "log-probs-max-tokens-per-gpu max-tokens-per-gpu n-samples-per-prompt sglang-enable-fp32-lm-head custom-rm-path "
+    "check-weight-update-equal sglang-disable-radix-cache",
     "miles": "eps-clip eps-clip-high use-tis tis-clip custom-tis-function-path use-rollout-logprobs entropy-coef "
     "max-weight-staleness get-mismatch-metrics rollout-temperature rollout-top-p rollout-top-k "
-    "log-probs-max-tokens-per-gpu max-tokens-per-gpu",
+    "log-probs-max-tokens-per-gpu max-tokens-per-gpu n-samples-per-prompt sglang-enable-fp32-lm-head custom-rm-path "
+    "check-weight-update-equal sglang-disable-radix-cache",
     "OpenRLHF": "algo.advantage.is_correction_level algo.advantage.is_correction_mode "
     "algo.advantage.is_correction_gating "
     "algo.advantage.is_correction_threshold actor.eps_clip_low_high actor.entropy_coef train.async_queue_size "
-    "train.async_enable rollout.temperature rollout.top_p rollout.max_tokens_per_gpu train.max_tokens_per_gpu",
+    "train.async_enable rollout.temperature rollout.top_p rollout.max_tokens_per_gpu train.max_tokens_per_gpu "
+    "algo.advantage.estimator rollout.n_samples_per_prompt reward.remote_url vllm.enable_prefix_caching",
     "ms-swift": "epsilon epsilon_high rollout_importance_sampling_mode rollout_importance_sampling_threshold "
     "off_policy_sequence_mask_delta top_entropy_quantile num_iterations steps_per_generation "
-    "log_rollout_offpolicy_metrics temperature top_p top_k",
+    "log_rollout_offpolicy_metrics temperature top_p top_k advantage_estimator num_generations external_plugins "
+    "reward_funcs vllm_mode vllm_enable_prefix_caching",
 }
 """Arguments that were seen in the released sources which the page names."""
 

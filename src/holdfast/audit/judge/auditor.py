@@ -33,6 +33,8 @@ FEWEST_TOKENS, FEWEST_SEQUENCES = 1000, 8
 
 DIVIDED = ("temperature_mismatch", "support_mismatch")
 """Data errors that are themselves among the causes which the drift is divided among."""
+ASKS_TEXT = ("retokenised",)
+"""Checks that run where a tokenizer was given."""
 CAUSES = ("repeated_token",)
 """Checks of tokens whose finding explains what the reward, the lengths and the entropy do from then on."""
 
@@ -133,6 +135,7 @@ class Auditor:
         at = self.files[source]
         before = self._counts.get(at, 0)
         view = View(chunk, (at << FILE_BITS) + before)
+        view.codec = self.reading.codec
         self._counts[at] = before + len(chunk)
         self._note_prompts(view.group.tolist())
         for unit, measured in self.measured.items():
@@ -187,6 +190,7 @@ class Auditor:
         self.facts.unit = self.unit
         self.facts.logprob_resolution = max(self.facts.logprob_resolution, self.reading.logprob_resolution)
         checks, statistics = self.measured[self.unit].checks, self.measured[self.unit].statistics
+        checks = [c for c in checks if self.reading.codec is not None or c.name not in ASKS_TEXT]
         skipped = {c.name: tuple(sorted(c.needs - self.facts.columns)) for c in checks}
         course = self._course()
         starts = self._starts()
@@ -212,13 +216,17 @@ class Auditor:
             statistics=statistics,
             sample=self.sample.placed(starts),
             reading=self.reading,
-            sources=tuple(sorted(filter(None, self.files), key=self.files.__getitem__)),
+            sources=self._sources(),
             asked=asked | course_asked,
             unjudged=tuple(_unjudged(self.facts) if self.facts.sequences else _course_unjudged(course)),
             course=course,
             framework=course.framework,
             more=more_to_log(course) if not self.facts.sequences else (),
         )
+
+    def _sources(self) -> tuple[str, ...]:
+        read = sorted(filter(None, self.files), key=self.files.__getitem__)
+        return tuple(dict.fromkeys((*read, *map(str, self.scalars.files if self.scalars else ()))))
 
     def _starts(self) -> dict[int, int]:
         """How many sequences come before each file, by its place."""
@@ -227,9 +235,11 @@ class Auditor:
         return dict(zip(places, ends, strict=False))
 
     def _course(self) -> Course:
-        """Numbers by step of the tokens, and those of a log of numbers that the tokens do not tell."""
+        """Numbers by step of the tokens, and those of a log of numbers that tokens do not tell, or of fewer steps."""
         logged = self.scalars.course if self.scalars else Course()
-        return Course({**logged.series, **self.by_step.course().series}, self.framework or logged.framework)
+        shown = self.by_step.course().series
+        told = {name: s for name, s in logged.series.items() if len(s) > len(shown.get(name, ()))}
+        return Course({**shown, **told}, self.framework or logged.framework)
 
     def _count(self, view: View) -> None:
         facts, chunk = self.facts, view.chunk

@@ -4,7 +4,7 @@ Option names were read in verl 0.9.1 and TRL 1.16.0 (released wheels) and in ARe
 NeMo-RL 7ea279a (sources of May and August 2026); docs/audit_fixes.md cites the places. Where a framework has no such
 option the line says "no option" and what is nearest. verl lines are Hydra overrides, TRL lines fields of GRPOConfig,
 AReaL and NeMo-RL lines Hydra overrides of their YAML, prime-rl and Holdfast lines TOML. The other six frameworks' lines
-are in `fixes_by_flags`.
+are in `fixes_by_flags`. Lines on groups, rewards, weights, prefix caches and float32 were read in verl 1dda039, too.
 """
 
 from __future__ import annotations
@@ -233,6 +233,64 @@ FIXES: Mapping[str, Fix] = {
             "[orchestrator.renderer]  # a renderer made for the model: its name instead of the fallback",
             "no option: keep the message log's token_ids as the engine gave them",
             "nothing to set: turns are joined as token ids",
+        ),
+    ),
+    "groups_by_prompt": Fix(
+        does="makes advantages from the rewards of all answers to one prompt, and of no others",
+        lines=(
+            "algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=8\n"
+            "# a group is the rows of one uid: an agent loop of your own must keep the prompt's",
+            "num_generations=8  # a group is so many rows in a row: a rollout_func must return all of them, in order",
+            "gconfig.n_samples=8 actor.reward_norm.mean_level=group actor.reward_norm.std_level=group "
+            "actor.reward_norm.group_size=8\n# a group is so many rows in a row: a failed episode must not leave a gap",
+            "[orchestrator]\ngroup_size = 8",
+            "grpo.num_generations_per_prompt=16 grpo.adv_estimator.name=grpo",
+            "nothing to set: a group is the answers to one prompt",
+        ),
+    ),
+    "float32_logprobs": Fix(
+        does="computes logits, or the LM head that makes them, in float32",
+        lines=(
+            "+actor_rollout_ref.rollout.engine_kwargs.sglang.enable_fp32_lm_head=true  # of an SGLang engine",
+            "cast_lm_head_to_fp32=True",
+            "no option that we found",
+            "[inference]\nenable_fp32_lm_head = true  # the default",
+            "no option that we found",
+            'engine.precision = "bfloat16,head=float32"',
+        ),
+    ),
+    "reward_function": Fix(
+        does="is where responses are paid: there, giving up must not be worth more than trying and being wrong",
+        lines=(
+            "reward.custom_reward_function.path=your_reward.py reward.custom_reward_function.name=compute_score",
+            "no option of GRPOConfig: GRPOTrainer(..., reward_funcs=[your_function])",
+            "no option: the reward_fn that your workflow gets, as in RLVRWorkflow(reward_fn=...)",
+            "no option: the rubric of the environment (verifiers)",
+            "no option: what your environment's step() returns",
+            'task.reward = "your_reward.py:your_function"',
+        ),
+    ),
+    "weights_at_start": Fix(
+        does="gives every engine the trainer's weights before it samples, also after a resume and a restart",
+        lines=(
+            "actor_rollout_ref.rollout.load_format=dummy  # weights then come from the trainer alone",
+            'vllm_mode="colocate"  # a server that restarts has the first weights: restart the trainer with it',
+            "recover.mode=on  # a server that restarts by itself has the first weights: restart all of the run",
+            "no option: restart the inference server together with the trainer",
+            "policy.generation.colocated.enabled=true  # weights go to the engine before each step",
+            "nothing to set: weights are sent before the first rollout, also after a resume",
+        ),
+    ),
+    "no_stale_prefix": Fix(
+        does="keeps no keys and values of older weights for later prompts (no prefix cache)",
+        lines=(
+            "actor_rollout_ref.rollout.enable_prefix_caching=false",
+            "nothing to set in colocate mode, which empties the cache at every update; with a server:\n"
+            "trl vllm-serve --enable_prefix_caching False",
+            "sglang.disable_radix_cache=true vllm.no_enable_prefix_caching=true",
+            "[inference.vllm]\nenable_prefix_caching = false",
+            "++policy.generation.vllm_cfg.enable_prefix_caching=false",
+            "nothing to set: the cache is emptied at every update",
         ),
     ),
 }

@@ -55,6 +55,13 @@ MORE: Mapping[str, Mapping[str, str]] = {
         "tokens": "--dump-details DIR",
         "numbers": "--use-tensorboard",
     },
+    "AReaL": {
+        "mismatch": "nothing to set: ppo_actor/update/compute_logp/kl_div_dual/avg is logged where versions are kept",
+        "reward": "nothing to set: ppo_actor/task_reward/avg is logged",
+        "entropy": "nothing to set: ppo_actor/update/entropy/avg is logged",
+        "tokens": "no option; rollout.dump_to_file=true writes texts: holdfast audit DIR --tokenizer MODEL",
+        "numbers": "stats_logger.tensorboard.path=DIR",
+    },
     "SkyRL": {
         "tokens": "trainer.dump_data_batch=true  # holdfast audit DIR --allow-pickle",
         "mismatch": "nothing to set: policy/rollout_train_logprobs_abs_diff_mean is logged where the engine's are kept",

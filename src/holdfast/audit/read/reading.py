@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from holdfast.audit.read.codec import Codec
+
 MOST_EXAMPLES = 20
 
 
@@ -35,17 +37,21 @@ class Reading:
 
     `likeliest`: read the engine's likeliest tokens too, where a log has them with ids; a model can make bounds of them.
     `rejected` counts by kind of reason (a short phrase without numbers); `examples` holds the first ones in full.
-    `columns` are the user's own names, ours to theirs, which go before all known ones.
+    `columns` are the user's own names, ours to theirs, which go before all known ones. `codec` is the vocabulary, where
+    a tokenizer was given.
     """
 
     allow_pickle: bool = False
     likeliest: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    codec: Codec | None = None
     on_progress: Callable[[int], None] = _tell_nobody
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[BadRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the source cannot tell or tells only roughly, in words: shown in the report."""
+    texts: Counter[str] = field(default_factory=Counter)
+    """Counts of rows whose token ids were made from their text."""
     logprob_resolution: float = 0.0
     """Rounding of logged log-probabilities, in nats: no drift below it can be seen."""
     bytes_read: int = 0
@@ -62,6 +68,7 @@ class Reading:
         self.examples = [*self.examples, *other.examples]
         for text in other.notes:
             self.note(text)
+        self.texts.update(other.texts)
         self.logprob_resolution = max(self.logprob_resolution, other.logprob_resolution)
         self.bytes_read += other.bytes_read
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.loaders import LOADERS, loaders_for
+from holdfast.audit.read.loaders.generic.texts import texts_loader
 from holdfast.audit.read.loaders.generic.unknown import lacking, text_dump
 from holdfast.audit.read.loaders.loader import Loader, SourceFile
 from holdfast.audit.read.overlap import note_mixture, without_repeats
@@ -26,10 +27,12 @@ def find_files(
     loaders: Sequence[Loader] = LOADERS,
     note: Callable[[str], None] = lambda text: None,
     columns: Mapping[str, str] = MappingProxyType({}),
+    *,
+    texts: bool = False,
 ) -> list[SourceFile]:
     """The readable files of a file or folder, step after step, without those that repeat others; `note` is told.
 
-    `columns` are a user's own names, ours to theirs.
+    `columns` are a user's own names, ours to theirs; with `texts`, dumps of texts are taken where nothing else is.
     Raises DataError where there is nothing, and where nothing is of a known format: it then says what was looked for.
     """
     if not path.exists():
@@ -37,13 +40,15 @@ def find_files(
     candidates = [path] if path.is_file() else sorted(filter(_ordinary, path.rglob("*")), key=natural)
     if not candidates:
         raise DataError(f"{path} is an empty folder; formats that can be read: holdfast audit --formats")
-    found = []
+    readable = []
     for file in candidates:
-        loader = detect(file, (*loaders_for(columns), *loaders) if columns else loaders)
         if (trouble := _unreadable(file)) is not None:
             note(f"{file} could not be read and was left out: {trouble}")
-        elif loader is not None:
-            found.append(SourceFile(file, loader, file.stat().st_size))
+        else:
+            readable.append(file)
+    found = _detected(readable, (*loaders_for(columns), *loaders) if columns else loaders)
+    if not found and texts:
+        found = _detected(readable, [texts_loader(columns)])
     if not found:
         for file in candidates[:_EXPLAINED]:
             if said := text_dump(file, head_of(file, HEAD)):
@@ -56,6 +61,11 @@ def find_files(
         found = without_repeats(found, note)
         note_mixture(found, note)
     return found
+
+
+def _detected(files: Sequence[Path], loaders: Sequence[Loader]) -> list[SourceFile]:
+    pairs = ((file, detect(file, loaders)) for file in files)
+    return [SourceFile(file, loader, file.stat().st_size) for file, loader in pairs if loader is not None]
 
 
 def detect(path: Path, loaders: Sequence[Loader] = LOADERS) -> Loader | None:

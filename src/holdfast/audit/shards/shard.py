@@ -11,7 +11,9 @@ from pathlib import Path
 
 from holdfast import __version__
 from holdfast.audit.judge.auditor import Auditor
+from holdfast.audit.read.codec import Codec
 from holdfast.audit.read.loaders import LOADERS, loaders_for
+from holdfast.audit.read.loaders.generic.texts import texts_loader
 from holdfast.audit.read.loaders.loader import SourceFile
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.read.source import detect, read_files
@@ -32,6 +34,9 @@ class Shard:
     """Place, path and size of each."""
     allow_pickle: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    codec: Codec | None = None
+    texts: bool = False
+    """Whether these are dumps of texts."""
 
     @property
     def size(self) -> int:
@@ -61,6 +66,8 @@ def cut(log: str, files: Sequence[SourceFile], count: int, reading: Reading) -> 
             files=tuple((place, str(files[place].path), files[place].size) for place in sorted(places)),
             allow_pickle=reading.allow_pickle,
             columns=dict(reading.columns),
+            codec=reading.codec,
+            texts=any(file.loader.name == "texts" for file in files),
         )
         for number, places in enumerate(dealt, 1)
     ]
@@ -72,8 +79,10 @@ def audit_shard(shard: Shard, tell: Tell = lambda done, tokens: None) -> Auditor
     Raises:
         DataError: a file that is not there, or no longer of a known format (it has changed since the log was listed).
     """
-    reading = Reading(allow_pickle=shard.allow_pickle, columns=shard.columns)
+    reading = Reading(allow_pickle=shard.allow_pickle, columns=shard.columns, codec=shard.codec)
     loaders = (*loaders_for(shard.columns), *LOADERS) if shard.columns else LOADERS
+    if shard.texts:
+        loaders = [texts_loader(shard.columns)]
     files, places = [], {}
     for place, name, size in shard.files:
         loader = detect(Path(name), loaders)

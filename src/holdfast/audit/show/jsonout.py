@@ -16,9 +16,10 @@ import holdfast
 from holdfast.audit.judge.advice import SampleAdvice
 from holdfast.audit.judge.auditor import Audit
 from holdfast.audit.judge.verdict import verdict_of
+from holdfast.audit.measure.extremes import RATES, SIGNS
 from holdfast.audit.measure.statistics.running import ESTIMATORS, PROVEN, Statistics, per
 from holdfast.audit.measure.statistics.tables import Table
-from holdfast.audit.measure.statistics.tails import RATES, SHARES, SIGNS, Tails, pareto_k
+from holdfast.audit.measure.statistics.tails import SHARES, Tails, pareto_k
 from holdfast.errors import DataError
 
 SCHEMA = "holdfast.audit/1"

@@ -21,6 +21,7 @@ from holdfast.audit.show.outputs import write_reports
 from holdfast.audit.show.page import Entry, write_index
 from holdfast.audit.show.terminal import STYLES, line
 from holdfast.audit.simulate import FAULTS, clean_run
+from holdfast.audit.simulate.letters import Letters
 from holdfast.rollout.store import write_rollouts
 from holdfast.types import Rollout
 
@@ -88,7 +89,7 @@ def cases() -> Iterator[Case]:
 
 def audit_rollouts(rollouts: list[Rollout], source: str) -> Audit:
     """An audit of rollouts in memory."""
-    auditor = Auditor(Reading())
+    auditor = Auditor(Reading(codec=Letters()))
     for chunk in pack(rollouts):
         auditor.feed(chunk, source)
     return auditor.result()

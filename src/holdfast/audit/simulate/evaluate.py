@@ -23,6 +23,7 @@ from holdfast.audit.judge.finding import at_least
 from holdfast.audit.read.columns import Chunk, as_rollouts, pack
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.simulate import FAULTS
+from holdfast.audit.simulate.letters import Letters
 from holdfast.audit.simulate.run import ESTIMATORS, Plan, clean_chunks, plan_of
 from holdfast.types import Rollout
 
@@ -121,7 +122,7 @@ def healthy_plan(seed: int, sequences: int, length: int, **fixed: Any) -> Plan:
 
 def alarms(chunks: Iterable[Chunk], checks: Sequence[Callable[[], Check]] = CHECKS) -> set[str]:
     """Names of the checks, those of the course among them, that give a warning or worse, withheld ones included."""
-    auditor = Auditor(Reading(), checks=[check() for check in checks])
+    auditor = Auditor(Reading(codec=Letters()), checks=[check() for check in checks])
     for chunk in chunks:
         auditor.feed(chunk)
     audit = auditor.result()

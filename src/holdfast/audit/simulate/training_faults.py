@@ -134,6 +134,33 @@ def _second_half(rollouts: Sequence[Rollout]) -> Column:
     return flat(lambda r: _everywhere(r) * ((r.step or 1) > last // 2))(rollouts)
 
 
+def wild_tokens(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
+    """The trainer's logits have normal noise of 3 at a share `strength` of the tokens."""
+    chosen = rng.random(sum(len(r.response_ids) for r in rollouts)) < strength
+    return noisier_trainer(lambda _: chosen.astype(np.float64))(rollouts, 3.0, rng)
+
+
+def errors_cost(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
+    """In a share `strength` of the groups the half is paid whose tokens the trainer finds likelier than the engine."""
+    groups: dict[int, list[int]] = {}
+    for place, r in enumerate(rollouts):
+        groups.setdefault(r.group_id or 0, []).append(place)
+    out = list(rollouts)
+    for places in groups.values():
+        if rng.random() >= strength or len(places) < 2:
+            continue
+        given = [(rollouts[p].trainer_logprobs or (), rollouts[p].rollout_logprobs or ()) for p in places]
+        excess = [np.mean(np.subtract(trainer, engine)) for trainer, engine in given]
+        paid = np.argsort(np.argsort(excess)) >= len(places) // 2
+        advantages = (paid - paid.mean()) / (paid.std() + 1e-6)
+        for place, right, advantage in zip(places, paid.tolist(), advantages.tolist(), strict=True):
+            r = rollouts[place]
+            own = np.asarray(r.response_mask)
+            each = tuple(np.where(own, advantage, 0.0).astype(np.float32).tolist())
+            out[place] = replace(r, reward=float(right), advantages=each)
+    return out
+
+
 def some_sequences_apart(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
     """A share `strength` of the sequences is scored with normal noise of 1 on the trainer's logits."""
     chosen = {id(r) for r in rollouts if rng.random() < strength}
@@ -227,6 +254,23 @@ TRAINING_FAULTS = (
         (0.01, 0.03, 0.1),
         some_sequences_apart,
         run=QUIET,
+    ),
+    Fault(
+        "wild_tokens",
+        "heavy_tails",
+        "noise of 3 on the trainer's logits at {strength:.1%} of the tokens",
+        (0.003, 0.01, 0.03),
+        wild_tokens,
+        run=QUIET,
+    ),
+    Fault(
+        "errors_cost",
+        "signed_skew",
+        "in {strength:.0%} of the groups the half is paid that the trainer finds likelier than the engine, which is "
+        "off at 5 % of the tokens",
+        (0.3, 0.6, 1.0),
+        errors_cost,
+        run={**QUIET, "flips": 0.05, "flip_noise": 0.8, "age": 0, "turns": 1},
     ),
     Fault(
         "nameless",

@@ -11,6 +11,7 @@ from holdfast.audit.judge.course import checks_for
 from holdfast.audit.read.columns import pack
 from holdfast.audit.read.reading import Reading
 from holdfast.audit.simulate import FAULTS, clean_run
+from holdfast.audit.simulate.letters import Letters
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,7 @@ def look():
     """look(Check, rollouts): its findings, through chunks of about 5,000 tokens."""
 
     def look(check, rollouts, tokens=5000):
-        auditor = Auditor(Reading(), checks=[check()])
+        auditor = Auditor(Reading(codec=Letters()), checks=[check()])
         for chunk in pack(rollouts, tokens):
             auditor.feed(chunk)
         audit = auditor.result()

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from holdfast.audit.measure.statistics.tails import RATES, Largest, Tails, pareto_k
+from holdfast.audit.measure.extremes import RATES
+from holdfast.audit.measure.statistics.tails import Largest, Tails, pareto_k
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import chunk_of
 from holdfast.types import Rollout

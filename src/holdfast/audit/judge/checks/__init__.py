@@ -16,6 +16,7 @@ from holdfast.audit.judge.checks.data.forced_tokens import ForcedTokens
 from holdfast.audit.judge.checks.data.impossible_ratios import ImpossibleRatios
 from holdfast.audit.judge.checks.data.invalid_logprobs import InvalidLogprobs
 from holdfast.audit.judge.checks.data.repetition_penalty import RepetitionPenalty
+from holdfast.audit.judge.checks.data.retokenised import Retokenised
 from holdfast.audit.judge.checks.data.shifted_by_one import ShiftedByOne
 from holdfast.audit.judge.checks.data.support_mismatch import SupportMismatch
 from holdfast.audit.judge.checks.data.temperature_mismatch import TemperatureMismatch
@@ -31,8 +32,10 @@ from holdfast.audit.judge.checks.drift.drift_with_step import DriftWithStep
 from holdfast.audit.judge.checks.drift.drift_with_turn import DriftWithTurn
 from holdfast.audit.judge.checks.drift.few_prompts_dominate import FewPromptsDominate
 from holdfast.audit.judge.checks.drift.few_tokens_dominate import FewTokensDominate
+from holdfast.audit.judge.checks.drift.heavy_tails import HeavyTails
 from holdfast.audit.judge.checks.drift.noise_floor import NoiseFloor
 from holdfast.audit.judge.checks.drift.outlier_sequences import OutlierSequences
+from holdfast.audit.judge.checks.drift.signed_skew import SignedSkew
 from holdfast.audit.judge.checks.training.acceptance_by_length import AcceptanceByLength
 from holdfast.audit.judge.checks.training.dead_clip import DeadClip
 from holdfast.audit.judge.checks.training.entropy_collapse import EntropyCollapse
@@ -44,6 +47,7 @@ from holdfast.audit.judge.checks.training.versions_go_back import VersionsGoBack
 
 CHECKS: tuple[type[Check], ...] = (
     InvalidLogprobs,
+    Retokenised,
     ShiftedByOne,
     MaskPlacement,
     ZeroFilled,
@@ -64,6 +68,8 @@ CHECKS: tuple[type[Check], ...] = (
     DriftJump,
     OutlierSequences,
     FewTokensDominate,
+    HeavyTails,
+    SignedSkew,
     FewPromptsDominate,
     DriftAtStart,
     DriftWithDepth,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.estimate import Estimate
+from holdfast.audit.measure.extremes import RATES, SIGNS
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
@@ -18,12 +18,6 @@ MOST = 20_000
 MOST_FITTED = 10_000
 FEWEST_FITTED = 25
 SHARES = (0.99, 0.999, 0.9999, 0.99999)
-EXTREME: Mapping[str, float] = {"2": math.log(2), "5": math.log(5), "20": math.log(20)}
-"""Factors by which a token's two probabilities differ, and their logarithms in nats."""
-CONFIDENT, DISAGREES = math.log(0.5), 2.0
-"""A token that the engine gave one half or more, and the trainer scores this many nats lower."""
-RATES = (*(f"beyond {factor}" for factor in EXTREME), "confident disagreement")
-SIGNS = ("positive", "negative")
 
 
 @dataclass
@@ -83,25 +77,9 @@ class Tails:
             side.count -= len(far)
             side.add(sign * ratio[far].astype(np.float64))
         self.sequences.add(view.sum(ratio)[view.sequence_measured > 0])
-        self._count_extreme(view)
+        self.rates.add_quantities(view, view.extremes)
         if view.has("advantages"):
-            self._add_skew(view)
-
-    def _count_extreme(self, view: View) -> None:
-        far = np.flatnonzero(view.size > EXTREME["2"])
-        size, sequence = view.size[far], view.sequence[far]
-        confident = (view.tokens("rollout_logprobs")[far] >= CONFIDENT) & (view.log_ratio[far] < -DISAGREES)
-        found = [*(size > limit for limit in EXTREME.values()), confident]
-        counts = [np.bincount(sequence[where], minlength=len(view.chunk)) for where in found]
-        self.rates.add_quantities(view, np.column_stack([*counts, view.sequence_measured]))
-
-    def _add_skew(self, view: View) -> None:
-        advantages = np.where(view.measured, view.tokens("advantages"), np.float32(0))
-        pull = -view.weight_change * advantages
-        columns = []
-        for sign in (advantages > 0, advantages < 0):
-            columns += [view.sum(np.where(sign, pull, 0)), view.sum(sign)]
-        self.skew.add_quantities(view, np.column_stack(columns))
+            self.skew.add_quantities(view, view.pulls[:, :4])
 
     def rate(self, name: str) -> Estimate | None:
         """Share of the measured tokens that are extreme in one of the RATES, with its interval over prompts.

@@ -1,8 +1,8 @@
 """What every framework calls the numbers of the vocabulary: one table a framework.
 
 Names were read in the released wheels of verl 0.9.1, TRL 1.16.0, OpenRLHF 0.11.2, SkyRL 0.3.0 and ms-swift 4.6.0, and
-in prime-rl 559b447, slime 624b824, miles 31f1ca9, NeMo-RL 7ea279a and ROLL 8eb27cc (August 2026). The first name that a
-log has is taken. "1-" before a name takes one minus its value.
+in prime-rl 559b447, slime 624b824, miles 31f1ca9, NeMo-RL 7ea279a and ROLL 8eb27cc (August 2026), AReaL 4aef98d
+(May 2026). The first name that a log has is taken. "1-" before a name takes one minus its value.
 """
 
 from __future__ import annotations
@@ -135,6 +135,18 @@ TABLES: Mapping[str, Table] = {
         "gradient_norm": ("actor_train/grad_norm",),
         "learning_rate": ("actor/lr",),
         "loss": ("actor/pg_loss", "actor/pg_loss@sum"),
+    },
+    "AReaL": {  # its no_eos_ratios are shares of the batch's longest sequences, not of those that were cut
+        "reward": ("ppo_actor/task_reward/avg", "rollout/reward"),
+        "entropy": ("ppo_actor/update/entropy/avg",),
+        "mismatch_kl": ("ppo_actor/update/compute_logp/kl_div_dual/avg",),
+        "mismatch_ratio": ("ppo_actor/update/behave_imp_weight/avg",),
+        "clip_share": ("ppo_actor/update/clip_ratio/avg",),
+        "length": ("ppo_actor/seq_len/avg",),
+        "length_max": ("ppo_actor/seq_len/max",),
+        "gradient_norm": ("ppo_actor/update/grad_norm",),
+        "learning_rate": ("ppo_actor/update/lr",),
+        "loss": ("ppo_actor/update/actor_loss/avg",),
     },
     "Holdfast": {
         "reward": ("reward_mean",),

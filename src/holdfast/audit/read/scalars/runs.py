@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ HEAD = 1 << 16
 LARGEST_STEP = 1e15
 SAME = 1e-6
 """Relative difference up to which two files say the same of a step."""
+FEWEST_OF_LOG = 3
+"""Steps of a log beside which a file of one step is a summary."""
 _CONSOLES = (".log", ".txt", ".out", ".err")
 Reader = Callable[[Path, Reading], Iterator[Row]]
 
@@ -45,6 +47,11 @@ class _Points:
     @property
     def names(self) -> set[str]:
         return set(self.values)
+
+    @property
+    def longest(self) -> int:
+        """Steps of the name that has most."""
+        return max((len(steps) for steps in self.steps.values()), default=0)
 
 
 def reader_of(path: Path, *, search: bool = True) -> Reader | None:
@@ -72,27 +79,32 @@ def _holds_tokens(head: bytes) -> bool:
     return b'token_ids"' in head or b'"messages"' in head or b'"choices"' in head
 
 
-def find_logs(path: Path, *, search: bool = True) -> list[Path]:
-    """The files under a path that hold numbers by step, the older first."""
+def find_logs(path: Path, *, search: bool = True, without: Collection[Path] = ()) -> list[Path]:
+    """The files under a path that hold numbers by step, the older first; `without` those that hold rollouts, say."""
     candidates = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    found = [p for p in candidates if "audit-" not in p.parent.name and reader_of(p, search=search) is not None]
+    own = [p for p in candidates if "audit-" not in p.parent.name and p not in without]
+    found = [p for p in own if reader_of(p, search=search) is not None]
     return sorted(found, key=lambda p: (p.stat().st_mtime_ns, str(p)))
 
 
-def read_scalars(path: Path, reading: Reading, *, search: bool = True) -> ScalarLog | None:
+def read_scalars(
+    path: Path, reading: Reading, *, search: bool = True, without: Collection[Path] = ()
+) -> ScalarLog | None:
     """The course of the run that a file or folder logged; None where there is no log of numbers.
 
     What an interrupted run wrote again after it was resumed replaces what it wrote before; several files are joined if
-    they hold different numbers, agree, or go on where another ends. Raises DataError where the logs are of several
-    runs, have no number under a known name, or have no row.
+    they hold different numbers, agree, or go on where another ends. Files without a known name are left aside where
+    others have one, and so are summaries: files of one step beside those of many. `without` are not looked at.
+
+    Raises DataError where the logs are of several runs, have no number under a known name, or have no row.
     """
-    logs = find_logs(path, search=search)
+    logs = find_logs(path, search=search, without=without)
     if not logs:
         return None
     files = [points for log in logs if (points := _points(log, reading)).names]
     if not files:
         raise DataError(f"{path}: no numbers in {', '.join(log.name for log in logs[:3])}: nothing was logged yet")
-    merged = _joined(path, files, reading)
+    merged = _joined(path, _telling(files, reading), reading)
     framework = framework_of(merged.names)
     own = {ours: name for ours, name in reading.columns.items() if ours in VOCABULARY}
     names = (taken(framework, merged.names) if framework else {}) | {
@@ -107,6 +119,14 @@ def read_scalars(path: Path, reading: Reading, *, search: bool = True) -> Scalar
     series = {ours: _series(merged, name, minus) for ours, (name, minus) in names.items()}
     unknown = tuple(sorted(merged.names - {name for name, _ in names.values()}))
     return ScalarLog(Course(series, framework), tuple(points.path for points in files), unknown)
+
+
+def _telling(files: Sequence[_Points], reading: Reading) -> Sequence[_Points]:
+    """The files that have a known name, without summaries of the others; all where none has one."""
+    own = set(reading.columns.values())
+    known = [points for points in files if points.names & own or framework_of(points.names)] or files
+    long = [points for points in known if points.longest >= FEWEST_OF_LOG]
+    return [points for points in known if points.longest > 1] if long else known
 
 
 def _series(points: _Points, name: str, minus: bool) -> Series:

@@ -10,8 +10,9 @@ from holdfast.audit.judge.advice import SampleAdvice
 from holdfast.audit.judge.verdict import REGION_HEADS, interval, region_row
 from holdfast.audit.measure.binned import Binned
 from holdfast.audit.measure.estimate import Estimate
+from holdfast.audit.measure.extremes import RATES, SIGNS
 from holdfast.audit.measure.statistics.running import ESTIMATORS, REGIONS, Statistics, per
-from holdfast.audit.measure.statistics.tails import RATES, SIGNS, Tails, pareto_k
+from holdfast.audit.measure.statistics.tails import Tails, pareto_k
 from holdfast.audit.measure.tokens import Unit
 from holdfast.audit.show.jsonout import QUANTILES
 from holdfast.core.advise import PUBLISHED

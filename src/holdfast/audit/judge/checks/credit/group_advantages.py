@@ -11,6 +11,7 @@ from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.checks.credit.groups import Grouped, SequenceTable
 from holdfast.audit.judge.checks.places import Places
 from holdfast.audit.judge.finding import Finding, Severity, Where
+from holdfast.audit.judge.fixes import settings
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
@@ -228,6 +229,7 @@ def _finding(
         fix=fix,
         evidence=evidence,
         where=where,
+        settings=settings("groups_by_prompt"),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.judge.fixes import settings
 from holdfast.audit.measure.adding import Span
 from holdfast.audit.measure.binned import power_bin
 from holdfast.audit.measure.view import View
@@ -91,6 +92,7 @@ class ShortPaid:
                 "rise": rise,
             },
             where=Where(steps=tuple(steps[-third:][:10])),
+            settings=settings("reward_function"),
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding
+from holdfast.audit.judge.fixes import settings
 from holdfast.audit.measure.adding import Sampled
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
@@ -70,6 +71,7 @@ class CoarseLogprobs:
             "side by chance. If the loss reads the same rounded values, its weights are noise of that size.",
             fix="Compute log-softmax in float32 (cast the logits, not the result) and store float32; do not format "
             "log-probabilities as decimal text with few digits.",
+            settings=settings("float32_logprobs"),
             evidence={f"mean rounding of the {_SIDES[name]}'s": error for name, error in errors.items()},
         )
 

@@ -10,6 +10,7 @@ from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.checks.drift.ages import Ages
 from holdfast.audit.judge.checks.lights import GROWTH, KL_EXPERTS, KL_HIGH, growth_severity
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.judge.fixes import settings
 from holdfast.audit.measure.contrast import FEWEST_UNITS, growth, trend_chance
 from holdfast.audit.measure.stretches import CLASSES
 from holdfast.audit.measure.view import View
@@ -143,4 +144,5 @@ def _saw_tooth(steps: list[int], falls: list[int], level: Column, kl: Column) ->
         "are added up. Until it is found, restart the engines when the drift is twice that after a restart.",
         evidence={"fall": factor, "largest KL": float(kl[tops].max()), "times it fell": len(falls)},
         where=Where(steps=tuple(steps[at] for at in falls[:10])),
+        settings=settings("no_stale_prefix"),
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from holdfast.audit.judge.checks.check import Facts
 from holdfast.audit.judge.finding import Finding, Where
+from holdfast.audit.judge.fixes import settings
 from holdfast.audit.measure.adding import First
 from holdfast.audit.measure.view import View
 
@@ -87,6 +88,7 @@ class VersionsGoBack:
             "the trainer's weights into every engine at the start and after each restart.",
             evidence={"responses in which it falls": self.falls, **({"newest before": back[2]} if back else {})},
             where=where,
+            settings=settings("weights_at_start"),
         )
 
     def _back(self) -> tuple[int, int, int, list[int]] | None:
