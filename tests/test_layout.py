@@ -33,7 +33,10 @@ ORDER = {
     "objectives": "parts policy_term metrics checks composition objective whole_step table presets",
     "check_loss": "cases trl shapes laws split rows report",
     "rollout": "engine pretrained models store rescore embedded outside engines",
-    "report": "charts page tokens metrics learning words survey run_figures presets compare run",
+    "report": (
+        "charts page tokens metrics catalog curves learning words survey browse run_figures presets titles compare "
+        "overlay run"
+    ),
     "train": "settings keep policy sampling estimate warmstart update setup evaluate show loop compare session",
     "audit": "course read measure judge shards show simulate",
     "audit/read": "columns codec reading prefetch raw scalars loaders rescore overlap source",

@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "turn other frameworks' rollout logs into Holdfast's parquet",
     "watch": "run the audit's checks while a run writes",
     "launch": "run one TOML file with our trainer, with TRL or with verl",
+    "completion": "print the script that completes all this in bash, zsh or fish",
 }
 
 LAYOUT = "\n\t"

@@ -152,7 +152,7 @@ def evaluation_of() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Callable[..., tuple[Path, list[Rollout]]]:
     """Makes a run folder under the test's own directory."""
-    return lambda **options: make_run(tmp_path / "run-one", **options)
+    return lambda name="run-one", **options: make_run(tmp_path / name, **options)
 
 
 def make_results(folder: Path, objectives: int = 5, seeds: int = 3) -> Path:

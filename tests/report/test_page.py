@@ -5,6 +5,7 @@ import re
 import pytest
 
 from holdfast.errors import DataError
+from holdfast.report.charts.bars import bar_chart, heat_map
 from holdfast.report.charts.plots import Series, line_chart
 from holdfast.report.page import (
     Cell,
@@ -118,3 +119,22 @@ def test_the_only_script_that_may_run_is_ours(parse):
     script = re.search(r"<script>(.*)</script>", document, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}';" in policy and "\r" not in script
+
+
+def test_a_figure_of_one_place_is_a_small_table(parse):
+    one_bar = bar_chart(["all"], [0.5], title="T", x_label="share")
+    one_step = line_chart([Series("a", [3], [0.5])], title="T", x_label="step", y_label="v")
+    one_column = heat_map([[1.0], [2.0]], rows=["r", "s"], columns=["0"], title="T", x_label="step", y_label="v")
+    for chart, said in ((one_bar, "all 0.5"), (one_step, "3 0.5"), (one_column, "s 0 2")):
+        seen = parse(figure(chart, "Caption."))
+        assert seen.all("svg") == [] and said in seen.text and "Caption." in seen.text
+    two = bar_chart(["a", "b"], [0.5, 0.6], title="T", x_label="share")
+    assert parse(figure(two)).all("svg")
+
+
+def test_only_a_page_with_files_beside_it_lets_its_script_load_them(parse):
+    def policy(document):
+        return next(a["content"] for a in parse(document).all("meta") if "http-equiv" in a)
+
+    assert "'strict-dynamic'" not in policy(page("t")) and "'strict-dynamic'" in policy(page("t", files=True))
+    assert "unsafe-inline'; script-src 'sha256-" in policy(page("t", files=True))

@@ -27,9 +27,9 @@ def test_the_page_of_a_whole_run(run_folder, parse):
     seen = parse(document)
     assert path == folder / "report.html"
     assert len(document.encode()) < 1_000_000
-    headings = ["Learning", "Drift", "Trust region", "Error bounds", "Rollouts", "Time", "Configuration"]
+    headings = ["Learning", "Drift", "Trust region", "Rollouts", "Error bounds", "All curves", "Time", "Configuration"]
     assert re.findall("<h2>(.*?)</h2>", document) == headings
-    assert len(seen.all("figure", "plot")) == 18
+    assert len(seen.all("figure", "plot")) - len(seen.all("figure", "extra")) == 18
     assert len(seen.all("div", "viewer")) == 3
     assert "was not measured" not in seen.text
     assert "was not recorded" not in seen.text
@@ -101,7 +101,7 @@ def test_a_run_folder_without_held_out_rewards_is_drawn(run_folder, parse):
     new = ("eval_reward", "eval_rewards", "eval_reward_se", "eval_greedy_reward", "reward_quartiles")
     rewrite(folder, lambda row: {k: v for k, v in row.items() if k not in new})
     seen = parse(write_run_report(folder).read_text(encoding="utf-8"))
-    assert len(seen.all("figure", "plot")) == 16
+    assert len(seen.all("figure", "plot")) - len(seen.all("figure", "extra")) == 16
     assert "Mean reward of the training rollouts rose from" in seen.text
     assert "The distribution of the held-out rewards was not recorded." in seen.text
 

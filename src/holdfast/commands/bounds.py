@@ -31,25 +31,28 @@ _PLOTTED = 7
 _STEPS = 48
 
 
-def run(argv: list[str]) -> int:
-    """Print the table of bounds; --json for programs, --plot for a figure of bound against horizon."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
         prog="holdfast bounds",
         description="Bound the error of the surrogate objective, |J(θ) - J(rollout) - L'|, for rewards in [0, 1]. "
         "A bound above 1 is vacuous. Every input is a number that you measured or assume; none is guessed.",
         epilog="holdfast bounds --horizon 4096 --kl 1e-4 --chi2 2e-4",
     )
-    parser.add_argument("--horizon", type=int, required=True, metavar="T", help="maximum response length in tokens")
+    made.add_argument("--horizon", type=int, required=True, metavar="T", help="maximum response length in tokens")
     for name, text in _INPUTS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
-    parser.add_argument(
-        "--error", type=float, default=1.0, metavar="E", help="also say which KL keeps the error below E"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument(
+        made.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
+    made.add_argument("--error", type=float, default=1.0, metavar="E", help="also say which KL keeps the error below E")
+    made.add_argument("--json", action="store_true", help="machine-readable")
+    made.add_argument(
         "--plot", type=Path, metavar="FILE", help="write an SVG figure of every bound against the horizon"
     )
-    options = parser.parse_args(argv)
+    return made
+
+
+def run(argv: list[str]) -> int:
+    """Print the table of bounds; --json for programs, --plot for a figure of bound against horizon."""
+    options = parser().parse_args(argv)
 
     inputs = {name: value for name in _INPUTS if (value := getattr(options, name)) is not None}
     if not inputs:

@@ -15,9 +15,9 @@ from holdfast.train.settings.configfile import leading_files, load_config
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
-def run(argv: list[str]) -> int:
-    """Look at data, prompt template, reward, memory and what the objective needs; nothing is trained or written."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
         prog="holdfast check",
         usage="holdfast check CONFIG [--section.key VALUE ...] [--json]",
         description="Check a run's file in seconds: data, prompts as the model sees them, the reward of real answers, "
@@ -25,9 +25,14 @@ def run(argv: list[str]) -> int:
         epilog="exit codes: 0 fine, 1 the run would fail, 2 unusable input",
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print a list of {part, status, text} instead")
+    made.add_argument("--json", action="store_true", help="print a list of {part, status, text} instead")
+    return made
+
+
+def run(argv: list[str]) -> int:
+    """Look at data, prompt template, reward, memory and what the objective needs; nothing is trained or written."""
     files, rest = leading_files(argv)
-    options, overrides = parser.parse_known_args(rest)
+    options, overrides = parser().parse_known_args(rest)
     if len(files) != 1:
         raise ConfigError("check which run? give one TOML file: holdfast check examples/ledger_trm.toml")
     config = load_config(files[0], overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,11 +14,12 @@ from holdfast.errors import ConfigError
 from holdfast.train.compare import Ranking, collect, plan_entries, run_entries, table_rows, write_results
 from holdfast.train.settings.configfile import leading_files, load_config
 from holdfast.train.settings.device import refuse_several_processes
+from holdfast.train.show.loudness import add_loudness
 
 
-def run(argv: list[str]) -> int:
-    """Run every objective with every seed; 0 when all finished, 1 when some failed."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
         prog="holdfast compare",
         usage="holdfast compare CONFIG [CONFIG ...] [--objectives A,B] [--seeds N] [--rank-by NUMBER] "
         "[--section.key VALUE ...]",
@@ -26,20 +28,26 @@ def run(argv: list[str]) -> int:
         "An interrupted comparison continues when the same command is given again.",
         allow_abbrev=False,
     )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds per objective (default 3)")
-    parser.add_argument("--objectives", default="", help="presets to try on one configuration: ppo,trm,gspo")
-    parser.add_argument(
+    made.add_argument("--seeds", type=int, default=3, help="seeds per objective (default 3)")
+    made.add_argument("--objectives", default="", help="presets to try on one configuration: ppo,trm,gspo")
+    made.add_argument(
         "--rank-by",
         default="reward",
         metavar="NUMBER",
         help="reward (on held-out problems, sampled; default), greedy_reward, accuracy, greedy_accuracy, "
         "training_reward, or any number of metrics.jsonl",
     )
-    parser.add_argument("--lowest", action="store_true", help="the lowest is the best")
-    parser.add_argument("--out", type=Path, help="folder (default: runs/compare-NAME)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in its own process")
+    made.add_argument("--lowest", action="store_true", help="the lowest is the best")
+    made.add_argument("--out", type=Path, help="folder (default: runs/compare-NAME)")
+    made.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in its own process")
+    add_loudness(made)
+    return made
+
+
+def run(argv: list[str]) -> int:
+    """Run every objective with every seed; 0 when all finished, 1 when some failed."""
     files, rest = leading_files(argv)
-    known, overrides = parser.parse_known_args(rest)
+    known, overrides = parser().parse_known_args(rest)
     if not files:
         raise ConfigError("compare what? give TOML files of runs: holdfast compare a.toml b.toml --seeds 5")
     if known.seeds < 1 or known.jobs < 1:
@@ -48,8 +56,8 @@ def run(argv: list[str]) -> int:
     named = [(str(path), load_config(path, overrides)) for path in files]
     presets = [name.strip() for name in known.objectives.split(",") if name.strip()]
     out = known.out or Path("runs") / f"compare-{files[0].stem}"
-    entries = plan_entries(named, presets, known.seeds, out)
-    console = Console()
+    entries = [replace(entry, level=known.log_level) for entry in plan_entries(named, presets, known.seeds, out)]
+    console = Console(quiet=known.log_level != "info")
     try:
         failures = run_entries(
             entries, known.jobs, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -65,7 +73,7 @@ def run(argv: list[str]) -> int:
 
     report = write_compare_report(out)
     console.print(results_table(results))
-    print(f"results: {out / 'results.json'}\nreport: {report}")
+    console.print(f"results: {out / 'results.json'}\nreport: {report}", markup=False, highlight=False, soft_wrap=True)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

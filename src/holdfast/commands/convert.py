@@ -25,7 +25,7 @@ SHOWN = 5
 
 def run(argv: Sequence[str]) -> int:
     """Convert a file or folder."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     console = Console(stderr=True)
     reading = Reading(allow_pickle=options.allow_pickle, columns=own_columns(options.map))
     rollouts, tokens = convert(options.source, options.target, reading, force=options.force, console=console)
@@ -102,11 +102,11 @@ class _Bar:
         self.bar.stop()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="holdfast convert", description=__doc__)
-    parser.add_argument("source", type=Path, help="a file or folder of logged rollouts (holdfast audit --formats)")
-    parser.add_argument("target", type=Path, help="the parquet file to write")
-    parser.add_argument("--force", action="store_true", help="replace the target if it exists")
-    parser.add_argument("--map", action="append", default=[], metavar="OURS=THEIRS", help="a column of your own")
-    parser.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="holdfast convert", description=__doc__)
+    made.add_argument("source", type=Path, help="a file or folder of logged rollouts (holdfast audit --formats)")
+    made.add_argument("target", type=Path, help="the parquet file to write")
+    made.add_argument("--force", action="store_true", help="replace the target if it exists")
+    made.add_argument("--map", action="append", default=[], metavar="OURS=THEIRS", help="a column of your own")
+    made.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
+    return made

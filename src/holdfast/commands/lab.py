@@ -39,7 +39,7 @@ class Outcome:
 
 def run(argv: list[str]) -> int:
     """Run one experiment, print its table and write its figures; 1 where a proven claim fails."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     outcome: Outcome = options.experiment(options)
     folder = Path(options.out)
     try:
@@ -289,12 +289,12 @@ def _coverage_cells(row: Coverage) -> tuple[str, ...]:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="holdfast lab",
         description="Experiments on policies whose truth is known. Seconds each; `certificates` takes minutes.",
     )
-    commands = parser.add_subparsers(required=True, metavar="EXPERIMENT")
+    commands = made.add_subparsers(required=True, metavar="EXPERIMENT")
 
     def add(name: str, experiment: Callable[[argparse.Namespace], Outcome], help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
@@ -326,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
     _number(four, "--trials", 300, "data sets of each family")
     _number(four, "--seed", 0, "seed of the data sets")
     four.add_argument("--markdown", action="store_true", help="print the table as markdown")
-    return parser
+    return made
 
 
 def _number(parser: argparse.ArgumentParser, name: str, default: int | float, help: str) -> None:

@@ -12,9 +12,9 @@ from holdfast.train.keep.folder import RunFolder, free_folder
 from holdfast.train.settings.device import refuse_several_processes
 
 
-def run(argv: list[str]) -> int:
-    """Start the run, or print what would be started; errors as HoldfastError."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
         prog="holdfast launch",
         usage="holdfast launch CONFIG --backend local|trl|verl [--dry-run] [--run-dir DIR] [--section.key VALUE ...]",
         description="Run one TOML file with our trainer, with TRL or with verl. What a trainer cannot honour is "
@@ -23,10 +23,15 @@ def run(argv: list[str]) -> int:
         "[verl]. Several GPUs with TRL: accelerate launch -m holdfast launch CONFIG --backend trl --run-dir DIR",
         allow_abbrev=False,
     )
-    parser.add_argument("--backend", help="local, trl or verl")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would run, start nothing")
-    parser.add_argument("--run-dir", type=Path, help="folder to write (default: runs/NAME, or the next free one)")
-    options, rest = parser.parse_known_args(argv)
+    made.add_argument("--backend", help="local, trl or verl")
+    made.add_argument("--dry-run", action="store_true", help="check everything, print what would run, start nothing")
+    made.add_argument("--run-dir", type=Path, help="folder to write (default: runs/NAME, or the next free one)")
+    return made
+
+
+def run(argv: list[str]) -> int:
+    """Start the run, or print what would be started; errors as HoldfastError."""
+    options, rest = parser().parse_known_args(argv)
     files, overrides = files_and_overrides(rest)
     if options.backend not in BACKENDS:
         raise ConfigError(f"--backend {options.backend}: {nearest(str(options.backend), BACKENDS)}")

@@ -13,20 +13,25 @@ from holdfast.objectives.objective import Objective
 from holdfast.objectives.presets import TABLE, preset
 
 
-def run(argv: list[str]) -> int:
-    """Print the table, or one composition with its formula, source and configuration."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
         prog="holdfast presets",
         description="List the published objectives, or explain one, or several joined with '+'.",
         epilog="holdfast presets trm+sspo+kl_cov",
     )
-    parser.add_argument("name", nargs="?", help="a preset, or several joined with '+'")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument("--plot", metavar="FILE", help="write the gate and gradient coefficient of NAME as an SVG")
-    options = parser.parse_args(argv)
+    made.add_argument("name", nargs="?", help="a preset, or several joined with '+'")
+    made.add_argument("--json", action="store_true", help="machine-readable")
+    made.add_argument("--plot", metavar="FILE", help="write the gate and gradient coefficient of NAME as an SVG")
+    return made
+
+
+def run(argv: list[str]) -> int:
+    """Print the table, or one composition with its formula, source and configuration."""
+    options = parser().parse_args(argv)
     if options.name is None:
         if options.plot:
-            parser.error("--plot needs the NAME of a preset")
+            parser().error("--plot needs the NAME of a preset")
         _print_table(options.json)
         return 0
     if options.plot:

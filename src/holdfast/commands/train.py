@@ -10,11 +10,12 @@ from holdfast.train.keep.folder import RunFolder, free_folder
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.configfile import leading_files, load_config
 from holdfast.train.settings.device import refuse_several_processes
+from holdfast.train.show.loudness import add_loudness
 
 
-def run(argv: list[str]) -> int:
-    """Train; 0 when finished, 1 when the guard halted it, 130 when interrupted with the state saved; else an error."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
         prog="holdfast train",
         usage="holdfast train CONFIG [--run-dir DIR] [--section.key VALUE ...]\n"
         "       holdfast train --run-dir DIR --resume [--steps N]",
@@ -22,10 +23,16 @@ def run(argv: list[str]) -> int:
         epilog="Every key of the file can be overridden: --optimizer.learning_rate 1e-4 --steps 20",
         allow_abbrev=False,
     )
-    parser.add_argument("--run-dir", type=Path, help="folder to write (default: runs/NAME, or the next free one)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its last checkpoint")
+    made.add_argument("--run-dir", type=Path, help="folder to write (default: runs/NAME, or the next free one)")
+    made.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its last checkpoint")
+    add_loudness(made)
+    return made
+
+
+def run(argv: list[str]) -> int:
+    """Train; 0 when finished, 1 when the guard halted it, 130 when interrupted with the state saved; else an error."""
     files, rest = leading_files(argv)
-    options, overrides = parser.parse_known_args(rest)
+    options, overrides = parser().parse_known_args(rest)
     if len(files) > 1:
         raise ConfigError(f"one run at a time, got {len(files)} files; holdfast compare runs several side by side")
     options.config = files[0] if files else None
@@ -33,7 +40,7 @@ def run(argv: list[str]) -> int:
     folder, config = _resumed(options, overrides) if options.resume else _started(options, overrides)
     from holdfast.train.session import run_session
 
-    return run_session(config, folder, resume=options.resume).exit_code
+    return run_session(config, folder, resume=options.resume, level=options.log_level).exit_code
 
 
 def _started(options: argparse.Namespace, overrides: list[str]) -> tuple[RunFolder, RunConfig]:

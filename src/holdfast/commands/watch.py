@@ -98,7 +98,7 @@ class Watcher:
 
 def run(argv: Sequence[str]) -> int:
     """Watch until interrupted (the command line then exits with 130); with --once, look once and judge."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     watcher = Watcher(options.path, Auditor(Reading(allow_pickle=options.allow_pickle)))
     console = Console()
     if options.once:
@@ -167,12 +167,12 @@ def _mark(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="holdfast watch", description=__doc__, allow_abbrev=False)
-    parser.add_argument("path", type=Path, help="the folder of a run that writes rollouts or numbers, or a file")
-    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks (5)")
-    parser.add_argument("--once", action="store_true", help="look once, print the verdict, exit like `holdfast audit`")
-    parser.add_argument("--fail-on", choices=(*SEVERITIES, "never"), default="warning", help="with --once")
-    parser.add_argument("--allow-unjudged", action="store_true", help="with --once")
-    parser.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="holdfast watch", description=__doc__, allow_abbrev=False)
+    made.add_argument("path", type=Path, help="the folder of a run that writes rollouts or numbers, or a file")
+    made.add_argument("--every", type=float, default=5.0, help="seconds between two looks (5)")
+    made.add_argument("--once", action="store_true", help="look once, print the verdict, exit like `holdfast audit`")
+    made.add_argument("--fail-on", choices=(*SEVERITIES, "never"), default="warning", help="with --once")
+    made.add_argument("--allow-unjudged", action="store_true", help="with --once")
+    made.add_argument("--allow-pickle", action="store_true", help="read pickles, which can run any code")
+    return made

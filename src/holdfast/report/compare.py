@@ -16,6 +16,7 @@ from holdfast.report.charts.bars import dot_chart
 from holdfast.report.charts.frame import Reference
 from holdfast.report.charts.plots import Series, line_chart
 from holdfast.report.charts.scales import Number, number
+from holdfast.report.curves import Curve, every_curve
 from holdfast.report.metrics import is_number
 from holdfast.report.page import (
     Cell,
@@ -141,13 +142,20 @@ def compare_page(results: Mapping[str, Any], name: str) -> Markup:
     groups = group_runs(results["runs"], measure)
     seeds = sorted({run["seed"] for run in results["runs"] if is_number(run.get("seed"))})
     task = results.get("task") or "one task"
-    known = [("task", results.get("task")), ("engine", results.get("engine")), ("seeds", ", ".join(map(str, seeds)))]
+    model = f", {results['model']}" if results.get("model") else ""
+    known = [
+        ("task", results.get("task")),
+        ("model", results.get("model")),
+        ("engine", results.get("engine")),
+        ("seeds", ", ".join(map(str, seeds))),
+    ]
     known.append(("ranked by", f"{measure.title}, {'lowest' if measure.lowest else 'highest'} first"))
     return page(
-        f"{len(groups)} objectives on {task}",
+        f"{len(groups)} objective{'s' if len(groups) > 1 else ''} on {task}{model}",
         _finals(groups, measure),
         _curves(groups, measure),
         _listing(groups, measure),
+        _everything(groups),
         section("Setting", facts((k, v) for k, v in known if v)),
         kicker=f"Holdfast · comparison {name}",
         verdict=verdict(groups, measure),
@@ -233,6 +241,21 @@ def _curves(groups: Sequence[Group], measure: Measure) -> Markup:
     ]
     first = figure(wide, caption, full=True) if wide else absent(f"No curve of {measure.title} was measured.")
     return section("How they got there", first, columns(*(figure(chart) for chart in smaller if chart)))
+
+
+def _everything(groups: Sequence[Group]) -> Markup:
+    """A curve for each number that every step measured: the mean over the seeds of each objective."""
+    keys = dict.fromkeys(key for g in groups for run in g.runs for key in _curves_of(run) if key != "ranked")
+    means: dict[str, dict[str, Curve]] = {}
+    for group in groups:
+        found = {key: group.curve(key) for key in keys}
+        means[group.name] = {key: (list(c), [_mean(v) for v in c.values()]) for key, c in found.items() if c}
+    return every_curve(means, lead="Every number of the runs' metrics.jsonl, as means over the seeds.")
+
+
+def _curves_of(run: Mapping[str, Any]) -> list[str]:
+    curve = run.get("curve")
+    return [key for key in curve if key != "step"] if isinstance(curve, dict) else []
 
 
 def _chart(groups: Sequence[Group], key: str, names: tuple[str, str], scale: Number, banded: bool, **options: Any):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from holdfast.report.charts.bars import heat_map
 from holdfast.report.charts.plots import Series, line_chart
-from holdfast.report.charts.scales import number
+from holdfast.report.charts.scales import Number, number
 from holdfast.report.metrics import Metrics, is_number
 from holdfast.report.page import Markup, absent, columns, figure, section
 
@@ -39,6 +39,17 @@ class Progress:
     def clear(self) -> bool | None:
         """Whether the change is more than `SURE` standard errors; None where the error is not known."""
         return None if self.error is None else abs(self.change) > SURE * self.error
+
+
+def clearly_lower(lower: Number, responses: Number, higher: Number, others: Number) -> bool:
+    """Whether one share of so many responses is below another one's by more than `SURE` standard errors.
+
+    After Agresti and Caffo (2000): p = (share·n + 1)/(n + 2) of each, error (Σ p(1 − p)/(n + 2))^(1/2), so that a share
+    of 0 among few is not taken for certain. Responses count as independent.
+    """
+    shares = [(share * n + 1) / (n + 2) for share, n in ((lower, responses), (higher, others))]
+    variance = sum(p * (1 - p) / (n + 2) for p, n in zip(shares, (responses, others), strict=True))
+    return shares[1] - shares[0] > SURE * math.sqrt(variance)
 
 
 def zero_or_one(metrics: Metrics) -> bool:
@@ -83,7 +94,7 @@ def _on_held_out(metrics: Metrics) -> Progress | None:
     error = None
     rows = {row["step"]: row for row in metrics.rows}
     first, last = rows[steps[0]], rows[steps[-1]]
-    pairs = _pairs(first.get("eval_rewards"), last.get("eval_rewards"))
+    pairs = paired_rewards(first.get("eval_rewards"), last.get("eval_rewards"))
     if pairs is not None and len(pairs) >= ENOUGH:
         error = statistics.stdev(b - a for a, b in pairs) / math.sqrt(len(pairs))
     elif pairs is None and all(is_number(row.get("eval_reward_se")) for row in (first, last)):
@@ -91,7 +102,8 @@ def _on_held_out(metrics: Metrics) -> Progress | None:
     return Progress("Mean reward on held-out problems", values[0], values[-1], error)
 
 
-def _pairs(first: object, last: object) -> list[tuple[float, float]] | None:
+def paired_rewards(first: object, last: object) -> list[tuple[float, float]] | None:
+    """Two evaluations' rewards problem by problem; None where they are not of as many problems."""
     if not isinstance(first, list) or not isinstance(last, list) or len(first) != len(last):
         return None
     if not all(map(is_number, first)) or not all(map(is_number, last)):

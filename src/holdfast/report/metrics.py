@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,14 +58,25 @@ class Metrics:
         return [(step_of(row), row[key]) for row in self.rows if isinstance(row.get(key), dict)]
 
     def warnings(self) -> list[tuple[str, list[int]]]:
-        """Each warning once, with the steps it was given at, most frequent first."""
+        """Each kind of warning once, as it was said last, with the steps it was given at, most frequent first."""
         steps: dict[str, list[int]] = {}
+        last: dict[str, str] = {}
         for row in self.rows:
             given = row.get("warnings")
-            for text in given if isinstance(given, list) else []:
-                steps.setdefault(str(text), []).append(step_of(row))
-        order = Counter({text: len(at) for text, at in steps.items()})
-        return [(text, steps[text]) for text, _ in order.most_common()]
+            for text in map(str, given) if isinstance(given, list) else ():
+                steps.setdefault(kind_of_warning(text), []).append(step_of(row))
+                last[kind_of_warning(text)] = text
+        order = Counter({kind: len(at) for kind, at in steps.items()})
+        return [(last[kind], steps[kind]) for kind, _ in order.most_common()]
+
+
+def kind_of_warning(text: str) -> str:
+    """A warning without its numbers: what is said at many steps differs in them alone.
+
+    >>> kind_of_warning("62% of 48 responses were cut off") == kind_of_warning("7.5% of 9 responses were cut off")
+    True
+    """
+    return re.sub(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?", "#", text)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

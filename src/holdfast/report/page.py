@@ -34,7 +34,7 @@ _DARK = DARK | {
     "warm": "196 92 20",
     "cool": "58 112 214",
 }
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src '{script}'; img-src data:"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src '{script}'{more}; img-src data:"
 """No script but ours, told by its hash, whatever text should slip through."""
 
 
@@ -89,14 +89,32 @@ def columns(*blocks: object) -> Markup:
 
 
 def figure(chart: Svg, caption: object = "", *, full: bool = False, heading: bool = True) -> Markup:
-    """A chart with heading, caption and its data, laid out for two widths (three if it takes the `full` width)."""
+    """A chart with heading, caption and its data, laid out for two widths (three if it takes the `full` width).
+
+    A chart of a single place, such as one bar or one step, is a small table instead.
+    """
+    if _single(chart):
+        return _small_table(chart, caption, heading)
     sizes = [("s", 340.0), ("m", 500.0), *([("l", 1000.0)] if full else [])]
     drawings = join(Markup(f'<div class="size-{name}">{chart.markup(width)}</div>') for name, width in sizes)
     note = join((text for text in (caption, chart.note) if text), " ")
-    return Markup(
-        f'<figure class="plot{" has-l" if full else ""}">{element("h3", chart.title) if heading else ""}{drawings}'
-        f"{paragraph(note, css='caption') if note else ''}{_data(chart)}</figure>"
-    )
+    live = f' data-live="{escape(chart.live)}"' if chart.live else ""
+    head = element("h3", chart.title) if heading else ""
+    said = paragraph(note, css="caption") if note else ""
+    css = "plot has-l" if full else "plot"
+    return Markup(f'<figure class="{css}"{live}>{head}{drawings}{said}{_data(chart)}</figure>')
+
+
+def _single(chart: Svg) -> bool:
+    places = {row.u for row in chart.rows}
+    return len(chart.rows) == 1 or (len(places) == 1 and None not in places)
+
+
+def _small_table(chart: Svg, caption: object, heading: bool) -> Markup:
+    numbers = range(1, len(chart.headers))
+    listing = table(chart.headers, [row.cells for row in chart.rows], label=chart.title, numeric=numbers)
+    head, said = element("h3", chart.title) if heading else "", paragraph(caption, css="caption") if caption else ""
+    return element("div", head, listing, said, css="small-table")
 
 
 def _data(chart: Svg) -> str:
@@ -185,16 +203,30 @@ def folded(summary: str, *blocks: object) -> Markup:
     return element("details", element("summary", summary), *blocks)
 
 
-def page(title: str, *blocks: object, kicker: str = "", verdict: object = "", footer: str = "") -> Markup:
-    """The whole document: title, the verdict in plain words, then the blocks."""
+def page(
+    title: str,
+    *blocks: object,
+    kicker: str = "",
+    verdict: object = "",
+    footer: str = "",
+    scripts: Sequence[str] = (),
+    files: bool = False,
+) -> Markup:
+    """The whole document: title, the verdict in plain words, then the blocks.
+
+    `scripts` are further files of this folder, run after the page's own; with `files` they may load files beside the
+    page, which nothing else on it may.
+    """
     head = element(
         "header",
         paragraph(kicker, css="kicker") if kicker else "",
         element("h1", title),
         paragraph(verdict, css="verdict") if verdict else "",
     )
-    script = _resource("page.js")
-    policy = _POLICY.format(script=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}")
+    parts = "\n".join(map(_resource, ("page.js", "curves.js", *scripts)))
+    script = f'(() => {{\n"use strict";\n{parts}}})();\n'
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = _POLICY.format(script=f"sha256-{digest}", more=" 'strict-dynamic'" if files else "")
     return Markup(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'

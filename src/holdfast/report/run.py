@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import holdfast
 from holdfast.errors import DataError
 from holdfast.report import run_figures
+from holdfast.report.browse import FOLDER, browse
 from holdfast.report.charts.scales import Number, number
+from holdfast.report.curves import curves
 from holdfast.report.learning import held_out, learning, progress, zero_or_one
 from holdfast.report.metrics import Metrics, is_number, read_metrics
 from holdfast.report.page import (
@@ -28,6 +29,7 @@ from holdfast.report.page import (
     write_page,
 )
 from holdfast.report.survey import survey_run
+from holdfast.report.titles import read_summary, run_title
 from holdfast.report.words import headline, percent
 
 _IN_HEAD = {"objective", "formula", "task"} | {
@@ -48,9 +50,10 @@ def write_run_report(run_dir: Path) -> Path:
 
 def run_page(run_dir: Path) -> Markup:
     """The page of a run folder."""
-    metrics, summary = read_metrics(run_dir / "metrics.jsonl"), _read_summary(run_dir / "summary.json")
+    metrics, summary = read_metrics(run_dir / "metrics.jsonl"), read_summary(run_dir / "summary.json")
     seen = survey_run(run_dir / "rollouts")
-    title = _title(run_dir / "config.toml", summary) or run_dir.name
+    title = run_title(run_dir) or run_dir.name
+    log = browse(run_dir / "rollouts", run_dir)
     return page(
         title,
         tiles(_tiles(metrics, summary)),
@@ -58,35 +61,21 @@ def run_page(run_dir: Path) -> Markup:
         learning(metrics),
         run_figures.drift(metrics, seen),
         run_figures.trust(metrics),
+        run_figures.rollouts(seen, log),
         run_figures.bounds(metrics),
-        run_figures.rollouts(seen),
+        curves({run_dir.name: metrics}),
         run_figures.time(metrics),
         _configuration(run_dir, summary),
         kicker=f"Holdfast · run {run_dir.name}",
         verdict=headline(metrics),
-        footer=f"Written by Holdfast {holdfast.__version__} from {run_dir.name}/. This page loads nothing.",
+        footer=f"Written by Holdfast {holdfast.__version__} from {run_dir.name}/. This page loads nothing{_but(log)}.",
+        scripts=("rollouts.js",) if log else (),
+        files="data-folder" in log,
     )
 
 
-def _title(config: Path, summary: Mapping[str, Any]) -> str:
-    """Objective, data and model: the names by which a person tells runs apart."""
-    try:
-        values = tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        values = {}
-    task, model = values.get("task", {}), values.get("model", {})
-    objective = summary.get("objective") or values.get("objective", {}).get("preset")
-    data = Path(task["path"]).stem if task.get("path") else summary.get("task") or task.get("name")
-    name = Path(model["source"]).name if model.get("source") else None
-    return " on ".join(map(str, filter(None, (objective, data)))) + (f", {name}" if name else "")
-
-
-def _read_summary(path: Path) -> Mapping[str, Any]:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
+def _but(log: Markup) -> str:
+    return f" but the rollouts in {FOLDER}/ beside it" if "data-folder" in log else ""
 
 
 def _tiles(metrics: Metrics, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

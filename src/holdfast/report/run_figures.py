@@ -10,7 +10,7 @@ from holdfast.report.charts.frame import Reference
 from holdfast.report.charts.plots import Series, histogram, line_chart, scatter_chart
 from holdfast.report.charts.scales import Number, number
 from holdfast.report.metrics import Metrics, binned, is_number
-from holdfast.report.page import Markup, absent, columns, figure, join, section, table
+from holdfast.report.page import Markup, absent, columns, figure, folded, join, paragraph, section, table
 from holdfast.report.survey import MOST_POINTS, Survey, thin_points
 from holdfast.report.tokens import token_key, token_view
 from holdfast.report.words import acceptance_by_length, is_bound, last_bounds, masked_by_length, responses_by_length
@@ -232,7 +232,18 @@ def bounds(metrics: Metrics) -> Markup:
         marks=marks,
     )
     drawing = figure(chart, more, full=True) if any(line.x for line in lines) else Markup()
-    return section(heading, listing, drawing, lead=lead)
+    everything = folded(f"All {len(last)} bounds" if len(last) > 1 else "The bound", listing)
+    return section(heading, paragraph(_bounds_in_words(last)), drawing, everything, lead=lead)
+
+
+def _bounds_in_words(last: Sequence[tuple[str, float]]) -> str:
+    """The tightest bound and how many of the others say anything."""
+    name, value = last[0]
+    below = sum(v <= 1 for _, v in last)
+    if value > 1:
+        return f"At the last step that has bounds none is below 1; the tightest is {name}, {number(value)}."
+    others = f"; {below} of {len(last)} are below 1" if len(last) > 1 else ""
+    return f"At the last step that has bounds the tightest is {name}, {number(value)}{others}."
 
 
 def time(metrics: Metrics) -> Markup:
@@ -260,8 +271,8 @@ def time(metrics: Metrics) -> Markup:
     return section("Time", columns(figure(split, "Summed over the steps."), pace))
 
 
-def rollouts(seen: Survey) -> Markup:
-    """A few sequences with their tokens coloured by log ratio."""
+def rollouts(seen: Survey, everything: object = "") -> Markup:
+    """A few sequences with their tokens coloured by log ratio, then the browser over `everything` that was logged."""
     examples = seen.examples()
     trouble = [f"{name} could not be read." for name in seen.unreadable]
     if seen.cut_files:
@@ -277,6 +288,7 @@ def rollouts(seen: Survey) -> Markup:
         token_key(),
         *views,
         absent(" ".join(trouble)) if trouble else "",
+        everything,
         lead=join(
             (
                 f"Of {seen.sequences:,} {'logged sequences' if seen.whole else 'sequences that were read'}: {kinds}. "

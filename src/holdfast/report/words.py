@@ -6,7 +6,7 @@ import math
 from typing import TypeGuard
 
 from holdfast.report.charts.scales import number
-from holdfast.report.learning import held_out, progress, zero_or_one
+from holdfast.report.learning import clearly_lower, held_out, progress, zero_or_one
 from holdfast.report.metrics import Metrics, is_number
 from holdfast.report.page import Markup, element, join
 
@@ -132,7 +132,10 @@ def acceptance_by_length(metrics: Metrics) -> list[float | None] | None:
 
 
 def _length(metrics: Metrics) -> str:
-    """Said only where both ends hold a twentieth of the responses, or were there at half the steps."""
+    """Said only where both ends hold a twentieth of the responses, or were there at half the steps.
+
+    The difference must exceed two standard errors; where responses were not counted, a step is taken as one of each.
+    """
     accepted, counts = acceptance_by_length(metrics), responses_by_length(metrics)
     if accepted is None or accepted[0] is None or accepted[3] is None or accepted[0] - accepted[3] < 0.1:
         return ""
@@ -140,6 +143,8 @@ def _length(metrics: Metrics) -> str:
     counts = counts or [sum(values[q] is not None for values in rows) for q in range(4)]
     least = sum(counts) / 20 if responses_by_length(metrics) else len(rows) / 2
     if min(counts[0], counts[3]) < least:
+        return ""
+    if not clearly_lower(accepted[3], counts[3], accepted[0], counts[0]):
         return ""
     short, long = percent(accepted[0]), percent(accepted[3])
     return f"Acceptance falls with length: {short} of the shortest quarter, {long} of the longest."

@@ -16,13 +16,14 @@ from typing import Any
 from rich.console import Console
 
 from holdfast.errors import ConfigError, HoldfastError, nearest
+from holdfast.report.catalog import metric_of, scalars
 from holdfast.report.learning import held_out, zero_or_one
 from holdfast.report.metrics import Metrics, is_number, read_metrics
 from holdfast.train.keep.files import write_text
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.settings.config import ObjectiveConfig, RunConfig
 from holdfast.train.settings.objective import objective_of
-from holdfast.train.show.display import Milestones
+from holdfast.train.show.loudness import display_among_others
 
 _KEYS = {
     "reward": "eval_reward",
@@ -75,6 +76,7 @@ class Entry:
     config: RunConfig
     path: Path
     warm_starts: Path
+    level: str = "info"
 
     @property
     def done(self) -> bool:
@@ -135,7 +137,7 @@ def run_entry(entry: Entry) -> str:
     """One run from the start or from its newest checkpoint; how it ended, in words."""
     from holdfast.train.loop import train
 
-    display = Milestones(Console(), f"{entry.label}, seed {entry.config.seed}")
+    display = display_among_others(Console(), f"{entry.label}, seed {entry.config.seed}", entry.level)
     try:
         if (entry.path / "config.toml").is_file():
             folder, _ = RunFolder.open(entry.path, entry.config)
@@ -153,7 +155,7 @@ def run_entry(entry: Entry) -> str:
 
 
 def collect(entries: Sequence[Entry], ranking: Ranking | None = None) -> dict[str, Any]:
-    """The content of results.json: every finished run with its curve over the evaluated steps.
+    """The content of results.json: every finished run with its curves over all steps.
 
     Raises:
         ConfigError: no run has measured what they are to be ranked by.
@@ -170,7 +172,7 @@ def collect(entries: Sequence[Entry], ranking: Ranking | None = None) -> dict[st
         )
     summary = json.loads((next(e for e in entries if e.done).path / "summary.json").read_text()) if runs else {}
     ranked = {"key": ranking.key, "title": ranking.title, "lowest": ranking.lowest}
-    return {"runs": runs, "ranked_by": ranked, "task": summary.get("task", ""), "engine": summary.get("engine", "")}
+    return {"runs": runs, "ranked_by": ranked, **{k: summary.get(k, "") for k in ("task", "model", "engine")}}
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
@@ -227,9 +229,9 @@ def _outcomes(entries: Sequence[Entry], jobs: int) -> Any:
 
 def _result(entry: Entry, ranking: Ranking) -> dict[str, Any]:
     summary, metrics = json.loads((entry.path / "summary.json").read_text()), read_metrics(entry.path / "metrics.jsonl")
-    steps = held_out(metrics)[0] or metrics.series("eval_accuracy")[0]
-    judged = [row for row in metrics.rows if row["step"] in set(steps)]
-    curve = {name: [r.get(name) for r in judged] for name in ("step", "entropy", "kl_exact_mean", "masked_sequences")}
+    measured = [dict(scalars(row)) for row in metrics.rows]
+    names = [name for name in dict.fromkeys(name for row in measured for name in row) if not _is_time(name)]
+    curve = {"step": [row["step"] for row in metrics.rows]} | {name: [r.get(name) for r in measured] for name in names}
     at, values = ranking.series(metrics)
     known = dict(zip(at, values, strict=True))
     kept = ("start_reward", "final_reward", "start_accuracy", "final_accuracy", "final_entropy")
@@ -237,12 +239,17 @@ def _result(entry: Entry, ranking: Ranking) -> dict[str, Any]:
         "objective": entry.label,
         "seed": entry.config.seed,
         "config": entry.origin,
-        "curve": curve | {"ranked": [known.get(row["step"]) for row in judged]},
+        "curve": curve | {"ranked": [known.get(step) for step in curve["step"]]},
         "start": values[0] if values else None,
         "final": values[-1] if values else None,
         **{key: summary.get(key) for key in kept if key in summary or key == "final_entropy"},
         "seconds": summary["seconds"],
     }
+
+
+def _is_time(name: str) -> bool:
+    """What two equal runs measure differently."""
+    return metric_of(name).group == "time" or name == "guard/seconds"
 
 
 def _labels(named: Sequence[tuple[str, RunConfig]]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from holdfast.train.show.display import Display
 from holdfast.train.show.live import LivePage
 from holdfast.train.show.metrics import lag_metrics, measured, recordable, reward_metrics, step_metrics
 from holdfast.train.show.records import rollout_records
+from holdfast.train.show.samples import Samples, samples_of
 from holdfast.train.show.summary import summarize
 from holdfast.train.show.trackers import Trackers
 from holdfast.train.update import Updated
@@ -129,7 +131,8 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
             record = measured(record, "rollouts", lambda: write(run, rollouts, updated))  # noqa: B023
         record, look = guarded(record, guard)
         clock.elsewhere = run.sampler.cpu_seconds() - spent
-        report(run, record | clock.record(rollouts.tokens), display, trackers)
+        shown = partial(samples_of, rollouts, updated) if "eval_reward" in record else None
+        report(run, record | clock.record(rollouts.tokens), display, trackers, shown)
         if (said := page.after(step)) is not None:
             display.note(said)
         if trouble is not None:
@@ -176,7 +179,9 @@ def score(run: Run, episodes: Sequence[Episode]) -> tuple[Rollouts, dict[str, An
     return assemble(run.source, episodes, rewards, run.config.batch.group_size), reward_metrics(scores)
 
 
-def report(run: Run, record: dict[str, Any], display: Display, trackers: Trackers) -> None:
+def report(
+    run: Run, record: dict[str, Any], display: Display, trackers: Trackers, samples: Callable[[], Samples] | None = None
+) -> None:
     """The step's line, on disk first."""
     record = recordable(record)
     if odd := record.get("non_finite"):
@@ -186,7 +191,7 @@ def report(run: Run, record: dict[str, Any], display: Display, trackers: Tracker
         named = ", ".join(f"{name} ({reason})" for name, reason in failed.items())
         record["warnings"] = [*record.get("warnings", []), f"some numbers could not be measured: {named}"]
     run.folder.append_metrics(record)
-    notes = trackers.log(record)
+    notes = trackers.log(record, samples)
     with suppress(OSError):  # the terminal may be gone
         for note in notes:
             display.note(note)

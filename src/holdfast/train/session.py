@@ -13,10 +13,12 @@ from typing import Any
 from rich.console import Console
 
 from holdfast.errors import visible
+from holdfast.report.metrics import read_metrics
 from holdfast.train.keep.checkpoint import latest_checkpoint
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.settings.config import RunConfig
-from holdfast.train.show.display import Display, Lines, Panels
+from holdfast.train.show.display import Panels
+from holdfast.train.show.loudness import counted, display_of
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,25 @@ def stop_on_interrupt(note: Any) -> Iterator[StopRequest]:
 
 
 def run_session(
-    config: RunConfig, folder: RunFolder, *, resume: bool = False, warm_starts: Path | None = None
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    warm_starts: Path | None = None,
+    level: str = "info",
 ) -> Session:
-    """Train with a live display, then write the report; exit code 130 where a person stopped it."""
+    """Train with a display of this level, then write the report; exit code 130 where a person stopped it.
+
+    A run that was halted or interrupted says so at any level, on the error output where nothing else is said.
+    """
     from holdfast.report.run import write_run_report
     from holdfast.train.loop import train
 
     console = Console()
     with ExitStack() as stack:
-        display: Display = stack.enter_context(Panels(console)) if console.is_terminal else Lines(console)
+        display = display_of(console, level)
+        if isinstance(display, Panels):
+            stack.enter_context(display)
         request = stack.enter_context(stop_on_interrupt(display.note))
         try:
             summary = train(config, folder, display=display, resume=resume, warm_starts=warm_starts, stop=request)
@@ -84,10 +96,13 @@ def run_session(
                 folder.discard()  # nothing was begun, and the next try may have the name
             raise
         report = write_run_report(folder.path) if folder.metrics.is_file() else None
-    with suppress(OSError):
-        console.print(
-            visible(ending(summary, folder, report), keep="\n"), markup=False, highlight=False, soft_wrap=True
-        )
+    text = ending(summary, folder, report)
+    if level == "info":
+        text = "\n".join([*counted(read_metrics(folder.metrics).warnings()), text])
+    if level == "info" or not summary["finished"]:
+        out = console if level == "info" else Console(stderr=True)
+        with suppress(OSError):
+            out.print(visible(text, keep="\n"), markup=False, highlight=False, soft_wrap=True)
     code = 1 if "halted" in summary else 130 if request.requested and not summary["finished"] else 0
     return Session(summary, report, code)
 

@@ -93,3 +93,23 @@ def test_texts_of_others_do_not_steer_the_terminal():
         assert "first \\x1b]0;title\\x07 line\nsecond line" in out.getvalue().replace("\r", "")
         assert "a reward said \\x1b[2J" in out.getvalue()
         assert "\x1b]0;" not in out.getvalue() and "\x1b[2J" not in out.getvalue()
+
+
+def test_a_warning_is_said_once_and_counted():
+    """What differs in its numbers alone is the same warning."""
+    records = [
+        {"step": 1, "warnings": ["62% of responses were cut off"]},
+        {"step": 2, "warnings": ["7.5% of responses were cut off", "all rewards equal 0"]},
+    ]
+    out = io.StringIO()
+    lines = Lines(Console(file=out, width=80))
+    for record in records:
+        lines.step(record, 10)
+    assert [line for line in out.getvalue().splitlines() if "warning" in line] == [
+        "  warning: 62% of responses were cut off", "  warning: all rewards equal 0",
+    ]  # fmt: skip
+    out = io.StringIO()
+    with Panels(Console(file=out, force_terminal=True, width=120)) as panels:
+        for record in records:
+            panels.step(record, 10)
+    assert "7.5% of responses were cut off (2 steps, last 2)" in out.getvalue()

@@ -29,6 +29,7 @@ from holdfast.report.charts.frame import (
     drawable,
     floats,
 )
+from holdfast.report.charts.live import MOST_LIVE, live_data
 from holdfast.report.charts.scales import Number, Scale, number, scale_of
 from holdfast.report.charts.svg import (
     Box,
@@ -106,7 +107,32 @@ def line_chart(
         return Drawing(legend + frame + lines + draw_rules(axes, box) + names, box.bottom + FOOT, box)
 
     headers = (x_label, *(name for p in points for name in _columns(p)))
-    return Svg(title, _describe("Line chart", points, axes) + note, layout, headers, rows, note)
+    drawn_live = (
+        ""
+        if log_x
+        else live_chart(
+            series, title=title, x_label=x_label, y_label=y_label, log_y=log_y, references=references, y_range=y_range
+        )
+    )
+    return Svg(title, _describe("Line chart", points, axes) + note, layout, headers, rows, note, drawn_live)
+
+
+def live_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
+    references: Sequence[Reference] = (),
+    y_range: tuple[Number, Number] | None = None,
+    most: int = MOST_LIVE,
+) -> str:
+    """The data of a line chart for the page's script, at most about `most` points of a series, extremes kept."""
+    points = [_points(s) for s in series]
+    kept = _thin(points, most * max(1, len(points)), most)
+    named = {"title": title, "x_label": x_label, "y_label": y_label, "log_y": log_y}
+    return live_data(kept, **named, references=references, y_range=y_range)
 
 
 def scatter_chart(
@@ -192,13 +218,15 @@ def _points(series: Series) -> _Points:
     return _Points(series.name, x, y, low, high)
 
 
-def _thin(series: list[_Points], most: int) -> list[_Points]:
+def _thin(series: list[_Points], most: int, whole: int = MOST_POINTS) -> list[_Points]:
     """Keep the lowest and highest y (and the ends) of equal stretches, so that no spike is lost.
+
+    A series of at most `whole` points keeps them all.
 
     Series over the same x keep the same rows, so that every row of the data has a value of each.
     """
     share = max(40, most // max(1, len(series)))
-    kept = [_extremes(p.y, share) for p in series]
+    kept = [_extremes(p.y, share, whole) for p in series]
     if all(p.x == series[0].x for p in series):
         kept = [sorted(set().union(*kept))] * len(series)
     return [
@@ -207,9 +235,9 @@ def _thin(series: list[_Points], most: int) -> list[_Points]:
     ]
 
 
-def _extremes(y: list[float], most: int) -> list[int]:
+def _extremes(y: list[float], most: int, whole: int) -> list[int]:
     count = len(y)
-    if count <= MOST_POINTS:
+    if count <= whole:
         return list(range(count))
     stretches, keep = most // 2 - 1, {0, count - 1}
     for k in range(stretches):

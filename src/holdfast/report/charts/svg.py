@@ -126,7 +126,8 @@ class Row:
 class Svg:
     """A chart that can be laid out at any width, with its description and the data behind it.
 
-    `layout(width)` draws it; `headers` and `rows` are the data, used for the table and for the hover readout.
+    `layout(width)` draws it; `headers` and `rows` are the data, used for the table and for the hover readout; `live`
+    is JSON from which a page's script draws it anew.
     """
 
     title: str
@@ -135,6 +136,7 @@ class Svg:
     headers: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
     note: str = ""
+    live: str = ""
 
     def markup(self, width: Number = 480) -> str:
         """The `<svg>` element for a page that has `CHART_CSS` and the palette's variables."""
@@ -198,6 +200,8 @@ _RULES = (
     (".track", "fill:{line}"),
     (".cell", "fill:{accent};stroke:{surface};stroke-width:1"),
     (".missing", "fill:{line};stroke:{surface};stroke-width:1"),
+    (".pin", "stroke:{axis};fill:none"),
+    (".selection", "fill:{accent};fill-opacity:.14"),
     (".curve", "fill:none;stroke-width:1.75;stroke-linejoin:round;stroke-linecap:round"),
     (".band", "stroke:none;fill-opacity:.14"),
     (".dashed", "stroke-dasharray:5 3"),

@@ -12,6 +12,7 @@ from holdfast.objectives.objective import Objective
 from holdfast.objectives.parts.gates import One
 from holdfast.objectives.parts.masks import TrmAvg, TrmMax
 from holdfast.objectives.parts.terms import Terms
+from holdfast.report.learning import clearly_lower
 from holdfast.train.update import Updated
 
 KEPT = 0.7  # acceptance that the papers aim for
@@ -19,7 +20,12 @@ KEPT = 0.7  # acceptance that the papers aim for
 
 def step_warnings(record: Mapping[str, Any], objective: Objective, updated: Updated) -> list[str]:
     """Sentences about zero gradients, length bias, truncation and failed rewards; empty for an ordinary step."""
-    return [*_about_gradient(record, objective, updated), *_about_length(record), *_about_rewards(record)]
+    return [
+        *_about_gradient(record, objective, updated),
+        *_about_length(record),
+        *_about_truncation(record),
+        *_about_rewards(record),
+    ]
 
 
 def ratio_warnings(objective: Objective, updates: int) -> list[str]:
@@ -73,11 +79,16 @@ def _about_length(record: Mapping[str, Any]) -> Iterator[str]:
     shortest, longest = record["masked_by_length"][0], record["masked_by_length"][3]
     counts = record["length_counts"]
     enough = min(counts[0], counts[3]) >= max(4, sum(counts) / 8)  # lengths that are nearly all equal have no quarters
-    if enough and shortest is not None and longest is not None and longest - shortest > 0.2:
+    if not enough or shortest is None or longest is None:
+        return
+    if longest - shortest > 0.2 and clearly_lower(1 - longest, counts[3], 1 - shortest, counts[0]):
         yield (
             f"acceptance falls with length: {1 - shortest:.0%} of the shortest quarter is kept, {1 - longest:.0%} of "
             "the longest; a mask by mean divergence (trm_avg) or a larger threshold trains on long responses too"
         )
+
+
+def _about_truncation(record: Mapping[str, Any]) -> Iterator[str]:
     if record["truncated_share"] > 0.5:
         yield f"{record['truncated_share']:.0%} of responses were cut off at sampling.max_tokens"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.errors import visible
+from holdfast.report.metrics import kind_of_warning
 
 
 @runtime_checkable
@@ -46,12 +47,30 @@ class Quiet:
     def step(self, record: Mapping[str, Any], total: int) -> None: ...
 
 
+class Told:
+    """The warnings that were said, by kind: how often, and when last."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[str, int, int]] = {}
+
+    def take(self, warnings: Iterable[str], step: int = 0) -> list[str]:
+        """Count a step's warnings; those of a kind that was not there before."""
+        fresh = []
+        for text in warnings:
+            kind = kind_of_warning(text)
+            if kind not in self.seen:
+                fresh.append(text)
+            self.seen[kind] = (text, self.seen.get(kind, ("", 0, 0))[1] + 1, step)
+        return fresh
+
+
 class Lines:
-    """One plain line per step: what a log file or a pipe gets."""
+    """One plain line per step: what a log file or a pipe gets. A warning of a kind that was said is not said again."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.clock = _Clock()
+        self.told = Told()
 
     def begin(self, text: str) -> None:
         self.note(text)
@@ -67,7 +86,7 @@ class Lines:
         left = self.clock.left(record["step"], total)
         cells = [f"{label} {text}" for label, text in cells_of(record)]
         self.note(f"step {record['step']}/{total}  " + "  ".join(cells) + f"  left {left}")
-        for warning in record.get("warnings", []):
+        for warning in self.told.take(record.get("warnings", []), record["step"]):
             self.note(f"  warning: {warning}")
 
 
@@ -90,9 +109,8 @@ class Milestones(Lines):
     def step(self, record: Mapping[str, Any], total: int) -> None:
         if "eval_reward" in record:
             self.note(f"step {record['step']}/{total}, reward {record['eval_reward']:.3g} on held-out problems")
-        if record["step"] == 0:
-            for warning in record.get("warnings", []):
-                self.note(f"warning: {warning}")
+        for warning in self.told.take(record.get("warnings", []), record["step"]):
+            self.note(f"step {record['step']}/{total}, warning: {warning}")
 
 
 class Panels:
@@ -110,7 +128,7 @@ class Panels:
         )
         self.bars: dict[str, TaskID] = {}
         self.rows: list[Mapping[str, Any]] = []
-        self.warnings: list[str] = []
+        self.told = Told()
         self.live = Live(console=console, refresh_per_second=4, transient=False)
 
     def __enter__(self) -> Panels:
@@ -134,7 +152,7 @@ class Panels:
 
     def step(self, record: Mapping[str, Any], total: int) -> None:
         self.rows = [*self.rows, record][-8:]
-        self.warnings = list(record.get("warnings", []))
+        self.told.take(record.get("warnings", []), record["step"])
         self._advance("training", record["step"], total)
 
     def _advance(self, name: str, done: int, total: int) -> None:
@@ -147,7 +165,9 @@ class Panels:
         parts: list[Any] = [self.progress]
         if self.rows:
             parts.append(_table(self.rows))
-        parts += [Text(f"⚠ {visible(warning)}", style="yellow") for warning in self.warnings]
+        for text, count, step in self.told.seen.values():
+            often = f" ({count} steps, last {step})" if count > 1 else ""
+            parts.append(Text(f"⚠ {visible(text)}{often}", style="yellow"))
         return Panel(Group(*parts), title="holdfast", border_style="dim")
 
 

@@ -1,23 +1,34 @@
-"""Optional experiment trackers behind one small protocol; each is imported only when a run asks for it."""
+"""Optional experiment trackers behind one small protocol; each is imported only when a run asks for it.
+
+Numbers have grouped names there (`train/loss`, `drift/kl_exact_mean`), those of docs/metrics.md; files lie in the run
+folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from holdfast.errors import ConfigError
+from holdfast.report.catalog import scalars, tracker_name
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.settings.config import RunConfig
+from holdfast.train.show.samples import Samples
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where the scalars of metrics.jsonl go as well."""
+    """Where the numbers of metrics.jsonl and a few rollouts go as well."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One step's scalars."""
+        """One step's numbers."""
+
+    def table(self, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A few rollouts of a step."""
 
     def close(self) -> None:
         """Flush and finish."""
@@ -33,6 +44,11 @@ class TensorBoard:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
+    def table(self, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        lines = [columns, ["-"] * len(columns), *rows]
+        text = "\n".join("|" + "|".join(map(_cell, line)) + "|" for line in lines)
+        self.writer.add_text("rollouts", text, step)
+
     def close(self) -> None:
         self.writer.close()
 
@@ -41,11 +57,18 @@ class HostedRun:
     """Weights & Biases, or trackio, which has the same calls."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, module: str) -> None:
+        if module == "trackio":  # it reads this when it is imported, and has no argument for it
+            os.environ.setdefault("TRACKIO_DIR", str(folder.path.resolve() / "trackio"))
         self.module = import_module(module)
-        self.module.init(project=config.log.project, name=folder.path.name, config=config.to_dict())
+        where = {"dir": str(folder.path)} if module == "wandb" else {}
+        self.module.init(project=config.log.project, name=folder.path.name, config=config.to_dict(), **where)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.module.log(dict(values), step=step)
+
+    def table(self, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        made = self.module.Table(columns=list(columns), data=[list(row) for row in rows])
+        self.module.log({"rollouts": made}, step=step)
 
     def close(self) -> None:
         self.module.finish()
@@ -65,24 +88,41 @@ class Trackers:
         self.trackers = {name: _open(name, config, folder) for name in config.log.trackers}
         self.failed: set[str] = set()
 
-    def log(self, record: Mapping[str, Any]) -> list[str]:
-        """The plain numbers of one line of metrics.jsonl; says, once each, which tracker does not take them."""
-        values = {name: float(v) for name, v in record.items() if isinstance(v, int | float) and name != "step"}
-        said = []
+    def log(self, record: Mapping[str, Any], samples: Callable[[], Samples] | None = None) -> list[str]:
+        """The numbers of one line of metrics.jsonl, and a few rollouts; says, once each, which tracker fails."""
+        values = {tracker_name(name): value for name, value in scalars(record)}
+        step, said = record["step"], []
         for name, tracker in self.trackers.items():
-            try:
-                tracker.log(record["step"], values)
-            except Exception as error:  # networks, disks, services of others: none of them may end a run
-                if name not in self.failed:
-                    said.append(f"the tracker {name} failed ({error}); metrics.jsonl has every step")
-                self.failed.add(name)
+            said += self._try(name, f"the tracker {name}", partial(tracker.log, step, values))
+            if samples is not None:
+                write = partial(_write_table, tracker, step, samples)
+                said += self._try(f"{name} table", f"the table of rollouts in {name}", write)
         return said
+
+    def _try(self, key: str, what: str, write: Callable[[], None]) -> list[str]:
+        try:
+            write()
+        except Exception as error:  # networks, disks, services of others: none of them may end a run
+            if key not in self.failed:
+                self.failed.add(key)
+                return [f"{what} failed ({error}); metrics.jsonl has every step"]
+        return []
 
     def close(self) -> None:
         """Flush and finish."""
         for tracker in self.trackers.values():
             with contextlib.suppress(Exception):
                 tracker.close()
+
+
+def _write_table(tracker: Tracker, step: int, samples: Callable[[], Samples]) -> None:
+    table = samples()
+    tracker.table(step, table.columns, table.rows)
+
+
+def _cell(value: Any) -> str:
+    """Text of a Markdown table's cell: bars and line breaks would end it."""
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _open(name: str, config: RunConfig, folder: RunFolder) -> Tracker:
