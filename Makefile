@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo smollm2 test test-slow faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm wheel lint format typecheck docs clean
+.PHONY: demo smollm2 test test-slow evidence faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm wheel lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -31,6 +31,10 @@ test: $(STAMP)
 # What takes longer than ten seconds a test: whole runs, compilation, a soak, some kills. CI runs it too.
 test-slow: $(STAMP)
 	$(TESTS) -m slow
+
+# Every page of docs/evidence follows from its results, and those from the study's file.
+evidence: $(STAMP)
+	$(BIN)/holdfast study --check
 
 # Kills, liars, hostile files: the long form of tests/faults. Counts can be set: make faults KILLS=30 RECORDS=1000
 COUNTS := KILLS RECORDS PARQUET CHECKPOINTS SERVERS REWARDS SOAK

@@ -25,6 +25,7 @@ BELOW = {
     "guard": {"audit", "errors"},
     "train": {"guard", "objectives", "core", "kernels", "rollout", "tasks", "report", "types", "errors"},
     "audit": {"objectives", "core", "rollout", "report", "types", "errors"},
+    "study": {"audit", "train", "report", "errors"},
     "preflight": {"audit", "train", "objectives", "core", "rollout", "report", "types", "errors"},
     "integrations": {"guard", "objectives", "core", "kernels", "rollout", "types", "errors"},
     "launch": {"integrations", "train", "objectives", "core", "rollout", "tasks", "types", "errors"},
@@ -38,6 +39,7 @@ ORDER = {
         "overlay run"
     ),
     "train": "settings keep policy sampling estimate warmstart update setup evaluate show loop compare session",
+    "study": "definition plan statistics results run judge markdown page evidence",
     "audit": "course read measure judge shards show simulate",
     "audit/read": "columns codec reading prefetch raw scalars loaders rescore overlap source",
     "audit/measure": (
@@ -61,6 +63,8 @@ APART = [
 """Folders of which the second is never imported by the first."""
 MOST_FILES = 15
 """At one level, `__init__.py` not counted: what a reader takes in at a glance."""
+INDEXED = {"commands"}
+"""Folders with one file for each entry of a list that users see: `holdfast --help` is their table of contents."""
 HEAVY = ["transformers", "tokenizers", "vllm", "trl", "verl", "ray", "triton", "pyarrow", "pydantic", "rich"]
 FILES = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0].removesuffix(".py") in BELOW]
 
@@ -142,7 +146,7 @@ def test_no_file_is_in_a_circle():
 def test_a_folder_is_taken_in_at_a_glance():
     folders = {ROOT, *(path.parent for path in ROOT.rglob("*.py"))}
     counts = {str(f.relative_to(ROOT)): sum(p.stem != "__init__" for p in f.glob("*.py")) for f in folders}
-    assert not {folder: count for folder, count in counts.items() if count > MOST_FILES}
+    assert not {folder: n for folder, n in counts.items() if n > MOST_FILES and folder not in INDEXED}
 
 
 def test_every_folder_says_what_lives_there():

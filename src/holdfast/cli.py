@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "look a run over in seconds: data, prompts, reward, memory",
     "preflight": "before training: is the engine the trainer's policy, and why not",
     "compare": "train several objectives on the same task and seeds",
+    "study": "test a claim over seeds, and write its evidence",
     "report": "write a run's page anew, at any time",
     "presets": "list the published objectives, or explain one",
     "check-loss": "run the laws of policy losses against your own",

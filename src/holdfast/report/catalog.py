@@ -168,7 +168,7 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in record.items():
         if isinstance(value, Mapping) and key in ("bounds", "time_split"):
             yield from ((f"{key}.{name}", float(v)) for name, v in value.items() if _is_number(v))
-        elif key != "step" and _is_number(value):
+        elif key != "step" and isinstance(value, (int, float)) and _is_number(value):
             yield key, float(value)
 
 

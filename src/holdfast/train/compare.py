@@ -239,7 +239,7 @@ def _result(entry: Entry, ranking: Ranking) -> dict[str, Any]:
         "objective": entry.label,
         "seed": entry.config.seed,
         "config": entry.origin,
-        "curve": curve | {"ranked": [known.get(step) for step in curve["step"]]},
+        "curve": curve | {"ranked": [known.get(int(step or 0)) for step in curve["step"]]},
         "start": values[0] if values else None,
         "final": values[-1] if values else None,
         **{key: summary.get(key) for key in kept if key in summary or key == "final_entropy"},

@@ -1,0 +1,124 @@
+"""`holdfast study NAME`: run the study of a claim and write its evidence; `--check` holds every page to its results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from holdfast.errors import ConfigError
+from holdfast.study.definition import Study, find_study, read_study
+from holdfast.study.evidence import check_evidence, write_charts, write_evidence
+from holdfast.study.judge import account, claim_verdict, judge
+from holdfast.study.plan import check_plan, total_runs
+from holdfast.study.results import read_results
+from holdfast.study.run import collect_study, run_study
+from holdfast.train.settings.device import refuse_several_processes
+
+STUDIES = Path("studies")
+EVIDENCE = Path("docs/evidence")
+
+
+def run(argv: list[str]) -> int:
+    """Run a study; 0 when every run has ended, 1 when some could not be run or a page does not follow."""
+    parser = argparse.ArgumentParser(
+        prog="holdfast study",
+        usage="holdfast study NAME|FILE.toml [--jobs N] | holdfast study RESULTS.json | holdfast study --check",
+        description="Test a claim on trained models: the study's file names configurations, factors, seeds, the number "
+        "that decides and what would refute the claim.",
+        epilog="An interrupted study continues when the same command is given again. docs/studies.md says more.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("study", nargs="?", help="name of a file in studies/, a TOML file, or results to draw")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in its own process")
+    parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/studies/NAME)")
+    parser.add_argument(
+        "--evidence",
+        type=Path,
+        help=f"folder of results and page (default: {EVIDENCE} for a study in {STUDIES}/, else --out)",
+    )
+    parser.add_argument("--collect", action="store_true", help="start nothing: write the evidence of the runs there")
+    parser.add_argument("--plan", action="store_true", help="start nothing: say how many runs the study has")
+    parser.add_argument("--check", action="store_true", help="check that every page follows from its results")
+    options = parser.parse_args(argv)
+    if options.check:
+        return _check(options.evidence or EVIDENCE)
+    if options.study is None:
+        known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.toml"))) or "none here"
+        raise ConfigError(f"which study? give a name ({known}) or a TOML file: holdfast study NAME --jobs 2")
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: must be at least 1")
+    if options.study.endswith(".json"):
+        return _draw(Path(options.study))
+    return _study(options)
+
+
+def _study(options: argparse.Namespace) -> int:
+    refuse_several_processes(options.study)
+    path = find_study(options.study, STUDIES)
+    study = read_study(path)
+    check_plan(study, str(path))
+    if options.plan:
+        print(f"{study.title}: {total_runs(study)} runs, {len(study.configuration)} configurations")
+        return 0
+    out = options.out or Path("runs") / "studies" / path.stem
+    console = Console()
+    failures: list[str] = []
+    if not options.collect:
+        try:
+            failures = run_study(
+                study,
+                str(path),
+                out,
+                out.parent / "warm_start",
+                options.jobs,
+                lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+            )
+        except KeyboardInterrupt:
+            print(f"\nholdfast study: interrupted; the same command continues in {out}", file=sys.stderr)
+            return 130
+    ours = EVIDENCE.is_dir() and path.resolve().parent == STUDIES.resolve()
+    _write(study, str(path), path.stem, out, options.evidence or (EVIDENCE if ours else out))
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _write(study: Study, origin: str, name: str, out: Path, evidence: Path) -> None:
+    results = collect_study(study, origin, out)
+    written = write_evidence(evidence, name, study, results)
+    charts = write_charts(out / "report.html", written[0])
+    _say(*read_results(written[0]))
+    print("\n".join(["", *(f"{path}" for path in (*written, charts))]))
+
+
+def _draw(path: Path) -> int:
+    """Both pages anew, from results alone."""
+    study, results = read_results(path)
+    written = write_evidence(path.parent, path.stem, study, results)
+    charts = Path("runs") / "studies" / path.stem / "report.html"
+    charts.parent.mkdir(parents=True, exist_ok=True)
+    _say(study, results)
+    print(f"\n{written[1]}\n{write_charts(charts, path)}")
+    return 0
+
+
+def _say(study: Study, results: dict) -> None:
+    judged = judge(study, results)
+    print(f"{claim_verdict(judged)} {account(results)}")
+    for row in judged:
+        where = ", ".join(f"{name} {value}" for name, value in row.cell.items())
+        print(f"- {where + ': ' if where else ''}{row.sentence}")
+
+
+def _check(folder: Path) -> int:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} does not exist; run in a checkout, or name the folder with --evidence")
+    found = check_evidence(folder, STUDIES)
+    for text in found:
+        print(text, file=sys.stderr)
+    if not found:
+        print(f"every page in {folder} follows from its results")
+    return 1 if found else 0

@@ -1,0 +1,1 @@
+"""Studies: a claim, the configurations that test it, seeds to tune and to report on, pages made from results."""
