@@ -38,6 +38,12 @@ LENGTH = struct.Struct(">I")
 NONCE_BYTES = 16
 MARK = "HOLDFAST_JUDGE"
 """The environment variable by which what a function starts is found again, whatever session it moved to."""
+LOOKS = 50
+"""How often what a judge started is looked for, until nothing is found."""
+KERNEL = 0x00200000
+"""The flag of Linux's own threads, which never have an environment."""
+NEW = 10.0
+"""Seconds for which a process without an environment may be one that is being started."""
 LONGEST_ERROR = 1000
 """Characters; an answer must go through a pipe in one piece."""
 
@@ -122,13 +128,17 @@ def attempt(work: Callable[[], Any]) -> dict[str, Any]:
 def kill_started(leader: int | None, mark: str) -> None:
     """Kill what a judge started, in its process group or (found on Linux only) moved to another one, then the group."""
     wanted = f"{MARK}={mark}".encode()
-    for _ in range(5):  # while they are listed they may start more
-        found = [number for number in _others() if wanted in _environment(number)]
+    for _ in range(LOOKS):  # while they are listed they may start more
+        environments = {number: _environment(number) for number in _others()}
+        found = [number for number, entries in environments.items() if wanted in entries]
         for number in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(number, signal.SIGKILL)
         if not found:
-            break
+            # For a moment after a program is started its environment reads as empty.
+            if not any(_starts(number) for number, entries in environments.items() if entries in ([], [b""])):
+                break
+            time.sleep(0.01)
     if leader is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, signal.SIGKILL)
@@ -142,6 +152,17 @@ def _environment(number: int) -> list[bytes]:
     with contextlib.suppress(OSError):  # gone since, or somebody else's
         return Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
     return []
+
+
+def _starts(number: int) -> bool:
+    """Whether a process without an environment is being started: a live one of this user, and new."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        place = Path(f"/proc/{number}")
+        fields = place.joinpath("stat").read_text(errors="replace").rpartition(")")[2].split()
+        ours = place.stat().st_uid == os.getuid() and fields[0] not in "ZX" and not int(fields[6]) & KERNEL
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return ours and up - int(fields[19]) / os.sysconf("SC_CLK_TCK") < NEW
+    return False
 
 
 def follow(parent: int) -> None:
