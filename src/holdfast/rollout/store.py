@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from holdfast.errors import DataError
+from holdfast.rollout.footer import row_groups
 from holdfast.types import Rollout
 
 SCHEMA_VERSION = 1
@@ -106,23 +107,21 @@ def open_parquet(path: Path | str | io.BytesIO) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _refuse_giants(path, file)
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a complete parquet file: {error}") from error
 
 
 def _refuse_giants(path: Path | str | io.BytesIO, file: pq.ParquetFile) -> None:
     """Kilobytes on disk can be gigabytes in memory: a million zeros are stored as one zero and a count."""
-    for group in range(file.num_row_groups):
-        told = file.metadata.row_group(group)
-        for number in range(told.num_columns):
-            column, rows = told.column(number), told.num_rows
-            values = column.num_values  # at least one per row, empty ones too
+    for group, told in enumerate(row_groups(path)):
+        rows = told.rows
+        for column, values in told.values:  # at least one value per row, empty ones too
             if values - rows < LONGEST_ROW:
                 continue
-            if values > LONGEST_ROW * rows or _longest(file, group, column.path_in_schema, rows, values) > LONGEST_ROW:
+            if values > LONGEST_ROW * rows or _longest(file, group, column, rows, values) > LONGEST_ROW:
                 raise DataError(
-                    f"{path} has a row with more than {LONGEST_ROW:,} entries in {column.path_in_schema}: no rollout "
-                    "is that long, and it would fill the memory"
+                    f"{path} has a row with more than {LONGEST_ROW:,} entries in {column}: no rollout is that long, "
+                    "and it would fill the memory"
                 )
 
 
@@ -138,11 +137,19 @@ def _longest(file: pq.ParquetFile, group: int, column: str, rows: int, values: i
     return longest
 
 
+def schema_of(path: Path | str | io.BytesIO) -> pa.Schema:
+    """The columns of a parquet file; raises DataError for a damaged one."""
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a complete parquet file: {error}") from error
+
+
 def run_id(path: Path | str) -> str | None:
     """The run that a file of rollouts says it is of; None where it says nothing, or is no parquet file."""
     try:
-        name = (pq.read_schema(path).metadata or {}).get(_RUN_KEY)
-    except (pa.ArrowException, OSError):
+        name = (schema_of(path).metadata or {}).get(_RUN_KEY)
+    except DataError:
         return None
     return None if name is None else name.decode(errors="replace")
 

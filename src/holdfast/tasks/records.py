@@ -254,7 +254,7 @@ class Parquet(Records):
                     for row in batch.to_pylist():
                         number += 1
                         yield f"{path}, row {number}", row
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a parquet file: {error}") from error
 
 

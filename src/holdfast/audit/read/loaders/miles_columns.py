@@ -9,9 +9,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.loaders.loader import Loader
 from holdfast.audit.read.loaders.slime import sample_record
@@ -20,7 +17,7 @@ from holdfast.audit.read.raw.fields import Unusable
 from holdfast.audit.read.raw.records import Record, pack_records
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
-from holdfast.rollout.store import open_parquet
+from holdfast.rollout.store import open_parquet, schema_of
 
 _COLUMNS = ["sample_index", "response_length", "tokens", "loss_mask", "rollout_log_probs"]
 _NAME = re.compile(r"rollout_(?:eval_)?(\d+)\.parquet$")
@@ -31,8 +28,8 @@ def matches(path: Path, head: bytes) -> bool:
     if not head.startswith(b"PAR1"):
         return False
     try:
-        return set(_COLUMNS) <= set(pq.read_schema(unpacked(path)).names)
-    except (pa.ArrowException, OSError, DataError):
+        return set(_COLUMNS) <= set(schema_of(unpacked(path)).names)
+    except DataError:
         return False
 
 

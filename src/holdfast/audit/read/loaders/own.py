@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from holdfast.audit.read.columns import (
     CHUNK_TOKENS,
@@ -26,7 +26,8 @@ from holdfast.audit.read.loaders.loader import Loader
 from holdfast.audit.read.raw.compressed import unpacked
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
-from holdfast.rollout.store import VERSION_KEY, as_stored, open_rollouts, rollout_of
+from holdfast.rollout.footer import row_groups
+from holdfast.rollout.store import VERSION_KEY, as_stored, open_rollouts, rollout_of, schema_of
 from holdfast.types import BOUNDS, Rollout, possible_bounds
 
 _MEASURED = ("prompt_ids", *TOKEN_COLUMNS, *NUMBER_COLUMNS, *WORD_COLUMNS)
@@ -39,18 +40,19 @@ def matches(path: Path, head: bytes) -> bool:
     if head[:4] != MAGIC:
         return False
     try:
-        return VERSION_KEY in (pq.read_schema(unpacked(path)).metadata or {})
-    except (pa.ArrowException, OSError, DataError):
+        return VERSION_KEY in (schema_of(unpacked(path)).metadata or {})
+    except DataError:
         return True
 
 
 def read(path: Path, reading: Reading) -> Iterator[Chunk]:
     """Chunks of a file; a sequence whose fields differ in length, or whose bounds cannot be, is left out by name."""
-    with open_rollouts(unpacked(path)) as file:
+    source = unpacked(path)
+    with open_rollouts(source) as file:
         columns = [name for name in _MEASURED if name in file.schema_arrow.names]
         share = path.stat().st_size / max(1, file.metadata.num_rows)
         first = 0
-        for stored in file.iter_batches(batch_size=_rows_per_batch(file), columns=columns, use_threads=True):
+        for stored in file.iter_batches(batch_size=_rows_per_batch(source), columns=columns, use_threads=True):
             batch = as_stored(stored)
             for start in range(0, batch.num_rows, _ROWS):
                 part = batch.slice(start, _ROWS)
@@ -72,11 +74,11 @@ def ends_as_parquet(path: Path) -> bool:
         return False
 
 
-def _rows_per_batch(file: pq.ParquetFile) -> int:
+def _rows_per_batch(source: Path | BytesIO) -> int:
     """Rows that hold about CHUNK_TOKENS tokens."""
-    ids = next(i for i in range(len(file.schema)) if file.schema.column(i).path.startswith("response_ids"))
-    values = sum(file.metadata.row_group(g).column(ids).num_values for g in range(file.num_row_groups))
-    return max(1, round(CHUNK_TOKENS * file.metadata.num_rows / max(1, values)))
+    groups = row_groups(source)
+    values = sum(count for group in groups for name, count in group.values if name.startswith("response_ids"))
+    return max(1, round(CHUNK_TOKENS * sum(group.rows for group in groups) / max(1, values)))
 
 
 def _chunk(path: Path, first: int, batch: pa.RecordBatch, reading: Reading) -> Chunk:

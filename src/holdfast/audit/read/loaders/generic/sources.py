@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.loaders.generic.rows import TOKEN_IDS, no_rows, record_of_row, rows_in
@@ -23,6 +22,7 @@ from holdfast.audit.read.raw.records import Record, pack_records
 from holdfast.audit.read.raw.torch_files import ZIP, load, plain
 from holdfast.audit.read.reading import Reading
 from holdfast.errors import DataError
+from holdfast.rollout import store
 from holdfast.rollout.store import open_parquet
 
 _ROWS = 256
@@ -69,8 +69,8 @@ def _holds_lists(kind: pa.DataType) -> bool:
 def schema_of(path: Path) -> pa.Schema | None:
     """The columns of a parquet file, None where it is damaged."""
     try:
-        return pq.read_schema(unpacked(path))
-    except (pa.ArrowException, OSError, DataError):
+        return store.schema_of(unpacked(path))
+    except DataError:
         return None
 
 
