@@ -10,7 +10,7 @@ import torch
 import holdfast
 from cases import random_batch, with_gradient
 from holdfast.errors import ConfigError, DataError
-from holdfast.integrations import prime_rl, skyrl, slime, tinker
+from holdfast.integrations import nemo_rl, prime_rl, roll, skyrl, slime, tinker
 
 LENGTHS = [12, 5, 9, 7]
 
@@ -52,6 +52,10 @@ def gradient(objective, batch, stats, plan=None):
 
 TINKER, NOT_TINKER = claimed(tinker.tinker_loss)
 PRIME_RL, NOT_PRIME_RL = claimed(prime_rl.exact)
+NEMO_RL, NOT_NEMO_RL = claimed(nemo_rl.HoldfastLoss)
+ROLL, NOT_ROLL = claimed(roll.chosen)
+PARTS = ([0, 2], [1], [3])
+"""Micro-batches of unequal size."""
 
 
 @pytest.mark.parametrize("name", TINKER)
@@ -124,6 +128,121 @@ def test_skyrl(name):
     torch.testing.assert_close(total, expected, rtol=0, atol=1e-9)
 
 
+def with_old(batch):
+    """The same with a trainer's old policy that is not the engine's."""
+    return replace(
+        batch,
+        old_logprobs=batch.rollout_logprobs
+        + 0.1 * torch.sin(torch.arange(batch.advantages.numel()).view_as(batch.advantages)),
+    )
+
+
+@pytest.mark.parametrize("name", NEMO_RL)
+def test_nemo_rl_adds_up_over_any_micro_batches(name):
+    batch, stats, _ = case()
+    batch, loss = with_old(batch), nemo_rl.HoldfastLoss(name)
+    expected = gradient(holdfast.preset(name), batch, stats)
+    live = stats.logprobs.clone().requires_grad_()
+    first = torch.full((len(LENGTHS), 1), 7.0)  # belongs to no prediction
+
+    def shifted(values):
+        return torch.cat([first.to(values.dtype), values], 1)
+
+    whole, total, value = batch.response_mask, 0.0, 0.0
+    for rows in PARTS:
+        data = {
+            "token_mask": shifted(whole)[rows],
+            "sample_mask": torch.ones(len(rows)),
+            "advantages": shifted(batch.advantages)[rows],
+            "prev_logprobs": shifted(batch.old_logprobs)[rows],
+            "generation_logprobs": shifted(batch.rollout_logprobs)[rows],
+            "reference_policy_logprobs": shifted(batch.ref_logprobs)[rows],
+        }
+        part, metrics = loss(live[rows], data, torch.tensor(len(LENGTHS)), whole.sum())
+        part.backward()
+        total, value = total + metrics["loss"], value + float(part.detach())
+        assert metrics["num_valid_samples"] == len(rows)
+    torch.testing.assert_close(live.grad, expected, rtol=0, atol=1e-12)
+    assert total == pytest.approx(value) == pytest.approx(float(loss.objective(batch, stats).loss))
+
+
+def test_nemo_rl_leaves_out_samples_and_names_what_a_step_lacks():
+    batch, stats, _ = case()
+    first = torch.zeros(len(LENGTHS), 1)
+    data = {
+        "token_mask": torch.cat([first.bool(), batch.response_mask], 1),
+        "sample_mask": torch.tensor([1.0, 0.0, 1.0, 1.0]),
+        "advantages": torch.cat([first, batch.advantages], 1),
+        "prev_logprobs": torch.cat([first, batch.old_logprobs], 1),
+    }
+    live = stats.logprobs.clone().requires_grad_()
+    nemo_rl.HoldfastLoss("ppo")(live, data, torch.tensor(3), batch.response_mask[[0, 2, 3]].sum())[0].backward()
+    rows = [0, 2, 3]
+    expected = gradient(holdfast.preset("ppo"), batch.select(torch.tensor(rows)), stats.select(torch.tensor(rows)))
+    torch.testing.assert_close(live.grad[rows], expected, rtol=0, atol=1e-12)
+    assert not live.grad[1].any()
+    with pytest.raises(DataError, match="generation_logprobs"):
+        nemo_rl.HoldfastLoss("trm+ppo")(live, data, torch.tensor(3), torch.tensor(9))
+
+
+class Strategy:
+    """ROLL's: log-probabilities from what the model gave."""
+
+    def op_compute_log_probs(self, logits, input_ids, attention_mask):
+        return logits
+
+
+class RollWorker:
+    strategy = Strategy()
+
+    def get_old_log_probs_with_cache(self, data, log_probs):
+        return data.batch["old_log_probs"]
+
+
+def roll_data(batch, rows, final=False, engine=True):
+    first = torch.zeros(len(LENGTHS), 1, dtype=torch.bool)
+    whole = batch.response_mask
+    tensors = {
+        "input_ids": torch.zeros(len(rows), 1),
+        "response_mask": torch.cat([first, whole], 1)[rows].long(),
+        "advantages": batch.advantages[rows],
+        "old_log_probs": batch.old_logprobs[rows],
+        "ref_log_probs": batch.ref_logprobs[rows],
+        "infer_logprobs": batch.rollout_logprobs[rows] if engine else torch.empty(0),
+    }
+    if final:
+        tensors["final_response_mask"] = whole[rows].long()
+        tensors["response_mask"] = torch.ones_like(tensors["response_mask"])
+    key = "final_response_mask" if final else "response_mask"
+    facts = {"batch_num_tokens": {key: int(whole.sum())}, "global_valid_samples": {key: len(LENGTHS)}}
+    return SimpleNamespace(batch=tensors, meta_info=facts)
+
+
+@pytest.mark.parametrize("name", ROLL)
+def test_roll_adds_up_over_any_micro_batches(name, monkeypatch):
+    monkeypatch.setenv(roll.VARIABLE, name)
+    batch, stats, _ = case()
+    batch = with_old(batch)
+    live, total = stats.logprobs.clone().requires_grad_(), 0.0
+    for place, rows in enumerate(PARTS):
+        part, metrics = roll.policy_loss(RollWorker(), roll_data(batch, rows, final=place == 1), live[rows])
+        part.backward()
+        total += metrics["actor/total_loss@sum"]
+        assert all(key.endswith("@sum") for key in metrics)
+    objective = holdfast.preset(name)
+    torch.testing.assert_close(live.grad, gradient(objective, batch, stats), rtol=0, atol=1e-12)
+    assert total == pytest.approx(float(objective(batch, stats).loss))
+
+
+def test_roll_names_the_setting_without_which_it_has_no_engine(monkeypatch):
+    batch, stats, _ = case()
+    monkeypatch.setenv(roll.VARIABLE, "trm+grpo")
+    with pytest.raises(DataError, match="actor_infer.generating_args.logprobs"):
+        roll.policy_loss(RollWorker(), roll_data(batch, [0], engine=False), stats.logprobs[[0]])
+    with pytest.raises(AttributeError, match="no attribute 'Worker'"):
+        _ = roll.Worker
+
+
 def test_most_presets_pass_and_the_others_are_refused_with_the_reason():
     assert len(TINKER) > 30 and all("needs" in reason for reason in NOT_TINKER.values())
     assert len(PRIME_RL) > 20 and {"m2po", "kl_cov", "clip_cov"} <= NOT_PRIME_RL.keys()
@@ -141,6 +260,7 @@ def test_the_page_counts_them_as_they_are():
     exact = sum(map(prime_rl.exact, PRIME_RL))
     assert f"| {len(TINKER)} of {len(holdfast.list_presets())} rows |" in page
     assert f"| {len(PRIME_RL)}; {exact} of them exact" in page and f"| {len(skyrl.possible())}, each with" in page
+    assert page.count(f"| {len(NEMO_RL)}, exact under any split |") == 2 and len(ROLL) == len(NEMO_RL)
 
 
 def test_settings_reach_the_preset():
