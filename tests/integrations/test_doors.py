@@ -237,7 +237,7 @@ def test_roll_adds_up_over_any_micro_batches(name, monkeypatch):
 def test_roll_names_the_setting_without_which_it_has_no_engine(monkeypatch):
     batch, stats, _ = case()
     monkeypatch.setenv(roll.VARIABLE, "trm+grpo")
-    with pytest.raises(DataError, match="actor_infer.generating_args.logprobs"):
+    with pytest.raises(DataError, match=r"actor_infer\.generating_args\.logprobs"):
         roll.policy_loss(RollWorker(), roll_data(batch, [0], engine=False), stats.logprobs[[0]])
     with pytest.raises(AttributeError, match="no attribute 'Worker'"):
         _ = roll.Worker
