@@ -11,6 +11,7 @@ import holdfast
 from cases import random_batch, with_gradient
 from holdfast.errors import ConfigError, DataError
 from holdfast.integrations import nemo_rl, prime_rl, roll, skyrl, slime, tinker
+from holdfast.rollout.store import read_rollouts
 
 LENGTHS = [12, 5, 9, 7]
 
@@ -79,6 +80,35 @@ def test_tinker(name):
     for i, n in enumerate(LENGTHS):
         torch.testing.assert_close(rows[i].grad, expected[i, :n], rtol=0, atol=1e-12)
     assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_tinker_writes_what_it_trained_on(tmp_path):
+    batch, stats, _ = case()
+    rows = [stats.logprobs[i, :n].clone().requires_grad_() for i, n in enumerate(LENGTHS)]
+    data = [
+        SimpleNamespace(
+            loss_fn_inputs={
+                "advantages": batch.advantages[i, :n],
+                "logprobs": batch.rollout_logprobs[i, :n],
+                "mask": (torch.arange(n) >= 2).float(),
+                "target_tokens": torch.arange(n) + 10 * i,
+            }
+        )
+        for i, n in enumerate(LENGTHS)
+    ]
+    loss = tinker.tinker_loss("trm_max+dapo", detector="k3", records=tmp_path / "records")
+    for _ in range(2):
+        loss(data, rows)
+    files = sorted((tmp_path / "records").iterdir())
+    assert [file.name for file in files] == ["call_000001.parquet", "call_000002.parquet"]
+    for i, (found, n) in enumerate(zip(read_rollouts(files[1]), LENGTHS, strict=True)):
+        assert found.step == 2 and found.prompt_ids == (10 * i, 10 * i + 1)
+        assert found.response_ids == tuple(range(10 * i + 2, 10 * i + n)) and all(found.response_mask)
+        assert found.trainer_logprobs == pytest.approx(stats.logprobs[i, 2:n].tolist(), abs=1e-6)
+        assert found.rollout_logprobs == pytest.approx(batch.rollout_logprobs[i, 2:n].tolist(), abs=1e-6)
+    with pytest.raises(DataError, match="target_tokens"):
+        del data[1].loss_fn_inputs["target_tokens"]
+        loss(data, rows)
 
 
 @pytest.mark.parametrize("name", PRIME_RL)
