@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo smollm2 test test-slow evidence faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm wheel lint format typecheck docs clean
+.PHONY: demo smollm2 test test-slow evidence faults test-trl test-trl-matrix test-trl-suite test-verl test-vllm wheel newcomer lint format typecheck docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Holdfast needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -74,6 +74,10 @@ test-vllm: .venv-vllm/.installed
 # The wheel, tried in a clean environment without extras.
 wheel: $(STAMP)
 	$(BIN)/python tests/wheel.py build/wheel
+
+# Somebody who has never seen this: a fresh clone, installed, and every quick start of the README. Downloads torch.
+newcomer:
+	$(PYTHON) tests/newcomer.py
 
 # The site, into build/site; nothing in it is fetched from elsewhere.
 docs: .venv-docs/.installed

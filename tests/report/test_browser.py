@@ -18,7 +18,7 @@ WIDE = """[...d.querySelectorAll("main *")]
   .filter((e) => e.getBoundingClientRect().right > w.innerWidth + 1 && !e.closest(".scroll"))
   .map((e) => e.tagName + "." + e.getAttribute("class"))"""
 USE = """
-  const svg = [...d.querySelectorAll("svg.chart")].find((s) => s.getBoundingClientRect().width > 0);
+  const svg = [...d.querySelectorAll(".host svg.chart")].find((s) => s.getBoundingClientRect().width > 0);
   const box = svg.getBoundingClientRect(), tip = () => d.getElementById("tip").innerText;
   svg.dispatchEvent(new w.PointerEvent("pointermove",
     {clientX: box.left + box.width * 0.99, clientY: box.top + box.height / 2, bubbles: true}));
@@ -28,6 +28,51 @@ USE = """
   const spoken = viewer.parentNode.querySelector(".readout").textContent;
   tokens[0].dispatchEvent(new w.PointerEvent("pointerover", {bubbles: true}));
   return {chart, spoken, token: tip()};"""
+CURVES = """
+  const charts = [...d.querySelectorAll("figure.alive")].filter((f) => f.querySelector(".host svg"));
+  const [first, second] = charts, host = first.querySelector(".host");
+  const ticks = (f) => [...f.querySelectorAll(".host text.tick")].map((t) => t.textContent).join(" ");
+  const at = (type, share) => {
+    const box = host.getBoundingClientRect();
+    const place = {clientX: box.left + box.width * share, clientY: box.top + 60, pointerId: 1, bubbles: true};
+    host.dispatchEvent(new w.PointerEvent(type, place));
+  };
+  at("pointermove", 0.5);
+  const linked = second.querySelectorAll(".pins .pin").length;
+  const before = ticks(second);
+  at("pointerdown", 0.5); at("pointermove", 0.9); at("pointerup", 0.9);
+  const zoomed = ticks(second), offered = !second.querySelector(".tool").hidden;
+  host.dispatchEvent(new w.KeyboardEvent("keydown", {key: "0", bubbles: true}));
+  const back = ticks(second);
+  const log = [...first.querySelectorAll(".tool")].find((b) => b.textContent === "log");
+  const plain = ticks(first);
+  log.click();
+  const logarithmic = ticks(first);
+  const lines = () => first.querySelectorAll(".host path.curve").length;
+  const all = lines();
+  first.querySelector(".key-of").click();
+  host.dispatchEvent(new w.KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
+  const spoken = first.querySelector(".spoken").textContent, pressed = log.getAttribute("aria-pressed");
+  const still = first.querySelectorAll(":scope > .size-s svg").length;
+  return {linked, before, zoomed, offered, back, plain, logarithmic, all, fewer: lines(), pressed, spoken, still};"""
+BROWSE = """
+  const rows = () => [...d.querySelectorAll(".browse tbody tr")].map((r) => [...r.cells].map((c) => c.textContent));
+  const worst = rows().map((r) => Number(r[5]));
+  const count = () => d.querySelector(".pager span").textContent;
+  const whole = count();
+  const choose = (i, value) => {
+    const field = d.querySelectorAll(".browse select, .browse input")[i];
+    field.value = value;
+    field.dispatchEvent(new w.Event("input"));
+  };
+  choose(1, "rejected");
+  const rejected = rows().map((r) => r[3]);
+  choose(1, "any"); choose(2, "3"); choose(3, "3");
+  const step = [...new Set(rows().map((r) => r[1]))], narrowed = count();
+  choose(0, "lowest reward first");
+  const rewards = rows().map((r) => Number(r[2]));
+  choose(6, "no such prompt");
+  return {worst, whole, rejected, step, narrowed, rewards, none: count()};"""
 SORT = """
   const table = d.querySelector("table.sortable");
   const names = () => [...table.tBodies[0].rows].map((r) => r.cells[0].innerText);
@@ -77,7 +122,7 @@ def test_a_run_fits_a_telephone_without_a_console_message(report, tmp_path, dark
 
 def test_hover_and_keys_read_out_values(report, tmp_path):
     seen, messages = visit(report, tmp_path, USE)
-    assert seen["chart"].startswith("step 8")
+    assert seen["chart"].startswith("step 8")  # read off the figure that the script drew
     assert "training, sampled" in seen["chart"]
     assert re.match(r"3  .+: engine logprob −", seen["spoken"])
     assert seen["token"].startswith("1 ")
@@ -93,3 +138,33 @@ def test_a_comparison_fits_and_sorts(results_folder, tmp_path):
     assert seen["sort"] == "ascending"
     wide, _ = visit(page, tmp_path, f"return {WIDE};", width=380)
     assert (wide, messages) == ([], [])
+
+
+def test_curves_zoom_together_and_read_out(report, tmp_path):
+    seen, messages = visit(report, tmp_path, CURVES)
+    assert seen["linked"] == 1, "one cursor for all"
+    assert seen["zoomed"] != seen["before"] == seen["back"] and seen["offered"]
+    assert seen["logarithmic"] != seen["plain"] and seen["pressed"] == "true"
+    assert seen["fewer"] == seen["all"] - 1, "a series can be taken away"
+    assert re.match(r"step \d+: .*training, sampled 0\.", seen["spoken"])
+    assert seen["still"] == 1, "what Python drew stays for print"
+    assert messages == []
+
+
+def test_rollouts_are_browsed_worst_first(report, tmp_path):
+    seen, messages = visit(report, tmp_path, BROWSE)
+    assert seen["worst"] == sorted(seen["worst"], reverse=True) and len(seen["worst"]) == 15
+    assert seen["whole"] == "1 to 15 of 32" and seen["narrowed"] == "1 to 4 of 4 (32 logged)"
+    assert set(seen["rejected"]) == {"rejected"} and seen["step"] == ["3"]
+    assert seen["rewards"] == sorted(seen["rewards"]) and seen["none"] == "none (32 logged)"
+    assert messages == []
+
+
+def test_a_large_log_is_read_from_a_disk(run_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("holdfast.report.browse.MOST_EMBEDDED", 100)
+    page = write_run_report(run_folder(steps=2)[0])
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--no-first-run"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "1 to 8 of 8" in done.stdout
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []

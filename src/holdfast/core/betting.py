@@ -33,7 +33,7 @@ class EProcess:
     >>> test = EProcess()
     >>> test = test.update(torch.full((40,), 0.2))  # 40 prompts, each worth .2
     >>> test.certified, test.certified_at
-    (True, 20)
+    (True, 28)
 
     Waudby-Smith and Ramdas 2024 (betting), with a fixed mixture of stakes instead of predicted ones.
     """

@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from holdfast.report.metrics import is_number
+
 GROUPS = {
     "train": "Training rollouts and update",
     "eval": "Held-out problems",
@@ -167,13 +169,9 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """
     for key, value in record.items():
         if isinstance(value, Mapping) and key in ("bounds", "time_split"):
-            yield from ((f"{key}.{name}", float(v)) for name, v in value.items() if _is_number(v))
-        elif key != "step" and isinstance(value, (int, float)) and _is_number(value):
+            yield from ((f"{key}.{name}", float(v)) for name, v in value.items() if is_number(v))
+        elif key != "step" and is_number(value):
             yield key, float(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def reference() -> str:

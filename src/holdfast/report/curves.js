@@ -96,8 +96,10 @@ class Curves {
     this.link.charts.push(this);
     this.build(figure);
     // Drawing changes sizes, which must not happen while sizes are being told.
-    new ResizeObserver(() => requestAnimationFrame(() => { if (this.host.clientWidth !== this.width) this.draw(); })).observe(this.host);
-    this.draw();
+    new ResizeObserver(([entry]) => {
+      const width = Math.round(entry.contentRect.width);
+      if (width !== this.width) requestAnimationFrame(() => { this.width = width; this.draw(); });
+    }).observe(this.host);
   }
 
   build(figure) {
@@ -149,9 +151,8 @@ class Curves {
   get shown() { return this.series.filter((s) => s.on); }
 
   draw() {
-    const width = Math.round(this.host.clientWidth);
+    const width = this.width;
     if (!width) return;
-    this.width = this.host.clientWidth;
     const range = this.link.range, inside = (x) => !range || (x >= range[0] && x <= range[1]);
     const xs = range || this.series.flatMap((s) => s.x), ys = [];
     for (const s of this.shown) s.x.forEach((x, i) => { if (inside(x)) ys.push(s.y[i], ...(s.low ? [s.low[i], s.high[i]] : [])); });
@@ -292,7 +293,9 @@ class Curves {
   }
 }
 
-document.querySelectorAll("figure[data-live]").forEach((figure) => new Curves(figure));
+const charts = [...document.querySelectorAll("figure[data-live]")].map((figure) => new Curves(figure));
+// All widths, then all drawings: the page is laid out once.
+charts.map((chart) => Math.round(chart.host.clientWidth)).forEach((width, i) => { charts[i].width = width; charts[i].draw(); });
 
 document.querySelectorAll("input.find").forEach((input) => {
   const groups = [...input.closest("section").querySelectorAll("details.curves")];

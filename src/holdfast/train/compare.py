@@ -18,7 +18,7 @@ from rich.console import Console
 from holdfast.errors import ConfigError, HoldfastError, nearest
 from holdfast.report.catalog import metric_of, scalars
 from holdfast.report.learning import held_out, zero_or_one
-from holdfast.report.metrics import Metrics, is_number, read_metrics
+from holdfast.report.metrics import Metrics, is_number, read_metrics, step_of
 from holdfast.train.keep.files import write_text
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.settings.config import ObjectiveConfig, RunConfig
@@ -231,7 +231,8 @@ def _result(entry: Entry, ranking: Ranking) -> dict[str, Any]:
     summary, metrics = json.loads((entry.path / "summary.json").read_text()), read_metrics(entry.path / "metrics.jsonl")
     measured = [dict(scalars(row)) for row in metrics.rows]
     names = [name for name in dict.fromkeys(name for row in measured for name in row) if not _is_time(name)]
-    curve = {"step": [row["step"] for row in metrics.rows]} | {name: [r.get(name) for r in measured] for name in names}
+    places = [step_of(row) for row in metrics.rows]
+    curve = {"step": places} | {name: [r.get(name) for r in measured] for name in names}
     at, values = ranking.series(metrics)
     known = dict(zip(at, values, strict=True))
     kept = ("start_reward", "final_reward", "start_accuracy", "final_accuracy", "final_entropy")
@@ -239,7 +240,7 @@ def _result(entry: Entry, ranking: Ranking) -> dict[str, Any]:
         "objective": entry.label,
         "seed": entry.config.seed,
         "config": entry.origin,
-        "curve": curve | {"ranked": [known.get(int(step or 0)) for step in curve["step"]]},
+        "curve": curve | {"ranked": [known.get(step) for step in places]},
         "start": values[0] if values else None,
         "final": values[-1] if values else None,
         **{key: summary.get(key) for key in kept if key in summary or key == "final_entropy"},
