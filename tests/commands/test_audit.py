@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from holdfast.audit.simulate import FAULTS, clean_run, demo
 from holdfast.cli import dispatch
+from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.rollout.store import write_rollouts
 
 DRIFTS = {"temperature_mismatch", "support_mismatch", "drift_with_depth", "drift_with_turn", "drift_with_age"}
@@ -78,6 +80,84 @@ def test_a_tokenizer_folder_without_one(clean, tmp_path, capsys):
     write_rollouts(bare, [dataclasses.replace(r, token_texts=None) for r in clean_run(0, **SMALL)])
     assert dispatch(["audit", str(bare), "--out", str(tmp_path / "o"), "--tokenizer", str(tmp_path)]) == 2
     assert "no tokenizer there" in capsys.readouterr().err
+
+
+def test_a_dump_of_texts_with_a_tokenizer_and_a_model(tmp_path, capsys):
+    """verl's dump: refused without, read with a tokenizer, scored with a model, and never judged for its drift."""
+    tokenizer = character_tokenizer("abcdefgh =+?")
+    model = tmp_path / "model"
+    tiny_model(tokenizer, hidden=16, layers=1, heads=2).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    dump = tmp_path / "1.jsonl"
+    rows = [{"input": "a+b=?", "output": "abc" * 9, "score": float(i % 2), "step": 1 + i // 8} for i in range(64)]
+    dump.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert dispatch(["audit", str(dump)]) == 2
+    assert "--tokenizer DIR" in " ".join(capsys.readouterr().err.split())
+    assert dispatch(["audit", str(dump), "--json", "--tokenizer", str(model), "--fail-on", "critical"]) == 3
+    read = json.loads(capsys.readouterr().out)
+    assert read["facts"]["sequences"] == 64
+    assert "trainer_logprobs" not in read["facts"]["columns"]
+    assert read["course"]["reward"]["values"] == [0.5] * 8
+    scored = ["--model", str(model)]
+    assert dispatch(["audit", str(dump), "--json", "--tokenizer", str(model), *scored, "--fail-on", "critical"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert "trainer_logprobs" in document["facts"]["columns"]
+    assert any("token ids were made by the tokenizer from the texts" in note for note in document["notes"])
+    assert any("no log-probabilities of the engine" in why for why in document["unjudged"])
+
+
+def test_workers_have_the_tokenizer(clean, tmp_path, capsys):
+    tokenizer = character_tokenizer("".join(chr(48 + i) for i in range(70)))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_rollouts(folder / f"{name}.parquet", clean_run(ord(name), **SMALL))
+    said = []
+    for workers in ("1", "2"):
+        options = ["--tokenizer", str(tmp_path / "tokenizer"), "--workers", workers, "--fail-on", "never"]
+        assert dispatch(["audit", str(folder), "--json", *options]) == 0
+        document = json.loads(capsys.readouterr().out)
+        said.append([f["headline"] for f in document["findings"] if f["name"] == "retokenised"])
+    assert said[0] == said[1] != []
+
+
+def test_numbers_by_step_in_the_folder_are_judged_with_the_tokens(clean, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "rollouts").mkdir(parents=True)
+    shutil.copy(clean, run / "rollouts")
+    rows = [
+        {"step": s, "reward_mean": s / 40, "grad_norm": 1.0, "learning_rate": 0.0, "seconds": s} for s in range(1, 21)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "summary.json").write_text(json.dumps({"objective": "ppo", "seconds": 999, "learning_rate": 0.5}))
+    (run / "ledger.jsonl").write_text("".join(json.dumps({"step": s, "seconds": -1.0}) + "\n" for s in range(9)))
+    assert dispatch(["audit", str(run), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    (found,) = (f for f in document["findings"] if f["severity"] != "info")
+    assert found["name"] == "learning_rate"
+    assert document["facts"]["sequences"] == 72
+    assert len(document["course"]["reward"]["values"]) == 20  # the tokens are of three steps
+    assert [path.rpartition("/")[2] for path in document["sources"]] == ["night.parquet", "metrics.jsonl"]
+    assert "numbers by step are judged with the tokens: metrics.jsonl" in document["notes"]
+
+
+def test_numbers_of_two_runs_beside_tokens_are_left_out(clean, tmp_path, capsys):
+    shutil.copy(clean, tmp_path / "night.parquet")
+    for name, reward in (("a", 0.1), ("b", 0.9)):
+        rows = [{"step": s, "reward": reward, "learning_rate": 0.0, "frac_reward_zero_std": 0.0} for s in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert dispatch(["audit", str(tmp_path), "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any("numbers by step beside the tokens were left out" in note and "2 runs" in note for note in notes)
+
+
+def test_dumps_of_texts_beside_tokens_are_no_numbers(clean, tmp_path, capsys):
+    shutil.copy(clean, tmp_path / "night.parquet")
+    row = {"input": "q", "output": "a", "score": 0.0, "step": 1, "reward": 0.5}
+    (tmp_path / "1.jsonl").write_text((json.dumps(row) + "\n") * 9)
+    assert dispatch(["audit", str(tmp_path), "--json"]) == 0
+    assert [path.rpartition("/")[2] for path in json.loads(capsys.readouterr().out)["sources"]] == ["night.parquet"]
 
 
 def test_a_log_that_cannot_be_judged_ends_with_3(tmp_path, capsys):

@@ -104,7 +104,7 @@ def audit_path(
     try:
         files = find_files(path, note=reading.note, columns=reading.columns, texts=reading.codec is not None)
     except DataError:
-        if path.exists() and (numbers := read_scalars(path, reading)) is not None:
+        if path.exists() and (numbers := read_scalars(path, reading, without=_text_dumps(path))) is not None:
             take_scalars(numbers, auditor)
             return auditor.result()
         raise
@@ -187,9 +187,8 @@ def take_scalars(numbers: ScalarLog, auditor: Auditor) -> None:
 def _take_numbers_beside(path: Path, files: Sequence[SourceFile], auditor: Auditor) -> None:
     """Let numbers by step that lie in the folder of a log of tokens be judged with it; why not is noted."""
     reading, quiet = auditor.reading, Reading(columns=auditor.reading.columns)
-    taken = {file.path for file in files}
-    others = [p for p in path.rglob("*") if p.is_file() and p not in taken]
-    taken.update(p for p in others if detect(p) is not None or text_dump(p, head_of(p, HEAD)) is not None)
+    taken = {file.path for file in files} | _text_dumps(path)
+    taken.update(p for p in path.rglob("*") if p.is_file() and p not in taken and detect(p) is not None)
     try:
         numbers = read_scalars(path, quiet, without=taken)
     except DataError as error:
@@ -202,6 +201,12 @@ def _take_numbers_beside(path: Path, files: Sequence[SourceFile], auditor: Audit
         reading.note(text)
     names = ", ".join(file.name for file in numbers.files[:3]) + (", …" if len(numbers.files) > 3 else "")
     reading.note(f"numbers by step are judged with the tokens: {names}")
+
+
+def _text_dumps(path: Path) -> set[Path]:
+    """Files that hold rollouts as text: their rows have rewards and steps, and are no numbers by step."""
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return {p for p in files if text_dump(p, head_of(p, HEAD)) is not None}
 
 
 def exit_code(audit: Audit, fail_on: Severity | str, *, allow_unjudged: bool = False) -> int:

@@ -39,7 +39,7 @@ def yaml_paths(text):
     """{a.b.c: value} of a YAML file of plain mappings, comments left out."""
     stack, paths = [], {}
     for line in text.splitlines():
-        if found := re.match(r"( *)([\w]+):(.*)", line):
+        if found := re.match(r"( *)'?([\w]+)'?:(.*)", line):
             stack = [*stack[: len(found[1]) // 2], found[2]]
             paths[".".join(stack)] = found[3].strip()
     return paths

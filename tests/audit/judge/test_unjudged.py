@@ -5,11 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from holdfast.audit.course import Course, Series
 from holdfast.audit.judge.advice import advise_on
 from holdfast.audit.judge.auditor import Auditor
-from holdfast.audit.judge.verdict import verdict_of
+from holdfast.audit.judge.verdict import SEQUENCES_ONLY, verdict_of
 from holdfast.audit.read.columns import chunk_of, pack
 from holdfast.audit.read.reading import Reading
+from holdfast.audit.read.scalars.runs import ScalarLog
 from holdfast.audit.simulate import clean_run
 from holdfast.types import Rollout
 
@@ -100,3 +102,10 @@ def test_numbering_goes_on_over_chunks():
         made.feed(chunk_of(part))
     worst = [number for number, _ in made.result().sample.worst()]
     assert set(worst[:3]) == {64, 65, 66}
+
+
+def test_a_log_of_numbers_is_told_nothing_about_prompts():
+    """It has no sequence that an interval could resample."""
+    auditor = Auditor(Reading())
+    auditor.scalars = ScalarLog(Course({"reward": Series(np.arange(20), np.linspace(0, 1, 20))}), ())
+    assert SEQUENCES_ONLY not in verdict_of(auditor.result()).details

@@ -53,7 +53,7 @@ def verdict_of(audit: Audit) -> Verdict:
     if others > 0:
         details.insert(0, f"{_count(others, 'other finding')} below.")
     details += [f"Not judged: {why}." for why in audit.unjudged[0 if grave or mild else 1 :]]
-    if audit.facts.unit == "sequence":
+    if audit.facts.unit == "sequence" and audit.facts.sequences:
         details.append(SEQUENCES_ONLY)
     if audit.skipped:
         details.append(f"{_count(len(audit.skipped), 'check')} could not run, for lack of columns in the log.")

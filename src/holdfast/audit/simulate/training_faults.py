@@ -140,6 +140,10 @@ def wild_tokens(rollouts: Sequence[Rollout], strength: float, rng: np.random.Gen
     return noisier_trainer(lambda _: chosen.astype(np.float64))(rollouts, 3.0, rng)
 
 
+def _mean(values: Sequence[float] | None) -> float:
+    return float(np.mean(values or 0.0))
+
+
 def errors_cost(rollouts: Sequence[Rollout], strength: float, rng: np.random.Generator) -> list[Rollout]:
     """In a share `strength` of the groups the half is paid whose tokens the trainer finds likelier than the engine."""
     groups: dict[int, list[int]] = {}
@@ -149,8 +153,7 @@ def errors_cost(rollouts: Sequence[Rollout], strength: float, rng: np.random.Gen
     for places in groups.values():
         if rng.random() >= strength or len(places) < 2:
             continue
-        given = [(rollouts[p].trainer_logprobs or (), rollouts[p].rollout_logprobs or ()) for p in places]
-        excess = [np.mean(np.subtract(trainer, engine)) for trainer, engine in given]
+        excess = [_mean(rollouts[p].trainer_logprobs) - _mean(rollouts[p].rollout_logprobs) for p in places]
         paid = np.argsort(np.argsort(excess)) >= len(places) // 2
         advantages = (paid - paid.mean()) / (paid.std() + 1e-6)
         for place, right, advantage in zip(places, paid.tolist(), advantages.tolist(), strict=True):

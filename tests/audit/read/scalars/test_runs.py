@@ -157,3 +157,21 @@ def test_other_files_are_no_logs(tmp_path):
     lines(tmp_path / "rollouts.jsonl", [{"step": 1, "token_ids": [1, 2], "reward": 1.0}])
     assert find_logs(tmp_path) == []
     assert read_scalars(tmp_path, Reading()) is None
+
+
+def test_summaries_and_other_records_beside_a_log_are_left_aside(tmp_path):
+    """A summary says other things of the last step, a ledger counts seconds its own way: neither is another run."""
+    lines(tmp_path / "log.jsonl", [verl(s) | {"seconds": s} for s in STEPS])
+    lines(tmp_path / "ledger.jsonl", [{"step": s, "seconds": -1.0} for s in STEPS])
+    (tmp_path / "summary.json").write_text(json.dumps({"step": 12, "critic/score/mean": 0.9, "seconds": 7}))
+    log = read_scalars(tmp_path, Reading())
+    assert [file.name for file in log.files] == ["log.jsonl"]
+    assert log.course.series["reward"].values.tolist() == [s / 100 for s in STEPS]
+
+
+def test_files_that_are_not_to_be_looked_at(tmp_path):
+    lines(tmp_path / "log.jsonl", [verl(s) for s in STEPS])
+    other = lines(tmp_path / "other.jsonl", [verl(s, reward=0.9) for s in STEPS])
+    with pytest.raises(DataError, match="2 runs"):
+        read_scalars(tmp_path, Reading())
+    assert read_scalars(tmp_path, Reading(), without={other}).files == (tmp_path / "log.jsonl",)

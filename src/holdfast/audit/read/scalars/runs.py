@@ -104,7 +104,8 @@ def read_scalars(
     files = [points for log in logs if (points := _points(log, reading)).names]
     if not files:
         raise DataError(f"{path}: no numbers in {', '.join(log.name for log in logs[:3])}: nothing was logged yet")
-    merged = _joined(path, _telling(files, reading), reading)
+    files = _telling(files, reading)
+    merged = _joined(path, files, reading)
     framework = framework_of(merged.names)
     own = {ours: name for ours, name in reading.columns.items() if ours in VOCABULARY}
     names = (taken(framework, merged.names) if framework else {}) | {

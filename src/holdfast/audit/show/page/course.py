@@ -16,6 +16,19 @@ MOST_POINTS = 300
 """Points of a curve: of a longer series each is the mean of neighbours."""
 FEWEST = 3
 
+TITLES = {
+    "kl_ref": "KL to the reference",
+    "kl_old": "KL of one update",
+    "mismatch_kl": "KL of engine and trainer",
+    "mismatch_abs_log": "|log ratio| of engine and trainer",
+    "mismatch_probs": "difference of probabilities",
+    "mismatch_ratio": "ratio of trainer and engine",
+    "length_max": "longest response",
+    "equal_groups": "groups of equal rewards",
+    "reward_std": "spread of the rewards",
+}
+"""Of numbers whose names say little to a reader."""
+
 
 def course_section(course: Course) -> Markup:
     """A figure per number that is known of enough steps; nothing where there is none."""
@@ -32,7 +45,7 @@ def _figure(name: str, series: Series) -> Markup:
     steps, values = series.steps[::width].tolist(), []
     for start in range(0, len(series), width):
         values.append(float(series.values[start : start + width].mean()))
-    said = name.replace("_", " ")
+    said = TITLES.get(name, name.replace("_", " "))
     chart = line_chart([Line(said, steps, values)], title=sentence(said), x_label="step", y_label=said)
     logged = f"; logged as {series.named}" if series.named else ""
     return figure(chart, f"{sentence(VOCABULARY[name])}{logged}.")

@@ -16,9 +16,9 @@ from holdfast.audit.measure.extremes import SIGNS
 from holdfast.audit.measure.tokens import UNKNOWN
 from holdfast.audit.measure.view import View
 
-LIMIT, STALE_LIMIT, GRAVE = 0.003, 0.03, 0.05
+LIMIT, STALE_LIMIT = 0.003, 0.03
 """|E[-(w - 1) A]| over E|A|, for A of one sign: the limit where all rollouts are equally fresh by their weight
-versions, where they are not or do not say, and what is critical."""
+versions, and where they are not or do not say."""
 FEWEST = 1000
 """Tokens of a sign."""
 LEVEL = 0.998
@@ -59,7 +59,7 @@ class SignedSkew:
         yield Finding(
             name=self.name,
             kind="drift",
-            severity="critical" if min(abs(worst.low), abs(worst.high)) > GRAVE else "warning",
+            severity="warning",
             headline=f"where the advantage is {sign}, the trainer gives the sampled tokens a {toward} probability than "
             f"the engine did: weights pull the gradient by {abs(worst.value):.1%} of the mean advantage, to one side",
             meaning="Weights average to 1 over all tokens, but not over those that are reinforced or punished: what "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.audit.read.columns import Chunk
+from holdfast.audit.read.columns import Chunk, Column
 from holdfast.audit.read.loaders.generic.unknown import fields_of
 from holdfast.audit.read.loaders.loader import Loader
 from holdfast.audit.read.raw.compressed import head_of, unpacked
@@ -103,7 +103,7 @@ def _record(row: Mapping[str, Any], reading: Reading) -> Record:
         open=int(sampled[-1] not in codec.special),
     )
     numbers, words = facts_of([row], reading)
-    columns: dict[str, Any] = {"response_ids": np.array(sampled, np.int32)}
+    columns: dict[str, Column | None] = {"response_ids": np.array(sampled, np.int32)}
     advantage = find(row, "advantages", reading.columns)
     if advantage is not None and isinstance(advantage[1], (int, float)):
         columns["advantages"] = np.full(len(sampled), advantage[1], np.float32)
