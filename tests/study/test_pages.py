@@ -56,10 +56,16 @@ def test_the_table_has_every_seed_and_marks_what_broke(make_study, results_of):
     broken = next(run for run in results["runs"] if run["configuration"] == "b" and run["cell"]["lag"] == 0)
     broken |= {"state": "failed", "value": 0.0, "collapsed": True, "error": "a <nan> | norm", "failed_step": 4}
     headers, rows = outcome_table(study, results, {"lag": 0})
-    assert headers == ["configuration", "every seed", "mean (95 % interval)", "collapsed", "entropy, at the end"]
+    assert headers[:4] == ["configuration", "every seed", "mean (95 % interval)", "start"]
+    assert headers[4:] == ["collapsed", "entropy, at the end"]
     assert [row[0] for row in rows] == ["b", "a"], "the best first"
-    assert rows[0][1] == ".00* .70 .90 .60 .80 .70" and rows[0][3] == "1 of 6" and rows[1][3] == "6 of 6"
-    assert rows[1][1] == ".10 .00 .20 .10 .00 .10" and rows[1][2].startswith(".08 (") and rows[1][4] == ".25"
+    assert rows[0][1] == ".00* .70 .90 .60 .80 .70" and rows[0][4] == "1 of 6" and rows[1][4] == "6 of 6"
+    assert (
+        rows[1][1] == ".10 .00 .20 .10 .00 .10"
+        and rows[1][2].startswith(".08 (")
+        and rows[1][3] == ".50"
+        and rows[1][5] == ".25"
+    )
     assert "1 broke and count as the study says" in account(results)
     page = markdown_page(study, results, "small")
     assert "A star marks a run that broke, which counts as 0." in page

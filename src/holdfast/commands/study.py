@@ -23,26 +23,7 @@ EVIDENCE = Path("docs/evidence")
 
 def run(argv: list[str]) -> int:
     """Run a study; 0 when every run has ended, 1 when some could not be run or a page does not follow."""
-    parser = argparse.ArgumentParser(
-        prog="holdfast study",
-        usage="holdfast study NAME|FILE.toml [--jobs N] | holdfast study RESULTS.json | holdfast study --check",
-        description="Test a claim on trained models: the study's file names configurations, factors, seeds, the number "
-        "that decides and what would refute the claim.",
-        epilog="An interrupted study continues when the same command is given again. docs/studies.md says more.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("study", nargs="?", help="name of a file in studies/, a TOML file, or results to draw")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in its own process")
-    parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/studies/NAME)")
-    parser.add_argument(
-        "--evidence",
-        type=Path,
-        help=f"folder of results and page (default: {EVIDENCE} for a study in {STUDIES}/, else --out)",
-    )
-    parser.add_argument("--collect", action="store_true", help="start nothing: write the evidence of the runs there")
-    parser.add_argument("--plan", action="store_true", help="start nothing: say how many runs the study has")
-    parser.add_argument("--check", action="store_true", help="check that every page follows from its results")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     if options.check:
         return _check(options.evidence or EVIDENCE)
     if options.study is None:
@@ -53,6 +34,26 @@ def run(argv: list[str]) -> int:
     if options.study.endswith(".json"):
         return _draw(Path(options.study))
     return _study(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
+        prog="holdfast study",
+        usage="holdfast study NAME|FILE.toml [--jobs N] | holdfast study RESULTS.json | holdfast study --check",
+        description="Test a claim on trained models: the study's file names configurations, factors, seeds, the number "
+        "that decides and what would refute the claim.",
+        epilog="An interrupted study continues when the same command is given again. docs/studies.md says more.",
+        allow_abbrev=False,
+    )
+    made.add_argument("study", nargs="?", help="name of a file in studies/, a TOML file, or results to draw")
+    made.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in its own process")
+    made.add_argument("--out", type=Path, help="folder of the runs (default: runs/studies/NAME)")
+    made.add_argument("--evidence", type=Path, help=f"folder of results and page (default: {EVIDENCE} or --out)")
+    made.add_argument("--collect", action="store_true", help="start nothing: write the evidence of the runs there")
+    made.add_argument("--plan", action="store_true", help="start nothing: say how many runs the study has")
+    made.add_argument("--check", action="store_true", help="check that every page follows from its results")
+    return made
 
 
 def _study(options: argparse.Namespace) -> int:

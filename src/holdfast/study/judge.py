@@ -99,7 +99,7 @@ def place(cell: Mapping[str, Value]) -> str:
 def outcome_table(study: Study, results: Mapping[str, Any], cell: Mapping[str, Value]) -> Table:
     """Every configuration of a cell with every seed, the best mean first."""
     collapses = study.metric.collapse is not None
-    headers = ["configuration", "every seed", "mean (95 % interval)"]
+    headers = ["configuration", "every seed", "mean (95 % interval)", "start"]
     headers += (["collapsed"] if collapses else []) + [number_title(number) for number in study.also]
     rows: list[tuple[float, list[str]]] = []
     sign = 1 if study.metric.lowest else -1
@@ -108,13 +108,14 @@ def outcome_table(study: Study, results: Mapping[str, Any], cell: Mapping[str, V
         values = values_of(results, found.name, cell)
         if not runs:
             continue
-        row = [found.name, " ".join(map(_seed_cell, runs)), _mean_cell(list(values.values()))]
+        starts = list(values_of(results, found.name, cell, "start").values())
+        row = [found.name, " ".join(map(_seed_cell, runs)), _mean_cell(list(values.values())), _plain_mean(starts)]
         if collapses:
             ended = [run for run in runs if "value" in run]
             row.append(f"{sum(run.get('collapsed', False) for run in ended)} of {len(ended)}")
         for number in study.also:
             known = list(values_of(results, found.name, cell, number.name).values())
-            row.append(figure(statistics.fmean(known)) if known else DASH)
+            row.append(_plain_mean(known))
         rows.append((sign * statistics.fmean(values.values()) if values else math.inf, row))
     return headers, [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
@@ -134,6 +135,10 @@ def _mean_cell(values: Sequence[float]) -> str:
     return f"{figure(found.mean)} ({figure(found.low)} to {figure(found.high)})"
 
 
+def _plain_mean(values: Sequence[float]) -> str:
+    return figure(statistics.fmean(values)) if values else DASH
+
+
 def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
     """Every setting that was tried on the tuning seeds, and which was chosen."""
     tried: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -145,8 +150,8 @@ def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
     for (name, said), runs in tried.items():
         chosen = results["chosen"].get(name) == runs[0]["settings"]
         values = [run["value"] for run in runs if is_number(run.get("value"))]
-        mean = figure(statistics.fmean(values)) if values else DASH
-        rows.append([name, said, " ".join(map(_seed_cell, runs)), mean, "chosen" if chosen else ""])
+        seeds = " ".join(map(_seed_cell, runs))
+        rows.append([name, said, seeds, _plain_mean(values), "chosen" if chosen else ""])
     order = [found.name for found in study.configuration]
     return ["configuration", "setting", "every seed", "mean", ""], sorted(rows, key=lambda row: order.index(row[0]))
 
@@ -158,7 +163,7 @@ def account(results: Mapping[str, Any]) -> str:
     collapsed = sum(run.get("collapsed", False) for run in runs)
     said = [f"{len(runs) + len(results['dropped'])} runs were started, {results['planned']} are planned"]
     said.append(f"{states['finished']} finished")
-    said += [f"{collapsed} of those that ended, tuning among them, had collapsed"] if collapsed else []
+    said += [f"{collapsed} of those that ended had collapsed"] if collapsed else []
     said += [f"{states['failed']} broke and count as the study says"] if states["failed"] else []
     said += [f"{states['unfinished']} stopped before the end, which counts nowhere"] if states["unfinished"] else []
     if results["dropped"]:
