@@ -146,11 +146,13 @@ def test_a_fault_changes_the_run_and_keeps_it_whole(name):
     run = clean_run(5, **{**SMALL, "prompts": 8, **fault.run})
     broken = fault.apply(run, fault.strengths[0], np.random.default_rng(0))
     kept = 0.9 if "are dropped" in fault.describe else 1.0
-    assert kept * len(run) <= len(broken) <= len(run)
+    parts = fault.run.get("turns", 1) if "next turn's prompt" in fault.describe else 1  # a sequence for each turn
+    assert kept * len(run) <= len(broken) <= parts * len(run)
     assert broken != run
     for rollout in broken:
-        for field in ("rollout_logprobs", "trainer_logprobs", "response_mask"):
-            assert len(getattr(rollout, field)) == len(rollout.response_ids)
+        mask = rollout.response_mask or (True,) * len(rollout.response_ids)  # without one all are the policy's own
+        for values in (rollout.rollout_logprobs, rollout.trainer_logprobs, mask):
+            assert len(values) == len(rollout.response_ids)
     assert fault.describe.format(strength=fault.strengths[0])
 
 

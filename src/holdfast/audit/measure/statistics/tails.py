@@ -15,6 +15,8 @@ from holdfast.audit.read.columns import Column
 
 MOST = 20_000
 """Largest values of either sign that are kept; `pareto_k` is fitted to at most MOST_FITTED of them."""
+ROUNDING = 1e-6
+"""Excesses over the threshold, relative to it, that are the rounding of float32 and no tail."""
 MOST_FITTED = 10_000
 FEWEST_FITTED = 25
 SHARES = (0.99, 0.999, 0.9999, 0.99999)
@@ -120,7 +122,7 @@ def pareto_k(largest: Largest) -> Estimate | None:
         return None
     weights = np.exp(values - values[-1])
     beyond = weights[1:] - weights[0]
-    beyond = beyond[beyond > 0]
+    beyond = beyond[beyond > ROUNDING * weights[0]]
     if len(beyond) < FEWEST_FITTED:
         return None
     k = (len(beyond) * _zhang_stephens(beyond) + 10 * 0.5) / (len(beyond) + 10)
@@ -135,6 +137,8 @@ def _zhang_stephens(beyond: Column) -> float:
     quarter = beyond[max(0, int(n / 4 + 0.5) - 1)]
     theta = 1 / beyond[-1] + (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * quarter)
     k = np.array([np.log1p(-t * beyond).mean() for t in theta])
+    told = (k != 0) & (theta / np.where(k == 0, 1, k) < 0)  # at 0 the profile has no value
+    theta, k = theta[told], k[told]
     profile = n * (np.log(-theta / k) - k - 1)
     weight = np.exp(profile - profile.max())
     return float(np.log1p(-(theta * weight).sum() / weight.sum() * beyond).mean())
