@@ -1,6 +1,7 @@
 """The browser over all rollouts: in the page where they are few, beside it where they are many, read once."""
 
 import json
+import os
 
 import orjson
 import pytest
@@ -120,3 +121,17 @@ def test_a_folder_that_cannot_be_written_is_said(run_folder, monkeypatch):
     (folder / FOLDER).write_text("a file in the way")
     with pytest.raises(module.DataError, match="the page needs it beside itself"):
         browse(folder / "rollouts", folder)
+
+
+def test_pages_of_equal_runs_are_equal_whenever_they_ran(run_folder, monkeypatch):
+    folder, _ = run_folder(steps=2)
+    before = write_run_report(folder).read_bytes()
+    for path in (folder / "rollouts").glob("*.parquet"):
+        os.utime(path, (1, 1))
+    assert write_run_report(folder).read_bytes() == before
+    monkeypatch.setattr(module, "MOST_EMBEDDED", 100)
+    write_run_report(folder)
+    index = (folder / FOLDER / "index.js").read_bytes()
+    os.utime(folder / "rollouts" / "step_0001.parquet", (2, 2))
+    write_run_report(folder)
+    assert (folder / FOLDER / "index.js").read_bytes() == index
