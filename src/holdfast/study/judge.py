@@ -156,6 +156,11 @@ def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
     return ["configuration", "setting", "every seed", "mean", ""], sorted(rows, key=lambda row: order.index(row[0]))
 
 
+def made_with(results: Mapping[str, Any]) -> str:
+    """Versions of what the runs were made with."""
+    return "; ".join(f"{key} {', '.join(those)}" for key, those in results["versions"].items())
+
+
 def account(results: Mapping[str, Any]) -> str:
     """Every run that was started, by how it ended."""
     runs = results["runs"]

@@ -17,6 +17,7 @@ from holdfast.study.judge import (
     dropped,
     failures,
     judge,
+    made_with,
     outcome_table,
     place,
     seeds_of,
@@ -48,8 +49,7 @@ def markdown_page(study: Study, results: Mapping[str, Any], name: str) -> str:
     blocks += ["## Settings chosen", _table(tried)] if tried[1] else []
     for heading, lines in (("## Runs that broke", failures(results)), ("## Runs no longer planned", dropped(results))):
         blocks += [heading, "\n".join(f"- {line}" for line in lines)] if lines else []
-    made = "; ".join(f"{key} {', '.join(those)}" for key, those in results["versions"].items())
-    blocks += ["## Setting", f"Settings hash {results['hash']}; {made}.", _settings(study)]
+    blocks += ["## Setting", f"Settings hash {results['hash']}; {made_with(results)}.", _settings(study)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

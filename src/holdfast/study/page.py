@@ -33,6 +33,7 @@ from holdfast.study.judge import (
     dropped,
     failures,
     judge,
+    made_with,
     outcome_table,
     place,
     seeds_of,
@@ -47,9 +48,8 @@ _MOST_LINES = 8
 
 def study_page(study: Study, results: Mapping[str, Any], name: str) -> Markup:
     """The whole page."""
-    made = "; ".join(f"{key} {', '.join(those)}" for key, those in results["versions"].items())
     known = [("claim", study.claim), ("refuted by", study.refuted_by), ("seeds", seeds_of(study))]
-    known += [("runs", account(results)), ("made with", made), ("settings hash", results["hash"])]
+    known += [("runs", account(results)), ("made with", made_with(results)), ("settings hash", results["hash"])]
     return page(
         study.title,
         section("The claim", facts(known), paragraph(study.about) if study.about else ""),

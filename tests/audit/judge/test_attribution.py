@@ -45,7 +45,7 @@ def planted(causes, seed=3):
         "top_p": 0.95 if "support" in causes else 1.0,
     }
     rollouts = clean_run(seed, age=1 if "staleness" in causes else 0, mean_length=100, steps=4, update=0.1, **world)
-    replay, logits = Replay.of(rollouts), None
+    replay = Replay.of(rollouts)
     where = np.arange(len(replay.ids))
     logits = replay.trainer_logits() * (1.05 if "temperature" in causes else 1.0)
     full = log_softmax(logits)

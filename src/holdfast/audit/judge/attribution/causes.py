@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from holdfast.audit.judge.checks.drift.ages import Ages
+from holdfast.audit.judge.checks.drift.drift_with_age import AGES, MOST_STEPS
 from holdfast.audit.measure.binned import power_bin
+from holdfast.audit.measure.extremes import CONFIDENT, DISAGREES
 from holdfast.audit.measure.tokens import FOLDS, LOG_RATIO_LIMIT
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Column
 
-AGES = 8
-"""Classes of age: 0, 1, 2 to 3, 4 to 7, …"""
-MOST_STEPS = 512
-"""Steps that are kept, those of the smallest hashes."""
-CONFIDENT, LOWER = math.log(0.5), 2.0
-"""A confident disagreement: the engine gave the token at least .5, and the trainer scores it 2 nats lower."""
 SIZES = 6
 """Classes of the support's size: 1, 2 to 3, 4 to 7, … and 32 or more."""
 QUANTITIES = (
@@ -72,7 +66,7 @@ def _of_tokens(view: View, starts: Column) -> list[Column]:
     r = np.clip(view.log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).astype(np.float64)
     engine, k2 = view.tokens("rollout_logprobs"), r * r / 2
     with np.errstate(invalid="ignore"):
-        apart = view.measured & (engine >= CONFIDENT) & (r <= -LOWER)
+        apart = view.measured & (engine >= CONFIDENT) & (r < -DISAGREES)
     routed = view.measured & view.given("experts_changed")
     rerouted = routed & (view.tokens("experts_changed") > 0) & ~apart if routed.any() else routed
     known, x = view.measured & ~apart & ~rerouted, np.zeros(len(r))

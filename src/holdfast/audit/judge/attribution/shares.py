@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from holdfast.audit.judge.attribution.causes import AGES, CONFIDENT, LOWER, SIZES, Causes, Q
+from holdfast.audit.judge.attribution.causes import AGES, SIZES, Causes, Q
 from holdfast.audit.measure.binned import resampled
 from holdfast.audit.measure.estimate import Estimate
+from holdfast.audit.measure.extremes import CONFIDENT, DISAGREES
 from holdfast.audit.read.columns import Column
 
 FEWEST_TOKENS = 1000
@@ -23,8 +24,8 @@ SAID = {
     "temperature": "another temperature, or another scale of the logits, on one side",
     "support": "tokens drawn from a part of the vocabulary (top-p, top-k, min-p), and scored by the trainer on all",
     "experts": "tokens that another expert computed in the trainer",
-    "disagreements": f"tokens that the engine gave at least {math.exp(CONFIDENT):g} and the trainer scores {LOWER:g} "
-    "nats lower: another precision of the head, a weight that was not synced",
+    "disagreements": f"tokens that the engine gave at least {math.exp(CONFIDENT):g} and the trainer scores "
+    f"{DISAGREES:g} nats lower: another precision of the head, a weight that was not synced",
     "staleness": "updates between sampling and training",
 }
 """Each cause in words."""
@@ -97,9 +98,8 @@ def attribute(causes: Causes) -> Attribution | None:
     causes have a mean of about 0: its share is SPREAD Σ_c n_c (mean r of c)² / Σ r² over classes c of the part's size.
     """
     sums = causes.by_class()
-    known = sums[:, :AGES].sum(0)[:, Q["tokens"]] > 0
     missing = []
-    if not known.any() or sums[:, 0, Q["tokens"]].sum() < FEWEST_TOKENS:
+    if sums[:, 0, Q["tokens"]].sum() < FEWEST_TOKENS:
         # Without ages all is taken as one: what is then called numerics may be staleness.
         sums = np.concatenate([sums.sum(1, keepdims=True), np.zeros_like(sums[:, :AGES])], 1)
         missing.append(
