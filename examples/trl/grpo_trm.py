@@ -94,6 +94,7 @@ def main(name: str) -> None:
     )
     trainer.train()
     trainer.save_model()
+    trainer.accelerator.end_training()
     print(f"The log's trust_region/... say what was rejected; holdfast audit {trainer.args.output_dir} says why.")
 
 

@@ -109,6 +109,8 @@ def run(run: RunFile, folder: Path) -> int:
     if hub.push_to_hub and trainer.is_world_process_zero():
         told = push_model(folder / "model", hub.push_to_hub, private=hub.hub_private, message="Holdfast with TRL")
         print(told)
+    # A rank that exits with Gloo's threads at work may abort, and torchrun then calls a finished run failed.
+    trainer.accelerator.end_training()
     return 0
 
 

@@ -66,6 +66,8 @@ def main(folder: str, size: int, objective: str) -> None:
         )
         logs = {name: runs.logged(trainer, name) for name in names}
         torch.save({"gradients": seen.steps, "logs": logs}, Path(folder) / "gradients.pt")
+    # A rank that exits with Gloo's threads at work may abort, after all it had to do is done.
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
