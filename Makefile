@@ -28,7 +28,7 @@ TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses
 test: $(STAMP)
 	$(TESTS) -m "not slow"
 
-# What takes longer than ten seconds a test: whole runs, compilation, a soak, some kills. CI runs it too.
+# What takes longer than about three seconds a test: whole runs, compilation, a soak, some kills. CI runs it too.
 test-slow: $(STAMP)
 	$(TESTS) -m slow
 

@@ -45,6 +45,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_exit_codes_text_and_json(folder, capsys):
     assert dispatch(["check-loss", "mine.py:loss", "--set", "high=0.28"]) == 0
     text = capsys.readouterr().out
@@ -104,6 +105,7 @@ def of_prime_rl(inputs, threshold=0.1):
     return Outputs(-(ratio * inputs.advantages)[kept].sum(), {})
 
 
+@pytest.mark.slow
 def test_prime_rl():
     report = check_loss(SHAPES["prime-rl"]("of_prime_rl", of_prime_rl, {}))
     assert not report.broken and report.below == "rollout"
@@ -160,6 +162,7 @@ def of_verl_alone(old_log_prob, log_prob, advantages, response_mask, loss_agg_mo
     return -((log_prob - old_log_prob).exp() * advantages * response_mask).sum() / response_mask.sum(), {}
 
 
+@pytest.mark.slow
 def test_verl():
     report = check_loss(SHAPES["verl"]("of_verl", of_verl, {"clip_ratio_high": 0.28}))
     assert not report.broken and report.rows[0].row == "dapo"
@@ -180,6 +183,7 @@ class OwnTrainer:
         return (losses * mask).sum() / divisor
 
 
+@pytest.mark.slow
 def test_trl():
     settings = {"loss_type": "dapo", "epsilon_high": 0.28}
     report = check_loss(SHAPES["trl"]("OwnTrainer", OwnTrainer, settings))

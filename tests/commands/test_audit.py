@@ -32,6 +32,7 @@ def faulty(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_page_and_json_beside_the_summary(clean, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert dispatch(["audit", str(clean), "--fail-on", "critical"]) == 0
@@ -44,6 +45,7 @@ def test_a_page_and_json_beside_the_summary(clean, tmp_path, monkeypatch, capsys
     assert document["facts"]["sequences"] == 72
 
 
+@pytest.mark.slow
 def test_the_page_shows_texts_that_stay_in_the_file_until_then(clean, tmp_path):
     assert dispatch(["audit", str(clean), "--out", str(tmp_path), "--fail-on", "never"]) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -106,6 +108,7 @@ def test_a_dump_of_texts_with_a_tokenizer_and_a_model(tmp_path, capsys):
     assert any("no log-probabilities of the engine" in why for why in document["unjudged"])
 
 
+@pytest.mark.slow
 def test_workers_have_the_tokenizer(clean, tmp_path, capsys):
     tokenizer = character_tokenizer("".join(chr(48 + i) for i in range(70)))
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -184,6 +187,7 @@ def test_the_demo_links_a_report_per_fault(tmp_path, monkeypatch, capsys):
     assert "1 of 3: healthy: clean" in said and "3 of 3: few_tokens" in said
 
 
+@pytest.mark.slow
 def test_a_demo_in_which_something_is_missed_says_so(tmp_path, monkeypatch, capsys):
     deaf = dataclasses.replace(FAULTS["nan"], check="drift_level")
     monkeypatch.setattr(demo, "FAULTS", {"nan": deaf})
@@ -237,6 +241,7 @@ def test_the_page_of_a_log_of_numbers(tmp_path):
     assert "Drift could not be measured" not in page
 
 
+@pytest.mark.slow
 def test_two_workers_say_what_one_says(tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -31,6 +31,7 @@ def call(folder, *argv):
     return dispatch(["preflight", "--model", str(folder), "--engine", "embedded", *argv])
 
 
+@pytest.mark.slow
 def test_a_fine_engine_exits_with_0_and_leaves_page_and_json(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(folder, "--engine.precision", "float32", "--responses", "96", *QUICK) == 0
@@ -41,6 +42,7 @@ def test_a_fine_engine_exits_with_0_and_leaves_page_and_json(folder, tmp_path, m
     assert json.loads((out / "report.json").read_text())["verdict"]["tone"] == "clean"
 
 
+@pytest.mark.slow
 def test_findings_exit_with_1_and_json_alone_writes_nothing(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     few = ("--responses", "8", "--json", *QUICK)

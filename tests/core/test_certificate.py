@@ -263,6 +263,7 @@ def test_no_hit_is_not_a_proof_of_none():
 
 
 @pytest.mark.parametrize(("scale", "count"), [(0.3, 60), (1.0, 120)])
+@pytest.mark.slow
 def test_coverage_over_simulated_data_sets(scale, count):
     """1,000 data sets in all: at 95 %, the claim is wrong in at most 5 % of them, and so is the commentary."""
     world = World(scale=scale, follow_reward=0.3, seed=3)

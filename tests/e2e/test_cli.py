@@ -120,6 +120,7 @@ def test_jsonl_prompts_and_their_errors(run_file, capsys):
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_resume_and_refuse(run_file, capsys):
     assert dispatch(["train", "small.toml", "--run-dir", "run"]) == 0
     text = capsys.readouterr().out
@@ -139,6 +140,7 @@ def test_default_folder_is_the_next_free_one(run_file):
     assert {path.name for path in Path("runs").iterdir()} == {"small", "small-2"}
 
 
+@pytest.mark.slow
 def test_a_saved_model_can_be_trained_on_and_needs_its_tokenizer(run_file, capsys):
     assert dispatch(["train", "small.toml", "--run-dir", "run", "--steps", "1"]) == 0
     model = Path("run/checkpoints/step_0001/model")
@@ -150,6 +152,7 @@ def test_a_saved_model_can_be_trained_on_and_needs_its_tokenizer(run_file, capsy
     assert "no tokenizer" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_writes_one_table_and_continues(run_file, capsys):
     command = ["compare", "small.toml", "--objectives", "ppo,gspo", "--seeds", "2", "--out", "cmp"]
     command += ["--warm_start.clean_steps", "2"]
@@ -240,6 +243,7 @@ def test_presets_are_listed_and_explained(capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_run_and_exits_130(run_file):
     command = [sys.executable, "-m", "holdfast", "train", "small.toml", "--run-dir", "run", "--steps", "100000"]
     with subprocess.Popen(

@@ -87,6 +87,7 @@ def test_held_out_digits_are_in_no_training_prompt():
     assert not pairs[0] & pairs[1] and len(pairs[0] | pairs[1]) == 45
 
 
+@pytest.mark.slow
 def test_the_tool_s_words_are_recorded_and_kept_out_of_the_gradient(tmp_path):
     """After a warm start long enough to end a turn, rows have the tool's answers: masked, with turns numbered."""
     overrides = [

@@ -49,6 +49,7 @@ def drifts(step, record):
         record["kl_exact_mean"] *= 100
 
 
+@pytest.mark.slow
 def test_a_healthy_run_has_no_alarm(tmp_path):
     looks = fed(made(tmp_path, halt_on="warning"), 150)
     assert not any(look.alarms or look.halt or look.said or look.page for look in looks)
@@ -56,6 +57,7 @@ def test_a_healthy_run_has_no_alarm(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_drift_is_an_alarm_once_it_lasts_and_is_told_once(tmp_path):
     looks = fed(made(tmp_path), 110, drifts)
     fresh = [(look.step, finding.name) for look in looks for finding in look.fresh if finding.name == "mismatch"]
@@ -65,6 +67,7 @@ def test_drift_is_an_alarm_once_it_lasts_and_is_told_once(tmp_path):
     assert not any(look.halt for look in looks)
 
 
+@pytest.mark.slow
 def test_a_finding_must_be_there_at_several_looks(tmp_path):
     first = [next(look.step for look in fed(made(tmp_path, confirm=n), 110, drifts) if look.alarms) for n in (1, 4)]
     assert first[1] == first[0] + 3
@@ -110,6 +113,7 @@ def test_a_check_that_raises_is_said_once_and_the_run_goes_on(tmp_path, monkeypa
     assert numerics.CHECKS
 
 
+@pytest.mark.slow
 def test_rollouts_are_looked_at_as_they_are_written(tmp_path):
     folder = tmp_path / "rollouts"
     folder.mkdir()

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_two_ranks(tmp_path):
     script = Path(__file__).with_name("two_ranks.py")
     ranks = [

@@ -114,6 +114,7 @@ def test_orderings(drawn):
 
 @forty_batches
 @given(drawn=batches, delta=st.sampled_from([1e-6, 1e-4, 1e-2, 0.3]))
+@pytest.mark.slow
 def test_mask_certificates_are_valid(drawn, delta):
     pair = build(drawn)
     bad = bad_contexts(pair, delta)

@@ -53,6 +53,7 @@ def rows_of(*names, trials=60):
     return {row.name: row for row in study(trials, only=lambda family: family.name in names)}
 
 
+@pytest.mark.slow
 def test_what_the_assumptions_cover_is_seldom_false():
     rows = rows_of("unseen mass, one token", "sparse reward .1", "grouped, 8 a prompt", "kl_exact overwritten")
     assert all(row.holds and row.false <= 0.1 for row in rows.values())
@@ -62,6 +63,7 @@ def test_what_the_assumptions_cover_is_seldom_false():
     assert rows["kl_exact overwritten"].refused == 1
 
 
+@pytest.mark.slow
 def test_what_they_do_not_cover_is_false_and_named():
     rows = rows_of("trained on these rollouts", "grouped, no group_ids", "rare ruined prompts")
     assert all(row.named and row.holds and row.false > 0.1 for row in rows.values())

@@ -76,6 +76,7 @@ def test_truncation_that_nobody_asked_for_is_named(fly, tokenizer):
 
 
 @pytest.mark.parametrize(("framework", "known"), [("Holdfast", True), ("TRL", False)])
+@pytest.mark.slow
 def test_truncation_is_a_fault_where_the_trainer_does_not_know_it(fly, framework, known):
     found = fly(None, "--sampling.top_p", "0.8", framework=framework, sync=False)
     assert (found.tone == "clean") == known
@@ -97,6 +98,7 @@ def test_a_chat_template_of_the_engine_s_own_is_named(fly, tokenizer):
     assert "100% of the prompts" in cause(found, "chat template").said
 
 
+@pytest.mark.slow
 def test_other_weights_are_named_by_the_sync_that_mends_them(fly, make_model, tokenizer):
     other = make_model(1)
     found = fly(lambda settings, model: Faulty(model, tokenizer, settings, weights=other), switches=False)
@@ -119,6 +121,7 @@ def head_left_behind(model):
 
 
 @pytest.mark.parametrize(("how", "verdict"), [("nothing", "nothing happened"), ("head", "in part")])
+@pytest.mark.slow
 def test_a_sync_that_does_not_do_it_is_named(fly, make_model, tokenizer, how, verdict):
     head_left_behind.first = make_model(0).model.embed_tokens.weight.detach()
     broken = {"nothing": lambda model: None, "head": head_left_behind}[how]
@@ -127,6 +130,7 @@ def test_a_sync_that_does_not_do_it_is_named(fly, make_model, tokenizer, how, ve
     assert named(found)["weight_sync"].severity == "critical" and found.exit_code() == 1
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_come_back_are_named(fly, tokenizer):
     calls = []
 

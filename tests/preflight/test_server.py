@@ -120,6 +120,7 @@ def test_a_server_that_cannot_reload_is_a_failed_sync(serve, make_model, tokeniz
     assert "cannot reload weights" in found.findings[0].headline
 
 
+@pytest.mark.slow
 def test_the_command_on_a_server_as_json(serve, folder, capsys):
     argv = ["preflight", "--model", str(folder), "--engine", serve().url, "--json", "--no-switches", *SMALL]
     code = dispatch([*argv, "--responses", "96"])

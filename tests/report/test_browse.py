@@ -39,6 +39,7 @@ def test_a_small_log_lies_in_the_page(run_folder, parse):
         assert "".join(log["parts"][file["parts"][part]][inside]["texts"]) == "".join(rollout.token_texts)
 
 
+@pytest.mark.slow
 def test_a_large_log_becomes_scripts_that_are_written_once(run_folder, monkeypatch):
     monkeypatch.setattr(module, "MOST_EMBEDDED", 100)
     monkeypatch.setattr(module, "_PART_TOKENS", 90)
@@ -123,6 +124,7 @@ def test_a_folder_that_cannot_be_written_is_said(run_folder, monkeypatch):
         browse(folder / "rollouts", folder)
 
 
+@pytest.mark.slow
 def test_pages_of_equal_runs_are_equal_whenever_they_ran(run_folder, monkeypatch):
     folder, _ = run_folder(steps=2)
     before = write_run_report(folder).read_bytes()

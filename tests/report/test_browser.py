@@ -113,6 +113,7 @@ def report(run_folder):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.slow
 def test_a_run_fits_a_telephone_without_a_console_message(report, tmp_path, dark):
     script = f"return {{wide: {WIDE}, colour: w.getComputedStyle(d.body).backgroundColor}};"
     seen, messages = visit(report, tmp_path, script, width=380, dark=dark)
@@ -130,6 +131,7 @@ def test_hover_and_keys_read_out_values(report, tmp_path):
     assert messages == []
 
 
+@pytest.mark.slow
 def test_a_comparison_fits_and_sorts(results_folder, tmp_path):
     page = write_compare_report(results_folder())
     seen, messages = visit(page, tmp_path, SORT)
@@ -160,6 +162,7 @@ def test_rollouts_are_browsed_worst_first(report, tmp_path):
     assert messages == []
 
 
+@pytest.mark.slow
 def test_a_large_log_is_read_from_a_disk(run_folder, monkeypatch, tmp_path):
     monkeypatch.setattr("holdfast.report.browse.MOST_EMBEDDED", 100)
     page = write_run_report(run_folder(steps=2)[0])

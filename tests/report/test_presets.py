@@ -20,6 +20,7 @@ def test_the_committed_pages_are_those_of_the_table():
     assert {path.stem for path in DOCS.glob("*.md")} == {"README", *list_presets()}
 
 
+@pytest.mark.slow
 def test_writing_all_pages(tmp_path):
     assert write_pages(tmp_path / "new") == 1 + 2 * len(list_presets())
 

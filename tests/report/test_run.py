@@ -20,6 +20,7 @@ def text_of(folder, parse):
     return parse(write_run_report(folder).read_text(encoding="utf-8")).text
 
 
+@pytest.mark.slow
 def test_the_page_of_a_whole_run(run_folder, parse):
     folder, rollouts = run_folder(steps=40)
     path = write_run_report(folder)
@@ -36,6 +37,7 @@ def test_the_page_of_a_whole_run(run_folder, parse):
     assert f"Of {len(rollouts)} logged sequences" in seen.text
 
 
+@pytest.mark.slow
 def test_the_headline_says_what_was_learned_drifted_masked_and_bounded(run_folder, parse):
     folder, _ = run_folder(steps=20)
     worst = {}
@@ -96,6 +98,7 @@ def test_a_run_that_did_not_learn_is_not_praised(run_folder, evaluation_of, pars
     assert said in text and "rose" not in text
 
 
+@pytest.mark.slow
 def test_a_run_folder_without_held_out_rewards_is_drawn(run_folder, parse):
     folder, _ = run_folder(steps=40)
     new = ("eval_reward", "eval_rewards", "eval_reward_se", "eval_greedy_reward", "reward_quartiles")
@@ -168,6 +171,7 @@ def test_hostile_text_in_a_run_stays_text(run_folder, parse):
     assert seen.text.count(hostile) >= 8
 
 
+@pytest.mark.slow
 def test_warnings_and_torn_lines_reach_the_reader(run_folder, parse):
     folder, _ = run_folder(steps=10)
     with (folder / "metrics.jsonl").open("a") as file:
@@ -178,6 +182,7 @@ def test_warnings_and_torn_lines_reach_the_reader(run_folder, parse):
     assert "1 lines of metrics.jsonl could not be read" in text
 
 
+@pytest.mark.slow
 def test_a_long_run_stays_under_a_megabyte(run_folder, parse):
     folder, _ = run_folder(steps=30)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -187,6 +192,7 @@ def test_a_long_run_stays_under_a_megabyte(run_folder, parse):
     assert write_run_report(folder).stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(run_folder):
     folder, _ = run_folder(steps=5)
     first = write_run_report(folder).read_bytes()

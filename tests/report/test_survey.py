@@ -1,5 +1,7 @@
 import dataclasses
 
+import pytest
+
 from holdfast.report.survey import survey, survey_run, thin_points
 from holdfast.rollout.store import write_rollouts
 from holdfast.types import Rollout
@@ -58,6 +60,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     assert (seen.files, seen.sequences, seen.unreadable) == (1, 2, ["step_0002.parquet"])
 
 
+@pytest.mark.slow
 def test_many_files_are_sampled_with_the_last_among_them(tmp_path):
     for step in range(100):
         write_rollouts(tmp_path / f"step_{step:04d}.parquet", [sequence(step)])

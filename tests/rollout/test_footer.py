@@ -55,6 +55,7 @@ def test_what_has_no_footer_is_damaged(data):
         row_groups(io.BytesIO(data))
 
 
+@pytest.mark.slow
 def test_a_damaged_footer_is_an_error_and_never_the_end_of_the_process(file):
     """Arrow ends the process where the statistics of a column do not fit, so this is tried in one of its own."""
     raw, rng = file.read_bytes(), random.Random(0)

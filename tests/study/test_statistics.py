@@ -77,6 +77,7 @@ def convolved(sums, values):
 
 
 @pytest.mark.parametrize("n", [6, 8])
+@pytest.mark.slow
 def test_it_covers_the_mean_about_as_often_as_it_says(n):
     draw = random.Random(0)
     inside = 0

@@ -133,6 +133,7 @@ def test_a_forked_child_that_hangs_delays_nothing_and_is_killed(judges, tmp_path
 
 
 @pytest.mark.parametrize("group", ["same", "apart"])
+@pytest.mark.slow
 def test_what_a_killed_function_started_is_killed_too(judges, tmp_path, group):
     note = tmp_path / group
     assert judges("started", timeout=5.0)([PROBLEM], [str(note)])[0].late

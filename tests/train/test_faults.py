@@ -39,6 +39,7 @@ def failing(function, step, error):
     return fails
 
 
+@pytest.mark.slow
 def test_a_step_that_breaks_before_it_changes_weights_leaves_a_checkpoint_of_the_one_before(small_run, monkeypatch):
     whole, _ = small_run("whole", "--checkpoint.every", "0")
     with monkeypatch.context() as patch:
@@ -80,6 +81,7 @@ def test_a_step_that_breaks_between_two_updates_keeps_no_half_of_it(small_run, m
 
 
 @pytest.mark.parametrize("what", ["publish", "evaluate"])
+@pytest.mark.slow
 def test_a_step_is_kept_where_only_what_comes_after_it_breaks(small_run, monkeypatch, what):
     whole, _ = small_run("whole", "--checkpoint.every", "0", "--steps", "3")
     with monkeypatch.context() as patch:
@@ -105,6 +107,7 @@ def test_a_step_is_kept_where_only_what_comes_after_it_breaks(small_run, monkeyp
     assert numbers(cut)[3] == numbers(whole)[3] and weights(cut) == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_be_recorded_is_done_again(small_run, monkeypatch):
     whole, _ = small_run("whole", "--checkpoint.every", "0", "--steps", "3")
     append = RunFolder.append_metrics

@@ -65,6 +65,7 @@ def test_same_seed_same_numbers_and_resume_bit_for_bit(small_run):
     ]
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_numbers(small_run, warm_starts):
     first, _ = small_run("first", "--steps", "1")
     second, _ = small_run("second", "--steps", "1", "--seed", "1")
@@ -81,6 +82,7 @@ def test_another_seed_gives_other_numbers(small_run, warm_starts):
     ],
 )
 @pytest.mark.parametrize("split", [[], ["--batch.minibatches", "2", "--batch.epochs", "2"]], ids=["one", "several"])
+@pytest.mark.slow
 def test_micro_batches_change_nothing(small_run, objective, split):
     options = ["--steps", "2", "--objective", objective, *split]
     whole, _ = small_run("whole", *options, "--batch.micro_batch_tokens", "100000")
@@ -92,6 +94,7 @@ def test_micro_batches_change_nothing(small_run, objective, split):
         assert torch.allclose(value, weights(cut)[name], atol=2e-5), name
 
 
+@pytest.mark.slow
 def test_groups_without_a_gradient_are_skipped_and_change_nothing(small_run, monkeypatch):
     """A group with equal rewards has zero advantages: no backward pass, and the same weights as with one."""
     from holdfast.train.update import Updater
@@ -174,6 +177,7 @@ def test_rollouts_hold_both_policies_verdict_and_reason(small_run):
     assert all(len(record.token_texts) == len(record.response_ids) for record in records)
 
 
+@pytest.mark.slow
 def test_trainer_and_float32_engine_agree_when_nothing_differs(small_run):
     """An engine without lag and quantisation is the trainer: truncated sampling included, drift is rounding."""
     for name, sampling in (
@@ -286,6 +290,7 @@ def test_likeliest_tokens_alone_bound_what_whole_distributions_measure(small_run
     assert bounds["bounds"]["unified"] > 0, "an upper bound of TV may feed a bound on the error"
 
 
+@pytest.mark.slow
 def test_bounds_reach_the_records_and_the_audit(small_run):
     """The same rollouts with whole distributions: what is proven of each token holds for its exact KL."""
     steps = ["--steps", "2", "--objective", "{preset = 'ppo'}"]
@@ -315,6 +320,7 @@ def test_bounds_reach_the_records_and_the_audit(small_run):
     assert "path" in found["advice"]["bounds"] and found["advice"]["certificate"]["bounds"]["path"]["upper"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_with_likeliest_tokens_alone_is_resumed_bit_for_bit(small_run):
     whole, _ = small_run("whole", *TOP)
     asked = iter([False, False, True])
@@ -355,6 +361,7 @@ def test_part_of_a_response_is_trained_on(small_run, row, more):
         assert all(mask[: sum(mask)] == (True,) * sum(mask) for mask in kept)
 
 
+@pytest.mark.slow
 def test_a_reference_penalty_measures_from_the_warm_start(small_run):
     kl = "[{kind = 'kl', coefficient = 0.0, policy = 'ref'}]"
     with_penalty, _ = small_run("kl", "--steps", "2", "--objective", "{preset = 'ppo', penalties = " + kl + "}")
@@ -413,6 +420,7 @@ def test_a_broken_reward_function_is_named(small_run, monkeypatch, reward, words
         small_run("run", "--steps", "1")
 
 
+@pytest.mark.slow
 def test_an_adaptive_bonus_adapts_and_survives_a_restart(small_run):
     """The coefficient rises by .01 a step below a target that is never reached, and the restarted run has it too."""
     adaptive = (
@@ -434,6 +442,7 @@ def test_an_adaptive_bonus_adapts_and_survives_a_restart(small_run):
     assert not same_weights(plain, whole)
 
 
+@pytest.mark.slow
 def test_held_out_problems_that_repeat_or_are_trained_on_are_said_at_the_start(small_run, tmp_path):
     rows = [{"prompt": f"a{i}=?", "answer": f"0{i % 10}"} for i in range(12)]
     for name, part in (("a", rows), ("b", rows[:3])):

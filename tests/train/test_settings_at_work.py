@@ -108,6 +108,7 @@ def test_the_best_checkpoint_is_kept_and_named(small_run, monkeypatch):
     assert json.loads((folder.checkpoints / "best.json").read_text())["step"] == 2
 
 
+@pytest.mark.slow
 def test_without_best_nothing_more_is_written(small_run):
     folder, summary = small_run("plain", "--checkpoint", "{every = 0, keep = 1}", "--evaluation.every", "1")
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step_0004"]
@@ -153,6 +154,7 @@ def test_exact_kl_that_is_too_large_is_off_and_said_before_the_first_step(small_
     assert "it is off" not in heard.notes[0]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_gpu_is_resumed_without_one(small_run, monkeypatch):
     whole, _ = small_run("whole")
     stop = iter([False, False, True])

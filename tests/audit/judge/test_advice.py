@@ -88,6 +88,7 @@ def test_an_upper_bound_of_tv_gives_bounds_without_a_mask_and_the_certificate(ro
     assert any("bound it from below only" in text and "rest on the upper bound of TV" in text for text in found.missing)
 
 
+@pytest.mark.slow
 def test_a_lower_bound_of_kl_feeds_no_bound(rollouts, audit_of, top_k_of):
     """Whatever it says, nothing changes: only what rests on the upper bound of TV is given."""
     bounded = top_k_of(rollouts)

@@ -124,6 +124,7 @@ def test_a_sequence_with_fields_of_different_lengths_is_left_out_by_name(tmp_pat
     assert bad.reason == "lengths differ: rollout_logprobs has 1 entries, response_ids 2"
 
 
+@pytest.mark.slow
 def test_chunks_of_a_file_equal_the_file(tmp_path):
     rng = np.random.default_rng(0)
     runs = [

@@ -57,6 +57,7 @@ def test_another_list_of_files_is_another_log(folder):
     assert cut("a log", files, 2, Reading())[0].log != cut("a log", files[:2], 2, Reading())[0].log
 
 
+@pytest.mark.slow
 def test_two_processes_say_what_one_says(folder):
     told = []
     both = in_shards(folder, 2, lambda done, tokens: told.append((done, tokens)))
@@ -64,6 +65,7 @@ def test_two_processes_say_what_one_says(folder):
     assert told[-1] == (both.reading.bytes_read, both.facts.tokens)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_once_is_replaced(folder, monkeypatch):
     mark = folder.parent / f"{folder.name}-killed"
 
@@ -91,6 +93,7 @@ def test_a_worker_killed_twice_is_named(folder, monkeypatch):
         in_shards(folder, 2)
 
 
+@pytest.mark.slow
 def test_a_file_that_vanished_is_named(folder):
     made = Auditor(Reading())
     shards = cut(str(folder), find_files(folder), 2, made.reading)
@@ -100,6 +103,7 @@ def test_a_file_that_vanished_is_named(folder):
         processes.audit_in_processes(shards, made)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_left_out_and_named_as_in_one_process(folder):
     whole_file = folder / "step_1.parquet"
     whole_file.write_bytes(whole_file.read_bytes()[:-200] + b"0" * 196 + b"PAR1")

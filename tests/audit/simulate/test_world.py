@@ -141,6 +141,7 @@ def test_replay_refuses_other_rollouts():
 
 
 @pytest.mark.parametrize("name", list(FAULTS))
+@pytest.mark.slow
 def test_a_fault_changes_the_run_and_keeps_it_whole(name):
     fault = FAULTS[name]
     run = clean_run(5, **{**SMALL, "prompts": 8, **fault.run})

@@ -145,6 +145,7 @@ def test_bfloat16_decoders_differ_by_rounding_only(make_model):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.slow
 def test_a_response_does_not_depend_on_its_batch(make_model, decoder):
     """24 rows, of which some end at once and leave: the draws of those that stay are still their own."""
     made, prompts = engine(make_model(), eos_token_id=22, **DECODERS[decoder]), PROMPTS * 3

@@ -43,6 +43,7 @@ def test_a_token_s_keys_and_values(make_model):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.slow
 def test_the_cache_is_in_the_engine_s_dtype_and_never_there_twice(make_model, decoder, precision):
     """Eight layers: 1/8 for the layer that grows, 2/8 in bfloat16 for the layer in use in float32, the rest for what a
     step computes. All of it in float32 and doubled by copying was 1.6 in float32 and 3 in bfloat16.

@@ -207,6 +207,7 @@ def trickle_without_length(handler):
 
 
 @pytest.mark.parametrize("how", [trickle_headers, trickle_without_length])
+@pytest.mark.slow
 def test_a_request_has_one_deadline_however_the_server_trickles(server, how):
     server.fail("/weight_info", 1, how)
     with pytest.raises(EngineError, match=r"did not answer within 0\.5 s"):

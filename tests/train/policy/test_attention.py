@@ -180,6 +180,7 @@ def test_attention_that_the_model_does_not_have(monkeypatch):
         use_attention(plain, ModelConfig(attention="eager"))
 
 
+@pytest.mark.slow
 def test_a_run_trains_with_the_attention_that_it_names(small_run):
     same, other = (small_run(name, "--steps", "1", "--model.attention", name)[0] for name in ("sdpa", "eager"))
     auto, _ = small_run("auto", "--steps", "1")

@@ -135,6 +135,7 @@ def test_the_policy_moves_the_base_does_not_and_engine_and_trainer_agree(small_r
     assert any(bool(p.any()) for name, p in again.named_parameters() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_it_bit_for_bit(small_run):
     whole, _ = small_run("whole", *LORA)
     asked = iter([False, False, False, True])
@@ -147,6 +148,7 @@ def test_a_resumed_run_repeats_it_bit_for_bit(small_run):
         assert {n: first.get(n) for n in names} == {n: second.get(n) for n in names}
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_model_without_its_adapters(small_run):
     kl = "{preset = 'ppo', penalties = [{kind = 'kl', coefficient = 5.0, policy = 'ref'}]}"
     strong, _ = small_run("strong", *LORA, "--steps", "3", "--objective", kl)
@@ -157,6 +159,7 @@ def test_the_reference_is_the_model_without_its_adapters(small_run):
     assert first[2]["loss"] != pytest.approx(second[2]["loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_asynchronous_engines_get_whole_weights_too(small_run):
     folder, summary = small_run("ahead", *LORA, "--async.staleness", "1", "--steps", "3")
     assert summary["sequences"]["trained"] == 48

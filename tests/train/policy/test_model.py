@@ -87,6 +87,7 @@ def test_the_head_multiplies_in_bfloat16_too_and_keeps_its_logits_in_float32():
     assert float((rounded - exact).abs().max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_an_update_that_bfloat16_weights_would_lose_is_kept(small_run, small_config, warm_starts):
     """Adam's first step is 1e-5, less than half of bfloat16's spacing from .0079 on: only master weights take it."""
     options = ["--steps", "1", "--optimizer.learning_rate", "1e-5", "--objective", "{preset = 'reinforce'}"]

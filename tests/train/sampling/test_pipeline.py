@@ -82,6 +82,7 @@ def here():
     return Here
 
 
+@pytest.mark.slow
 def test_every_token_is_as_old_as_the_schedule_says(small_run, engines):
     """staleness 4, 3 segments of ceil(20 / 3) = 7 tokens: token t of a response is 4 - t // 7 updates old."""
     folder, summary = small_run("ahead", *AHEAD, "--steps", "8")
@@ -123,6 +124,7 @@ def test_no_two_requests_draw_the_same_numbers(small_run, engines, monkeypatch):
     assert len(seeds) == len(set(seeds)) == 16
 
 
+@pytest.mark.slow
 def test_weights_are_kept_for_the_rounds_to_come_and_no_longer(small_run, engines, tmp_path):
     """After step j round j is next, under version max(0, j - 2)."""
     kept = []
@@ -152,6 +154,7 @@ def test_no_death_changes_a_number(small_run, engines):
     assert trained == [[16 * step, 16 * step + 15] for step in range(6)]
 
 
+@pytest.mark.slow
 def test_likeliest_tokens_come_with_the_pieces_they_belong_to(small_run, engines):
     """Bounds from top-4 in a run whose engine dies and whose trainer is stopped: nothing but the time differs."""
     top = [*AHEAD, "--steps", "3", "--engine.exact_kl", "false", "--engine.top_logprobs", "4"]
@@ -194,6 +197,7 @@ def test_a_checkpoint_holds_what_was_written_and_no_buffer_around_it(small_run, 
 
 
 @pytest.mark.parametrize("cut_line", [False, True])
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_its_ledger_anew(small_run, engines, monkeypatch, cut_line):
     whole, _ = small_run("whole", *AHEAD)
     engines.deaths = [1]
@@ -211,6 +215,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_its_ledger_anew(small_r
     assert numbers(cut) == numbers(whole) and weights(cut) == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_step_that_broke_is_trained_on_after_all(small_run, engines, monkeypatch):
     """The reward fails once at step 4: steps 1 to 3 are kept, and the resumed run has the numbers of a whole one."""
     whole, _ = small_run("whole", *AHEAD, "--checkpoint.every", "0")

@@ -52,6 +52,7 @@ def test_a_step_gets_the_pages_of_the_step_before():
     ],
 )
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+@pytest.mark.slow
 def test_what_the_environment_says_stays_in_force(environment):
     kept, faults = run(**environment)
     assert not kept and faults > PAGES / 2

@@ -51,6 +51,7 @@ def test_a_guard_that_fails_costs_the_run_nothing(small_run, monkeypatch):
     assert len([text for text in said if "numbers" in text]) == 1
 
 
+@pytest.mark.slow
 def test_it_changes_no_number(small_run):
     lines = []
     for name, options in (("with", ON), ("without", ())):
@@ -61,6 +62,7 @@ def test_it_changes_no_number(small_run):
     assert np.array_equal(*lines)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_its_first_steps(small_config, small_run):
     folder, _ = small_run("run", *ON)
     guard = guard_of(small_config(*ON), folder)

@@ -14,6 +14,7 @@ from holdfast.types import Rollout
 QUIET = {"flips": 0.0, "noise": 0.02, "update": 0.02, "age": 0}
 
 
+@pytest.mark.slow
 def test_drift_that_fades_from_the_start(look, faulty, healthy):
     (got,) = look(DriftAtStart, faulty("fading", 0.3, **QUIET))
     assert got.headline.startswith("the first 8 tokens of a response drift")

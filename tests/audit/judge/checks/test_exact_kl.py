@@ -20,6 +20,7 @@ def test_another_kl_is_found(look, faulty, factor):
     assert got.severity == "critical" and got.spoils_advice and not got.invalidates
 
 
+@pytest.mark.slow
 def test_the_true_one_is_not(look, healthy, faulty):
     assert look(ExactKlContradicted, healthy()) == []
     assert look(ExactKlContradicted, faulty("other_kl", 1.0)) == []
@@ -27,6 +28,7 @@ def test_the_true_one_is_not(look, healthy, faulty):
         assert look(ExactKlContradicted, faulty(name, 0.5)) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_promised_on_it(audit_of, faulty):
     audit = audit_of(list(faulty("other_kl", 1e-6)))
     assert audit.withheld == ()

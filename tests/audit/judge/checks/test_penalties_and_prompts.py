@@ -55,6 +55,7 @@ def test_a_penalty_by_numbers(look):
     assert got.headline.startswith("the trainer penalises")
 
 
+@pytest.mark.slow
 def test_what_is_no_penalty(look, healthy, faulty):
     assert look(RepetitionPenalty, healthy()) == []
     assert look(RepetitionPenalty, [drifting(i, -0.1, -0.1) for i in range(60)]) == []

@@ -55,6 +55,7 @@ def test_drift_alone_is_no_second_tokenisation(look, faulty):
         assert got.severity == "info"
 
 
+@pytest.mark.slow
 def test_history_told_again(look, faulty):
     found = look(Retokenised, faulty("retold_history", 1.0, turns=3))
     (got,) = (f for f in found if f.severity == "warning")
@@ -65,6 +66,7 @@ def test_history_told_again(look, faulty):
     assert [f.severity for f in kept] == ["info"]
 
 
+@pytest.mark.slow
 def test_texts_of_others(look, faulty):
     found = look(Retokenised, faulty("other_texts", 0.8))
     (got,) = (f for f in found if f.severity == "warning")

@@ -169,6 +169,7 @@ def test_an_empty_response_and_no_sequences(audit_of):
     assert "The log holds no sequence" in page_of(audit, worst=[])
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text(audit_of, small_run):
     runs = [
         dataclasses.replace(
