@@ -4,13 +4,14 @@
     python tests/newcomer.py --python PATH       # takes the packages of a Python that is there, and the clone's code
 
 What a reader has to fill in is filled in from what the first quick start left: a model's folder, a data file. Lines
-that want what a laptop does not have are named and left out. Prints each line's time, the installation's apart; exits
-with 1 where a line does not end as it should.
+that want what a laptop does not have are named and left out. Prints each line's time and CPU time, the installation's
+apart; exits with 1 where a line does not end as it should.
 """
 
 import argparse
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WANTS = {
+    "Qwen/": "downloads a model (make test-trl runs the block with a small one)",
     "verl": "needs verl and GPUs",
     "vllm": "needs vLLM and a model",
     "runs/tonight": "watches until it is stopped",
     "huge_log": "a log that nobody ships",
-    "Qwen/": "downloads a model (make test-trl runs the block with a small one)",
 }
 """What in a line or block tells that it cannot be run here, and why."""
 FINDINGS = ("holdfast audit",)
@@ -75,6 +76,12 @@ def environment(clone: Path, python: str | None) -> tuple[dict[str, str], str]:
     return os.environ | path, python
 
 
+def cpu_seconds() -> float:
+    """CPU time of everything that was started and has ended: beside other jobs a line takes longer than it costs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def play(clone: Path, python: str | None, only: str) -> int:
     """Run everything; 1 where something did not end as it should."""
     begun = time.monotonic()
@@ -86,7 +93,7 @@ def play(clone: Path, python: str | None, only: str) -> int:
     for heading, blocks in quick_starts((clone / "README.md").read_text(encoding="utf-8")):
         if only not in heading:
             continue
-        whole = 0.0
+        whole = whole_cpu = 0.0
         print(f"\n{heading}")
         for line in (line for language, block in blocks for line in lines_of(language, block)):
             name = line.split("#")[0].strip() if "\n" not in line else f"{line.splitlines()[0]} ..."
@@ -94,15 +101,17 @@ def play(clone: Path, python: str | None, only: str) -> int:
                 print(f"  not run   {name}: {reason}", flush=True)
                 continue
             command = [interpreter, "-c", line] if "\n" in line else ["sh", "-c", filled(line, clone)]
-            started = time.monotonic()
+            started, computed = time.monotonic(), cpu_seconds()
             done = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True, check=False)
-            whole += (took := time.monotonic() - started)
+            took, computed = time.monotonic() - started, cpu_seconds() - computed
+            whole, whole_cpu = whole + took, whole_cpu + computed
             well = ended_well(line, done.returncode)
-            print(f"  {'ok' if well else 'FAILED':<7}{took:6.0f} s  {name}", flush=True)
+            print(f"  {'ok' if well else 'FAILED':<7}{took:6.0f} s, {computed:4.0f} of CPU  {name}", flush=True)
             if not well:
                 failed = 1
                 print(f"{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
-        print(f"  all of it: {whole:.0f} s{'' if whole < 300 else ', more than five minutes'}")
+        much = "" if whole < 300 else ", more than five minutes"
+        print(f"  all of it: {whole:.0f} s{much}, {whole_cpu:.0f} of CPU")
     return failed
 
 

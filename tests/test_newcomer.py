@@ -20,6 +20,7 @@ def test_what_is_run_and_what_is_not():
     for wanted in ("holdfast train examples", "holdfast init", "holdfast check", "holdfast audit runs", "import torch"):
         assert any(line.startswith(wanted) for line in run), wanted
     assert len(run) > len(lines()) / 2
+    assert why_not('args=GRPOConfig(use_vllm=True), model="Qwen/Qwen3-0.6B"').startswith("downloads a model")
     assert why_not("holdfast audit huge_log --workers 8") and why_not('model="Qwen/Qwen3-0.6B"')
 
 

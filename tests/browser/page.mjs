@@ -1,15 +1,15 @@
 // Opens a page as a file in headless Chromium and says what a person would meet, as JSON.
-// node page.mjs PAGE CHROMIUM MODULES, where MODULES holds playwright-core and axe-core.
+// node page.mjs PAGE CHROMIUM MODULES [look], where MODULES holds playwright-core and axe-core.
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
-const [page, chromium, modules] = process.argv.slice(2);
+const [page, chromium, modules, only] = process.argv.slice(2);
 const require = createRequire(modules + "/");
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf-8");
 const browser = await require("playwright-core").chromium.launch({ executablePath: chromium, args: ["--no-sandbox"] });
 const address = pathToFileURL(page).href;
-const seen = { messages: [], requests: [], wide: {}, colour: {}, axe: {} };
+const seen = { messages: [], requests: [], wide: {}, spilled: {}, colour: {}, axe: {} };
 
 async function open(width, colorScheme) {
   // The page's own policy would forbid the checker, and only the checker.
@@ -31,6 +31,12 @@ for (const [width, scheme] of [[380, "light"], [380, "dark"], [1200, "light"], [
       .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll") && !e.closest("svg"))
       .map((e) => e.tagName + "." + e.className).slice(0, 5),
   }));
+  // Text that leaves its box lies over its neighbour's.
+  seen.spilled[name] = await tab.evaluate(() => [...document.querySelectorAll("main *")]
+    .filter((e) => e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 1 && !e.closest(".scroll") && !e.closest("svg")
+      && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())
+      && getComputedStyle(e).overflowX === "visible")
+    .map((e) => e.tagName + "." + e.className + ": " + e.textContent.slice(0, 40)));
   seen.colour[name] = await tab.evaluate(() => getComputedStyle(document.body).backgroundColor);
   await tab.evaluate(() => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
   await tab.evaluate(axe);
@@ -40,6 +46,11 @@ for (const [width, scheme] of [[380, "light"], [380, "dark"], [1200, "light"], [
 }
 
 const tab = await open(1200, "light");
+if (only === "look") {
+  await browser.close();
+  console.log(JSON.stringify(seen));
+  process.exit(0);
+}
 const column = () => tab.$$eval("table.sortable", (tables) =>
   [...tables.at(0).tBodies[0].rows].map((row) => parseFloat(row.cells[1].dataset.sort)));
 const button = tab.locator("table.sortable").first().locator("th button").nth(1);

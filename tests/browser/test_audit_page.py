@@ -1,17 +1,11 @@
-"""The audit's page in headless Chromium: silent, offline, sortable, readable by key, on a telephone, in the dark.
-
-Needs Chromium and node on PATH, and `npm install --prefix .browser playwright-core axe-core` in the repository's root.
-"""
+"""The audit's page in headless Chromium: silent, offline, sortable, readable by key, on a telephone, in the dark."""
 
 import dataclasses
-import json
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from browser.visiting import NEEDS, SIZES, visit
 from holdfast.audit.judge.advice import advise_on
 from holdfast.audit.judge.auditor import Auditor
 from holdfast.audit.judge.finding import Finding
@@ -20,23 +14,8 @@ from holdfast.audit.read.reading import Reading
 from holdfast.audit.show.outputs import write_reports
 from holdfast.audit.simulate import FAULTS, clean_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-MODULES = Path(__file__).parents[2] / ".browser" / "node_modules"
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None or shutil.which("node") is None, reason="no chromium or no node on PATH"),
-    pytest.mark.skipif(
-        not (MODULES / "axe-core").is_dir(), reason="run: npm install --prefix .browser playwright-core axe-core"
-    ),
-]
+pytestmark = NEEDS
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-SIZES = ("380 light", "380 dark", "1200 light", "1200 dark")
-
-
-def visit(page):
-    command = ["node", str(Path(__file__).parent / "page.mjs"), str(page), str(CHROMIUM), str(MODULES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def report(folder, rollouts, **changes):
@@ -70,6 +49,11 @@ def test_it_says_nothing_to_the_console_and_asks_nothing_of_the_network(seen):
 @pytest.mark.parametrize("size", SIZES)
 def test_nothing_is_wider_than_the_screen(seen, size):
     assert seen["wide"][size] == {"page": 0, "elements": []}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_text_runs_out_of_its_box(seen, size):
+    assert seen["spilled"][size] == []
 
 
 def test_it_follows_the_readers_colour_scheme(seen):

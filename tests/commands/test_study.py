@@ -52,6 +52,9 @@ def test_evidence_is_collected_drawn_and_checked(checkout, capsys):
     assert dispatch(["study", "--check"]) == 1
     assert "small.md does not follow" in capsys.readouterr().err
     assert dispatch(["study", "docs/evidence/small.json"]) == 0 and dispatch(["study", "--check"]) == 0
+    assert dispatch(["study", "docs/evidence/small.json", "--out", "drawn", "--evidence", "copy"]) == 0
+    assert [path.name for path in (checkout / "drawn").iterdir()] == ["report.html"]
+    assert {path.name for path in (checkout / "copy").iterdir()} == {"small.json", "small.md"}
 
 
 def test_a_file_elsewhere_keeps_its_evidence_beside_its_runs(checkout):

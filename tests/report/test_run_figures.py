@@ -66,6 +66,10 @@ def test_a_quarter_without_responses_is_absent_not_accepted():
         assert ["second", "3", "–"] in tables(markup)
     equal = ({"step": 1, "masked_by_length": [0.5, 0.0, 0.0, 0.0], "length_quartiles": [8, 8, 8]},)
     assert [row[0] for row in tables(run_figures.trust(Metrics(equal)))[1:]] == ["shortest quarter"]
+    counted = ({"step": 1, "masked_by_length": [0.5, None, None, 0.0], "length_quartiles": [8, 8, 8],
+                "length_counts": [7, 0, 0, 1]},)  # fmt: skip
+    rows = tables(run_figures.trust(Metrics(counted)))
+    assert rows[1:3] == [["shortest quarter", "50"], ["longest quarter", "100"]], "it was there, and nothing masked it"
     full = run_figures.trust(Metrics(ROWS))
     assert "left out" not in full and "rejects long" not in full, "a caption says what the figure shows"
 

@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     if options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: must be at least 1")
     if options.study.endswith(".json"):
-        return _draw(Path(options.study))
+        return _draw(Path(options.study), options)
     return _study(options)
 
 
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("study", nargs="?", help="name of a file in studies/, a TOML file, or results to draw")
     made.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in its own process")
-    made.add_argument("--out", type=Path, help="folder of the runs (default: runs/studies/NAME)")
+    made.add_argument("--out", type=Path, help="folder of the runs and the charts (default: runs/studies/NAME)")
     made.add_argument("--evidence", type=Path, help=f"folder of results and page (default: {EVIDENCE} or --out)")
     made.add_argument("--collect", action="store_true", help="start nothing: write the evidence of the runs there")
     made.add_argument("--plan", action="store_true", help="start nothing: say how many runs the study has")
@@ -95,14 +95,15 @@ def _write(study: Study, origin: str, name: str, out: Path, evidence: Path) -> N
     print("\n".join(["", *(f"{path}" for path in (*written, charts))]))
 
 
-def _draw(path: Path) -> int:
+def _draw(path: Path, options: argparse.Namespace) -> int:
     """Both pages anew, from results alone."""
     study, results = read_results(path)
-    written = write_evidence(path.parent, path.stem, study, results)
-    charts = Path("runs") / "studies" / path.stem / "report.html"
-    charts.parent.mkdir(parents=True, exist_ok=True)
+    out = options.out or Path("runs") / "studies" / path.stem
+    out.mkdir(parents=True, exist_ok=True)
+    written = write_evidence(options.evidence or path.parent, path.stem, study, results)
+    charts = write_charts(out / "report.html", path)
     _say(study, results)
-    print(f"\n{written[1]}\n{write_charts(charts, path)}")
+    print("\n".join(["", str(written[1]), str(charts)]))
     return 0
 
 

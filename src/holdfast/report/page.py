@@ -38,6 +38,10 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src '{script}'{
 """No script but ours, told by its hash, whatever text should slip through."""
 
 
+_LONG = 24
+"""Characters of a header from which on it may take several lines."""
+
+
 class Markup(str):
     """Text that is already HTML: builders put it in as it is, everything else they escape."""
 
@@ -145,7 +149,7 @@ def table(
 ) -> Markup:
     """A table; columns listed in `numeric` are right-aligned, `marks` gives a row a class (`best`, `dim`)."""
     names = [
-        f'<th scope="col"{_class("num" if i in numeric else None)}>'
+        f'<th scope="col"{_class("num" if i in numeric else "long" if len(name) > _LONG else None)}>'
         f"{f'<button>{html(name)}</button>' if sortable else html(name)}</th>"
         for i, name in enumerate(headers)
     ]
@@ -188,14 +192,15 @@ def notices(items: Iterable[tuple[str, str]]) -> Markup:
 
 
 def preformatted(text: str, css: str | None = None) -> Markup:
-    """Text in a fixed-width block, line breaks kept."""
-    return element("pre", element("code", join(text.splitlines(), "\n")), css=css)
+    """Text in a fixed-width block, line breaks kept; it scrolls sideways, by keys too."""
+    code = element("code", join(text.splitlines(), "\n"))
+    return Markup(f'<pre{_class(css)} tabindex="0">{code}</pre>')
 
 
 def copyable(text: str) -> Markup:
     """Lines to take over into a configuration, with a button that copies them."""
     button = Markup('<button type="button" class="copy">copy</button>')
-    return element("div", element("pre", element("code", join(text.splitlines(), "\n"))), button, css="copyable")
+    return element("div", preformatted(text), button, css="copyable")
 
 
 def folded(summary: str, *blocks: object) -> Markup:

@@ -94,14 +94,15 @@ def _masked(metrics: Metrics) -> Markup | str:
 def masked_by_length(metrics: Metrics) -> list[tuple[int, list[float | None]]]:
     """Steps and the share masked in each quarter of length, shortest first; None for a quarter without a response.
 
-    Quarters whose edges coincide are empty. Older runs recorded 0 for them, and for the last quarter where it was empty
-    too; a 0 there beside an empty third quarter may be either and is left out.
+    Runs that did not count the responses recorded 0 for quarters that were empty since their edges coincide, and for
+    the last quarter where it was empty too; a 0 there beside an empty third quarter may be either and is left out.
     """
     edges = {step: values for step, values in metrics.lists("length_quartiles") if len(values) == 3}
+    counted = {step for step, values in metrics.lists("length_counts") if len(values) == 4}
     found = []
     for step, values in metrics.lists("masked_by_length"):
         if len(values) == 4:
-            first, second, third = edges.get(step, (None, None, None))
+            first, second, third = (None, None, None) if step in counted else edges.get(step, (None, None, None))
             empty = [False, first is not None and first == second, second is not None and second == third]
             empty.append(empty[2] and values[3] == 0)
             found.append((step, [None if gone else v for gone, v in zip(empty, values, strict=True)]))

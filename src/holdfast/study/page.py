@@ -136,9 +136,11 @@ def _line(results: Mapping[str, Any], name: str, factor: Factor, cell: Mapping[s
 
 def _comparisons(study: Study, results: Mapping[str, Any]) -> Markup:
     judged = judge(study, results)
-    rows = [[place(row.cell), "claim" if row.claim else "", row.sentence] for row in judged]
+    rows = [[place(row.cell), "yes" if row.claim else "", row.sentence] for row in judged]
     lead = f"First minus second on shared seeds. {chance_note(judged)}"
-    return section("Comparisons", _listing((["where", "", "what was found"], rows), "Comparisons"), lead=lead)
+    return section(
+        "Comparisons", _listing((["where", "of the claim", "what was found"], rows), "Comparisons"), lead=lead
+    )
 
 
 def _rest(study: Study, results: Mapping[str, Any]) -> list[Markup]:

@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from browser.visiting import NEEDS, barriers
 from holdfast.audit.judge.finding import Finding
 from holdfast.preflight.causes import Cause
 from holdfast.preflight.show.jsonout import SCHEMA, preflight_dict
@@ -64,6 +65,13 @@ def test_the_page_shows_all_of_it_and_loads_nothing(healthy, tokenizer, tmp_path
     assert "default-src &#x27;none&#x27;" in text or "default-src 'none'" in text
     assert "rollout_rs=seq_max_k2" in text
     assert json.loads(document.read_text(encoding="utf-8"))["schema"] == SCHEMA
+
+
+@pytest.mark.slow
+@NEEDS[0]
+@NEEDS[1]
+def test_nothing_keeps_anybody_from_reading_the_page(healthy, tokenizer, tmp_path):
+    assert barriers(write_preflight(tmp_path / "out", healthy, tokenizer)[0]) == []
 
 
 def test_text_from_others_steers_neither_page_nor_terminal(healthy, tokenizer, tmp_path):

@@ -14,7 +14,7 @@ HEALTHY = (
     f"Healthy engines show a KL per token of up to {KL_DENSE:g} at equal weights for dense models and {KL_EXPERTS:g} "
     f"for mixtures of experts; more than {KL_HIGH:g} is a problem."
 )
-CAUSE_HEADS = ("cause", "", "share of the gap", "left, nats a token", "what was switched")
+CAUSE_HEADS = ("cause", "found", "share of the gap", "left, nats a token", "what was switched")
 
 
 def engine_of(found: Preflight) -> str:
