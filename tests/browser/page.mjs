@@ -9,7 +9,7 @@ const require = createRequire(modules + "/");
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf-8");
 const browser = await require("playwright-core").chromium.launch({ executablePath: chromium, args: ["--no-sandbox"] });
 const address = pathToFileURL(page).href;
-const seen = { messages: [], requests: [], wide: {}, spilled: {}, colour: {}, axe: {} };
+const seen = { messages: [], requests: [], wide: {}, spilled: {}, repeated: {}, colour: {}, axe: {} };
 
 async function open(width, colorScheme) {
   // The page's own policy would forbid the checker, and only the checker.
@@ -37,6 +37,12 @@ for (const [width, scheme] of [[380, "light"], [380, "dark"], [1200, "light"], [
       && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())
       && getComputedStyle(e).overflowX === "visible")
     .map((e) => e.tagName + "." + e.className + ": " + e.textContent.slice(0, 40)));
+  // Two ticks of one axis that read alike: too few digits.
+  seen.repeated[name] = await tab.evaluate(() => [...document.querySelectorAll("svg.chart")].flatMap((svg) => {
+    const marks = [...svg.querySelectorAll("text.tick[text-anchor=end]")];
+    const read = marks.map((m) => m.getAttribute("x") + ": " + m.textContent);
+    return read.filter((text, i) => read.indexOf(text) < i).map((text) => svg.getAttribute("aria-label") + " at " + text);
+  }));
   seen.colour[name] = await tab.evaluate(() => getComputedStyle(document.body).backgroundColor);
   await tab.evaluate(() => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
   await tab.evaluate(axe);

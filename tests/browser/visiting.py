@@ -36,5 +36,5 @@ def barriers(page):
     for size in SIZES:
         found += [f"{size}: {line}" for line in seen["axe"][size]]
         found += [f"{size}: {over} wider than the screen" for over in seen["wide"][size]["elements"]]
-        found += [f"{size}: {one}" for one in seen["spilled"][size]]
+        found += [f"{size}: {one}" for one in (*seen["spilled"][size], *seen["repeated"][size])]
     return found

@@ -59,9 +59,15 @@ function scaleOf(values, log, tight, wanted) {
   return { low, high, log, ticks, at: (v) => Math.min(1, Math.max(0, (v - low) / span)) };
 }
 
-const tickText = (tick, log) => {
-  const exponent = log ? Math.round(Math.log10(tick)) : 0;
-  return log && (exponent <= -3 || exponent >= 5) && Math.abs(tick / 10 ** exponent - 1) < 1e-9 ? "10" + raised(exponent) : written(tick);
+// Significant digits that tell neighbouring ticks apart, as in scales.py.
+function digitsOf({ ticks, log }) {
+  if (log || ticks.length < 2) return 3;
+  const largest = Math.max(...ticks.map(Math.abs)), step = ticks[1] - ticks[0];
+  return Math.max(3, Math.floor(Math.log10(largest)) - Math.floor(Math.log10(step) + 1e-9) + 1);
+}
+const tickText = (tick, scale) => {
+  const { log } = scale, exponent = log ? Math.round(Math.log10(tick)) : 0;
+  return log && (exponent <= -3 || exponent >= 5) && Math.abs(tick / 10 ** exponent - 1) < 1e-9 ? "10" + raised(exponent) : written(tick, digitsOf(scale));
 };
 
 // A path through points in pixels, gaps as null; of a column of pixels only its first, lowest, highest and last stay.
@@ -159,7 +165,7 @@ class Curves {
     if (!range) ys.push(...this.held, ...this.rules.map((r) => r.v));
     this.x = scaleOf(xs, false, true, width < 420 ? 4 : 6);
     this.y = scaleOf(ys, this.log, false, 5);
-    const texts = this.y.ticks.map((t) => tickText(t, this.log));
+    const texts = this.y.ticks.map((t) => tickText(t, this.y));
     const left = Math.max(20, ...texts.map((t) => 7 * t.length)) + 10, top = 24, bottom = top + Math.min(240, Math.max(150, 0.45 * width));
     this.plot = { left, top, right: width - 12, bottom };
     const svg = shape("svg", { class: "chart", role: "img", width, height: bottom + 40, viewBox: `0 0 ${width} ${bottom + 40}`, "aria-label": `${this.title}: ${this.yLabel} against ${this.xLabel}` });

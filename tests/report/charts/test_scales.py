@@ -37,6 +37,15 @@ def test_linear_ticks_are_round_and_hold_the_data():
     assert scale.fraction(0.5) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("ends", [(19.9, 20.13), (1000.1, 1000.4), (-5.001, -5.0), (0.0, 1.0), (12_345.0, 12_346.0)])
+def test_neighbouring_ticks_are_written_differently(ends):
+    scale = scale_of(ends)
+    written = [scale.tick_text(tick) for tick in scale.ticks]
+    assert len(set(written)) == len(written)
+    for tick, text in zip(scale.ticks, written, strict=True):
+        assert float(text.replace(",", "").replace("−", "-")) == pytest.approx(tick, abs=1e-9)
+
+
 def test_log_ticks_are_powers_of_ten():
     scale = scale_of([3e-4, 40.0], log=True)
     assert scale.ticks == pytest.approx((1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100))

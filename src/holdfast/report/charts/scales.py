@@ -50,11 +50,18 @@ class Scale:
         return min(1.0, max(0.0, share))
 
     def tick_text(self, tick: Number) -> str:
-        """Write a tick: powers of ten on a wide logarithmic axis, plain numbers elsewhere."""
+        """Write a tick: powers of ten on a wide logarithmic axis, elsewhere numbers that differ where ticks do."""
         exponent = round(math.log10(tick)) if self.log and tick > 0 else 0
         if self.log and not -3 < exponent < 5 and math.isclose(tick, 10.0**exponent):
             return f"10{str(exponent).translate(_SUPERSCRIPT)}"
-        return number(tick)
+        return number(tick, self._digits())
+
+    def _digits(self) -> int:
+        """Significant digits that tell neighbouring ticks apart."""
+        if self.log or len(self.ticks) < 2:
+            return 3
+        largest, step = max(map(abs, self.ticks)), self.ticks[1] - self.ticks[0]
+        return max(3, math.floor(math.log10(largest)) - math.floor(math.log10(step) + 1e-9) + 1)
 
 
 def scale_of(values: Iterable[Number | None], *, log: bool = False, ticks: int = 5, tight: bool = False) -> Scale:
