@@ -133,7 +133,7 @@ def survival(tv_by_position: Positions, tv: Value, kl: Value) -> Value:
 
 def survival_uniform(horizon: int, tv: Value, kl: Value) -> Value:
     """`survival` with D̄_t = ε at every position, summed in chunks of positions to bound the memory."""
-    total = torch.zeros(torch.broadcast_shapes(tv.shape, kl.shape), dtype=torch.float64)
+    total = torch.zeros_like(tv + kl, dtype=torch.float64)  # torch.broadcast_shapes would import SymPy: half a second
     for start in range(0, horizon, _CHUNK):
         left = torch.arange(start, min(start + _CHUNK, horizon), dtype=torch.float64)
         total = total + _future(left, tv[..., None], kl[..., None]).sum(-1)
