@@ -290,6 +290,7 @@ def _sampler(config: RunConfig, folder: RunFolder, source: PromptSource, objecti
 
 def _restore(run: Run) -> list[str]:
     """Put the run back to its newest intact checkpoint, or to its start; says what was damaged."""
+    run.folder.tidy()
     tidy(run.folder.checkpoints)
     checkpoint, said = newest_intact(run.folder.checkpoints)
     if checkpoint is None:

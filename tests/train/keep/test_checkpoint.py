@@ -137,6 +137,7 @@ def test_what_a_kill_left_of_checkpoints_is_removed(tmp_path):
     save(tmp_path, 1)
     for name in (".step_0002.tmp", ".step_0001.old", ".step_0002.mine", ".step_x.tmp"):
         (tmp_path / name).mkdir()
+    (tmp_path / "best.json.tmp").write_text('{"st')
     tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".step_0002.mine", ".step_x.tmp", "step_0001"]
     tidy(tmp_path / "nowhere")

@@ -136,6 +136,14 @@ def test_a_kill_before_the_configuration_leaves_a_folder_that_can_be_used(tmp_pa
         RunFolder.create(tmp_path / "mine", RunConfig())
 
 
+def test_what_a_kill_left_of_files_being_written_is_removed_and_nothing_else(tmp_path: Path):
+    folder = RunFolder.create(tmp_path / "run", RunConfig())
+    for name in ("config.toml", "metrics.jsonl", "summary.json", "ledger.jsonl", "notes"):
+        (folder.path / f"{name}.tmp").write_text("{")
+    folder.tidy()
+    assert sorted(file.name for file in folder.path.iterdir()) == ["config.toml", "notes.tmp"]
+
+
 def test_a_refused_run_takes_its_folder_with_it_and_nothing_else(tmp_path: Path):
     folder = RunFolder.create(tmp_path / "run", RunConfig())
     folder.engine.mkdir()

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from holdfast.errors import DataError
 from holdfast.rollout.models import whole_model
-from holdfast.train.keep.files import remove_folder, replace_folder, write_text
+from holdfast.train.keep.files import remove_beginning, remove_folder, replace_folder, write_text
 from holdfast.train.keep.intact import damage, seal
 
 
@@ -61,10 +61,11 @@ def _interned(state: Any) -> Any:
 
 
 def tidy(root: Path) -> None:
-    """Remove what a kill left of checkpoints that were being written or deleted."""
+    """Remove what a kill left of checkpoints and of the best one's name that were being written or deleted."""
     for path in root.glob(".step_*"):
         if path.suffix in (".tmp", ".old") and _PATTERN.fullmatch(path.stem.removeprefix(".")):
             shutil.rmtree(path, ignore_errors=True)
+    remove_beginning(root / _BEST)
 
 
 def best_checkpoint(root: Path, records: Sequence[Mapping[str, Any]], saving: int | None = None) -> int | None:
@@ -78,7 +79,7 @@ def mark_best(root: Path, records: Sequence[Mapping[str, Any]], step: int) -> No
     """Say in `root/best.json` which checkpoint it is."""
     reward = next(record["eval_reward"] for record in records if record["step"] == step)
     marked = {"step": step, "eval_reward": reward, "model": f"{_name(step)}/model"}
-    write_text(root / "best.json", json.dumps(marked, indent=2) + "\n")
+    write_text(root / _BEST, json.dumps(marked, indent=2) + "\n")
 
 
 def saved_model(root: Path, step: int) -> Path:
@@ -194,6 +195,7 @@ def _way_out(checkpoint: Path) -> str:
     return "there is no earlier checkpoint: start a new run"
 
 
+_BEST = "best.json"
 _PATTERN = re.compile(r"step_\d{4,}")
 """Other names, such as those of copies, belong to somebody else."""
 

@@ -12,10 +12,15 @@ from typing import Any
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one move, so that a kill leaves the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _beginning(path)
     temporary.write_text(text, encoding="utf-8")
     to_disk(temporary)
     temporary.replace(path)
+
+
+def remove_beginning(path: Path) -> None:
+    """Remove what a kill left of `write_text(path)`, which may never be called for this file again."""
+    _beginning(path).unlink(missing_ok=True)
 
 
 def append_line(path: Path, record: Any) -> None:
@@ -67,6 +72,10 @@ def to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _beginning(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def _record(line: bytes) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from holdfast.errors import ConfigError
-from holdfast.train.keep.files import append_line, read_lines, write_text
+from holdfast.train.keep.files import append_line, read_lines, remove_beginning, write_text
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.configfile import build_config, read_toml
 from holdfast.types import Rollout
@@ -96,6 +96,11 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+
+    def tidy(self) -> None:
+        """Remove what a kill left of the run's own files that were being written."""
+        for path in (self.config, self.metrics, self.summary, self.ledger):
+            remove_beginning(path)
 
     def discard(self) -> None:
         """Remove the folder of a run that was refused before it kept anything; files of others stay."""
