@@ -56,7 +56,9 @@ class Penalised:
         self.policy_version = 0
 
     @torch.no_grad()
-    def generate(self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0):
+    def generate(
+        self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0, return_support=False
+    ):
         return [self._one(list(p), sampling, seed, i) for p, i in zip(prompts, sequence_ids, strict=True)]
 
     def _one(self, ids, sampling, seed, number):

@@ -33,7 +33,7 @@ BELOW = {
 ORDER = {
     "objectives": "parts policy_term metrics checks composition objective whole_step table presets",
     "check_loss": "cases trl shapes laws split rows report",
-    "rollout": "engine pretrained models footer store rescore embedded outside engines",
+    "rollout": "support engine pretrained models footer store rescore embedded outside engines",
     "report": (
         "charts page tokens metrics catalog curves learning words survey browse run_figures presets titles compare "
         "overlay run"

@@ -1,5 +1,7 @@
 """Losses that other trainers call: gradients equal direct use over every preset that a hook claims."""
 
+import json
+import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +11,10 @@ import torch
 
 import holdfast
 from cases import random_batch, with_gradient
+from holdfast.cli import dispatch
 from holdfast.errors import ConfigError, DataError
 from holdfast.integrations import nemo_rl, prime_rl, roll, skyrl, slime, tinker
+from holdfast.integrations.records import Records, Sequences, group_of
 from holdfast.rollout.store import read_rollouts
 
 LENGTHS = [12, 5, 9, 7]
@@ -246,6 +250,111 @@ def roll_data(batch, rows, final=False, engine=True):
     key = "final_response_mask" if final else "response_mask"
     facts = {"batch_num_tokens": {key: int(whole.sum())}, "global_valid_samples": {key: len(LENGTHS)}}
     return SimpleNamespace(batch=tensors, meta_info=facts)
+
+
+IDS = torch.arange(4 * 13).view(4, 13) % 13 + 100
+"""Of every row the same 13 tokens: rows whose responses begin at the same place have the same prompt."""
+
+
+def expected_rollouts(batch, trainer, rows, left=0):
+    """Of these rows: the prompt and the response, by hand; the first `left` tokens are padding."""
+    found = {}
+    for row in rows:
+        places = batch.response_mask[row].nonzero().flatten().tolist()
+        first, end = places[0], places[-1] + 1
+        found[row] = {
+            "prompt_ids": tuple(range(100 + left, 100 + first + 1)),
+            "response_ids": tuple(range(100 + first + 1, 100 + end + 1)),
+            "response_mask": tuple(batch.response_mask[row, first:end].tolist()),
+            "rollout_logprobs": pytest.approx(batch.rollout_logprobs[row, first:end].tolist(), abs=1e-6),
+            "trainer_logprobs": pytest.approx(trainer[row, first:end].tolist(), abs=1e-6),
+            "advantages": pytest.approx(batch.advantages[row, first:end].tolist(), abs=1e-6),
+        }
+    return list(found.values())
+
+
+def written(folder, steps):
+    """The records of each step, and the names of their files."""
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"step_{step:06d}_rank_0000_part_001.parquet" for step in steps]
+    return [list(read_rollouts(file)) for file in files]
+
+
+def same(found, wanted, step):
+    assert len(found) == len(wanted)
+    for rollout, row in zip(found, wanted, strict=True):
+        assert {name: getattr(rollout, name) for name in row} == row
+        assert rollout.step == step and rollout.group_id == group_of(rollout.prompt_ids)
+        assert len(rollout.trust_mask) == len(rollout.response_ids)
+
+
+def audited(folder, capsys, sequences, steps):
+    """The audit reads the folder as it is."""
+    assert dispatch(["audit", str(folder), "--json", "--fail-on", "never"]) == 0
+    facts = json.loads(capsys.readouterr().out)["facts"]
+    assert facts["sequences"] == sequences and facts["steps"] == steps
+
+
+def test_nemo_rl_writes_what_it_trained_on(tmp_path, capsys):
+    """Two steps of three micro-batches each, the second sample left out of the second one; sent as Ray sends it."""
+    batch, stats, _ = case()
+    batch, first = with_old(batch), torch.zeros(len(LENGTHS), 1)
+    loss = pickle.loads(pickle.dumps(nemo_rl.HoldfastLoss("trm_max+dapo", detector="k3", records=tmp_path / "new")))
+    for kept in (torch.ones(4), torch.tensor([1.0, 0.0, 1.0, 1.0])):
+        counts = batch.response_mask.sum()
+        for rows in PARTS:
+            data = {"input_ids": IDS[rows], "input_lengths": torch.tensor(LENGTHS)[rows] + 1}
+            data |= {"token_mask": torch.cat([first.bool(), batch.response_mask], 1)[rows], "sample_mask": kept[rows]}
+            for name, theirs in (("advantages", "advantages"), *nemo_rl.KEYS.items()):
+                data[theirs] = torch.cat([first, getattr(batch, name)], 1)[rows]
+            loss(stats.logprobs[rows], data, torch.tensor(4), counts)
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["step_000001_rank_0000_part_001.parquet"]
+    loss._records.flush()
+    one, two = written(tmp_path / "new", (1, 2))
+    same(one, expected_rollouts(batch, batch.old_logprobs, [0, 2, 1, 3]), 1)
+    same(two, expected_rollouts(batch, batch.old_logprobs, [0, 2, 3]), 2)
+    audited(tmp_path / "new", capsys, 7, [1, 2])
+    del data["input_ids"]
+    with pytest.raises(DataError, match="records need input_ids"):
+        loss(stats.logprobs[rows], data, torch.tensor(4), counts)
+
+
+def test_roll_writes_every_third_step_and_a_sequence_once(tmp_path, monkeypatch, capsys):
+    """Left-padded prompts; a second pass over the same sequences (ppo_epochs) is not written again."""
+    folder = tmp_path / "records"
+    for name, value in ((roll.VARIABLE, "trm+grpo"), (roll.FOLDER, str(folder)), (roll.EVERY, "3")):
+        monkeypatch.setenv(name, value)
+    roll._records.cache_clear()
+    batch, stats, _ = case()
+    batch = with_old(batch)
+    for step in range(1, 7):
+        for _ in range(2):
+            for rows in PARTS:
+                data = roll_data(batch, rows)
+                data.batch |= {"input_ids": IDS[rows], "attention_mask": (torch.arange(13) >= 1).expand(len(rows), 13)}
+                data.meta_info["global_step"] = step
+                data.non_tensor_batch = {"sample_uuid": [f"{step} {row}" for row in rows]}
+                roll.policy_loss(RollWorker(), data, stats.logprobs[rows])
+    roll._records(str(folder), "3").files.flush()
+    for step, found in zip((3, 6), written(folder, (3, 6)), strict=True):
+        same(found, expected_rollouts(batch, batch.old_logprobs, [0, 2, 1, 3], left=1), step)
+    audited(folder, capsys, 8, [3, 6])
+    monkeypatch.setenv(roll.EVERY, "often")
+    with pytest.raises(ConfigError, match="HOLDFAST_RECORDS_EVERY=often: give a whole number"):
+        roll.policy_loss(RollWorker(), data, stats.logprobs[rows])
+
+
+def test_records_of_a_long_step_go_into_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("holdfast.integrations.records.ROWS", 3)
+    batch, stats, _ = case()
+    files = Records(tmp_path, "here")
+    out = holdfast.preset("dapo")(batch, stats)
+    sequences = Sequences(IDS, torch.ones_like(IDS).bool(), stats.logprobs)
+    for _ in range(2):
+        files.add(1, sequences, batch, out)
+    assert sorted(f.name[-11:-8] for f in tmp_path.iterdir()) == ["001", "002"]
+    with pytest.raises(ConfigError, match="every 0-th step: give a whole number from 1"):
+        Records(tmp_path, "here", 0)
 
 
 @pytest.mark.parametrize("name", ROLL)

@@ -338,6 +338,19 @@ def test_a_truncated_support_within_the_reported_tokens_is_the_trainer_s_too(sma
     assert record["abs_log_ratio_max"] < 1e-3 and record["kl_exact_max"] < 1e-5 and record["tv_upper_max"] < 1e-2
 
 
+def test_a_truncated_support_is_renormalised_on_the_engine_s_own_sets(small_run):
+    """Without whole distributions, in pieces of different widths; how many tokens could be drawn is on record."""
+    folder, _ = small_run(
+        "top_p", "--engine.precision", "float32", "--engine.lag", "0", "--steps", "1", "--sampling.top_p", "0.6",
+        "--engine.exact_kl", "false",
+    )  # fmt: skip
+    record = folder.read_metrics()[1]
+    assert record["abs_log_ratio_max"] < 1e-3 and "kl_exact_max" not in record
+    (file,) = (folder.path / "rollouts").glob("*.parquet")
+    found = [size for rollout in read_rollouts(file) for size in rollout.support_size]
+    assert min(found) == 1 and max(found) > 1, "of one certain token, and of several"
+
+
 def test_a_mask_on_bounds_that_nobody_asked_the_engine_for_is_refused(small_run):
     with pytest.raises(ConfigError, match=r"needs kl_rollout_lower.* engine.top_logprobs = 0; set it .* 20"):
         small_run("run", "--objective.detector", "kl_lower")

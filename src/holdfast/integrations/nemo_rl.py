@@ -7,12 +7,14 @@
 NeMo-RL hands over a micro-batch with the counts of the whole step, and adds the losses up, so means are exact under any
 split. The old policy is the trainer's own, recomputed before the step (`prev_logprobs`), the engine's numbers are
 `generation_logprobs`, the reference's `reference_policy_logprobs`, where the run computes them. Read at NeMo-RL of
-August 2026; tested on its protocol, and not inside it.
+August 2026; tested on its protocol, and not inside it. `records=` writes the sequences of every `records_every`-th
+step for the audit; a step ends where NeMo-RL hands over new counts, so they are steps of the optimiser.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +23,9 @@ from torch import Tensor
 
 from holdfast.errors import DataError
 from holdfast.integrations.doors import Door, batch_of, plain
+from holdfast.integrations.records import Records, Sequences
 from holdfast.objectives.objective import Objective
-from holdfast.types import Counts, TokenStats
+from holdfast.types import Batch, Counts, LossOutput, TokenStats
 
 DOOR = Door("NeMo-RL", frozenset({"old_logprobs", "rollout_logprobs", "ref_logprobs"}), "part")
 KEYS = {
@@ -40,8 +43,21 @@ class HoldfastLoss:
         ConfigError: an objective that NeMo-RL cannot feed.
     """
 
-    def __init__(self, objective: str | Objective, **settings: Any) -> None:
+    def __init__(
+        self,
+        objective: str | Objective,
+        *,
+        records: Path | str | None = None,
+        records_every: int = 1,
+        **settings: Any,
+    ) -> None:
         self.objective = DOOR.objective(objective, settings)
+        self._folder, self._every = records, records_every
+        self._records: Records | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the files under way: NeMo-RL sends its loss to the workers, and each writes its own."""
+        return self.__dict__ | {"_records": None}
 
     @property
     def loss_type(self) -> Any:
@@ -86,5 +102,20 @@ class HoldfastLoss:
         counts = Counts(sequences=global_valid_seqs, tokens=global_valid_toks)
         plan = self.objective.prepare(batch, stats.detach(), counts=counts, validate=False)
         out = self.objective(batch, stats, plan=plan)
+        if self._folder is not None:
+            self._write(data, global_valid_toks, batch, next_token_logprobs, out)
         valid = float(torch.as_tensor(data["sample_mask"]).sum())
         return out.loss, {"loss": float(out.loss.detach()), "num_valid_samples": valid, **plain(out.metrics)}
+
+    def _write(self, data: Mapping[str, Any], counts: Tensor, batch: Batch, current: Tensor, out: LossOutput) -> None:
+        if self._records is None:
+            assert self._folder is not None
+            self._records = Records(self._folder, "nemo-rl", self._every)
+        if data.get("input_ids") is None:
+            raise DataError("NeMo-RL: records need input_ids, which this step does not have: leave `records` out")
+        tokens = data["input_ids"]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        ends = torch.as_tensor(data.get("input_lengths", [tokens.shape[1]] * len(tokens)), device=tokens.device)
+        trainer = current if batch.old_logprobs is None else batch.old_logprobs
+        sequences = Sequences(tokens, places < ends[:, None], trainer)
+        self._records.add(self._records.counted(counts), sequences, batch, out)

@@ -4,6 +4,8 @@
       worker_cls: holdfast.integrations.roll.ActorWorker
       system_envs:
         HOLDFAST_OBJECTIVE: trm+dapo
+        HOLDFAST_RECORDS: /data/run/rollouts         # optional: sequences for the audit
+        HOLDFAST_RECORDS_EVERY: 10                   # of every 10th step
 
 ROLL hands over a micro-batch with the counts of the whole step, and adds the losses up (`apply_loss_scale`, on by
 default), so means are exact under any split. The old policy is the trainer's own (recomputed, or the current one in a
@@ -16,19 +18,22 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from holdfast.errors import DataError
+from holdfast.errors import ConfigError, DataError
 from holdfast.integrations.doors import Door, batch_of, plain
+from holdfast.integrations.records import Records, Sequences
 from holdfast.objectives.objective import Objective
-from holdfast.types import Counts, TokenStats
+from holdfast.types import Batch, Counts, LossOutput, TokenStats
 
 DOOR = Door("ROLL", frozenset({"old_logprobs", "rollout_logprobs", "ref_logprobs"}), "part")
 VARIABLE = "HOLDFAST_OBJECTIVE"
 DEFAULT = "trm+grpo"
+FOLDER, EVERY = "HOLDFAST_RECORDS", "HOLDFAST_RECORDS_EVERY"
 MASKS = ("final_response_mask", "response_mask")
 """What is trained on, the first that the step has."""
 
@@ -74,8 +79,54 @@ def policy_loss(worker: Any, data: Any, output_tensor: Tensor) -> tuple[Tensor, 
         tokens=_count(facts["batch_num_tokens"][counted], mask),
     )
     out = objective(batch, stats, plan=objective.prepare(batch, stats.detach(), counts=counts, validate=False))
+    if os.environ.get(FOLDER):
+        write(data, batch, stats, out)
     metrics = {f"{name}@sum": value for name, value in plain(out.metrics, "actor/holdfast/").items()}
     return out.loss, {"actor/total_loss@sum": float(out.loss.detach()), **metrics}
+
+
+def write(data: Any, batch: Batch, stats: TokenStats, out: LossOutput) -> None:
+    """The micro-batch into the records of this process: once a step, of its first pass.
+
+    ROLL numbers sequences (`sample_uuid`); the second of several passes (`ppo_epochs`) is told by them.
+    """
+    files = _records(os.environ[FOLDER], os.environ.get(EVERY) or "1")
+    step = int(data.meta_info.get("global_step", files.files.step))
+    names = (getattr(data, "non_tensor_batch", None) or {}).get("sample_uuid")
+    fresh = files.fresh(step, names, len(batch.response_mask))
+    if not fresh:
+        return
+    rows = torch.tensor(fresh)
+    trainer = stats.logprobs if batch.old_logprobs is None else batch.old_logprobs
+    tokens = data.batch["input_ids"]
+    real = data.batch.get("attention_mask")
+    real = torch.ones_like(tokens) if real is None else real
+    sequences = Sequences(tokens[rows], real[rows].bool(), trainer[rows])
+    files.files.add(step, sequences, batch.select(rows), replace(out, trust_mask=out.trust_mask[rows]))
+
+
+class _Once:
+    """Records, and the sequences of the step that are in them."""
+
+    def __init__(self, folder: str, every: str) -> None:
+        if not every.isdecimal():
+            raise ConfigError(f"{EVERY}={every}: give a whole number from 1 on, the steps between two that are written")
+        self.files, self.step, self.seen = Records(folder, "roll", int(every)), -1, set[str]()
+
+    def fresh(self, step: int, names: Any, rows: int) -> list[int]:
+        """The rows that were not written in this step."""
+        if step != self.step:
+            self.step, self.seen = step, set()
+        if names is None:
+            return list(range(rows))
+        found = [row for row, name in enumerate(names) if str(name) not in self.seen]
+        self.seen |= {str(name) for name in names}
+        return found
+
+
+@functools.cache
+def _records(folder: str, every: str) -> _Once:
+    return _Once(folder, every)
 
 
 def _count(number: Any, beside: Tensor) -> Tensor:

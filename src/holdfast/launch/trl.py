@@ -30,7 +30,7 @@ HONOURED: Honoured = {
     "steps": None, "data_epochs": None, "seed": None, "threads": None,
     "task.*": None, "model.*": None, "engine.*": None, "objective.*": None,
     "optimizer.*": None, "batch.*": None, "checkpoint.*": None, "log.*": None, "guard.*": None,
-    "engine.exact_kl": (False,),
+    "engine.exact_kl": (False,), "engine.replay_experts": (False,),
     "async.staleness": (0,),
     "sampling.temperature": None, "sampling.max_tokens": None,
     "sampling.top_p": (1.0,), "sampling.top_k": (0,), "sampling.min_p": (0.0,),
@@ -44,6 +44,7 @@ _SUPPORT = "TRL scores every token over the whole vocabulary, whatever the engin
 REASONS = {
     "model.unpadded": "TRL computes padding",
     "engine.exact_kl": "a rollout for TRL carries the likeliest tokens at most: engine.top_logprobs",
+    "engine.replay_experts": "TRL's forward pass chooses its own experts",
     "engine.*": "vLLM is the engine here; its settings are the vllm_* keys of [trl], and top_logprobs there",
     "sampling.top_p": _SUPPORT,
     "sampling.top_k": _SUPPORT,

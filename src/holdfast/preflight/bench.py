@@ -84,8 +84,12 @@ def trainer_of(plan: Plan, model: Any, tokenizer: Any) -> Trainer:
 
 
 def engine_settings(plan: Plan) -> EngineSettings:
-    """Of the run's engine, in step with the trainer: staleness is planned for, not measured here."""
-    values = plan.config.engine.model_dump(exclude={"exact_kl", "top_logprobs", "command", "sleep", "lag"})
+    """Of the run's engine, in step with the trainer: staleness is planned for, not measured here.
+
+    Without sampling masks, under which vLLM takes no request from the whole vocabulary.
+    """
+    own = {"exact_kl", "top_logprobs", "sampling_mask", "replay_experts", "command", "sleep", "lag"}
+    values = plan.config.engine.model_dump(exclude=own)
     return EngineSettings(**values, command=tuple(plan.config.engine.command))
 
 

@@ -97,6 +97,20 @@ METRICS = (
         "router_drift", "drift", "share", "of (token, layer) pairs: engine and trainer choose other experts", "flat"
     ),
     Metric("router_drift_tokens", "drift", "share", "of tokens with any such layer", "flat"),
+    Metric(
+        "own_experts_abs_log_ratio_mean",
+        "drift",
+        _NATS,
+        "with engine.replay_experts: what abs_log_ratio_mean would be without",
+        "above abs_log_ratio_mean",
+    ),
+    Metric(
+        "own_experts_rollout_k3_mean",
+        "drift",
+        _NATS,
+        "with engine.replay_experts: what rollout_k3_mean would be without",
+        "above rollout_k3_mean",
+    ),
     Metric("policy_lag", "drift", "updates", "behind the trainer: the weights of the oldest token", "as configured"),
     Metric("policy_lag_mean", "drift", "updates", "the same, mean over tokens", "as configured"),
     Metric(

@@ -49,8 +49,10 @@ class Completion:
     """One sampled response: what the engine really did.
 
     `logprobs` are those of the distribution that was sampled, after temperature and truncation. If asked for:
-    `distributions`, the whole of it (log-probabilities, −inf off the support), and its K likeliest tokens, distinct,
-    likeliest first. finish_reason "stop" includes the end token.
+    `distributions`, the whole of it (log-probabilities, −inf off the support), its K likeliest tokens, distinct,
+    likeliest first, and all tokens that could be drawn: `support_ids`, position after position, of which each has
+    `support_sizes`. `experts` are those that a mixture chose for all tokens of prompt and response but the last.
+    finish_reason "stop" includes the end token.
     """
 
     token_ids: tuple[int, ...]
@@ -60,6 +62,9 @@ class Completion:
     distributions: Float[Tensor, "T V"] | None = None
     top_ids: Int[Tensor, "T K"] | None = None
     top_logprobs: Float[Tensor, "T K"] | None = None
+    support_ids: Int[Tensor, " M"] | None = None
+    support_sizes: Int[Tensor, " T"] | None = None
+    experts: Int[Tensor, "M layers K"] | None = None
 
 
 @runtime_checkable
@@ -80,10 +85,12 @@ class Engine(Protocol):
         sequence_ids: Sequence[int],
         return_distributions: bool = False,
         return_top: int = 0,
+        return_support: bool = False,
     ) -> list[Completion]:
         """One response per prompt; each draw depends on (seed, sequence id, position) only.
 
-        `return_top` is the number K of likeliest tokens to report per position.
+        `return_top` is the number K of likeliest tokens to report per position, `return_support` asks for all that
+        could be drawn.
         """
         ...
 

@@ -23,8 +23,10 @@ class EngineSettings:
     whether its steps are compiled. context [vllm]: longest prompt with response; None: the model's. cache_gib
     [embedded, vllm]: room for keys and values; ours decodes in blocks that fit. sleep [vllm]: whether it
     can give a card's memory back. options [vllm]: further arguments of `vllm.LLM`. url, timeout (seconds per request),
-    retries, concurrency (requests at a time) [server]. sync [server]: "reload" has a running server take over the
-    weights, "restart" runs `command` on them anew, in which "{folder}" stands for the model folder.
+    retries, concurrency (requests at a time) [server]. sampling_mask [vllm, server]: whether it is started so that it
+    reports the tokens that each one was drawn from; ours always can. replay_experts [embedded, vllm]: the same of a
+    mixture's experts. sync [server]: "reload" has a running server take
+    over the weights, "restart" runs `command` on them anew, in which "{folder}" stands for the model folder.
     """
 
     kind: str = "embedded"
@@ -41,6 +43,8 @@ class EngineSettings:
     concurrency: int = 64
     sync: Literal["reload", "restart"] = "reload"
     command: tuple[str, ...] = ()
+    sampling_mask: bool | None = None
+    replay_experts: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(EngineKind):
@@ -103,10 +107,15 @@ def _vllm(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) ->
         context=settings.context,
         cache_gib=settings.cache_gib,
         sleep=settings.sleep,
-        options=settings.options,
+        options={**settings.options, **_reports(settings)},
     )
     shutil.rmtree(first)
     return engine
+
+
+def _reports(settings: EngineSettings) -> dict[str, Any]:
+    asked = {"return_sampling_mask": settings.sampling_mask, "enable_return_routed_experts": settings.replay_experts}
+    return {name: True for name, wanted in asked.items() if wanted}
 
 
 def _server(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) -> Engine:
@@ -130,6 +139,7 @@ def _server(settings: EngineSettings, model: Any, tokenizer: Any, folder: Path) 
         sync=settings.sync,
         process=process,
         concurrency=settings.concurrency,
+        masks=bool(settings.sampling_mask),
     )
     if settings.sync == "reload":
         engine.sync(model, 0)

@@ -71,7 +71,7 @@ def _held_out(run: Run) -> Prompts:
 def _scores(run: Run, sampling: Sampling, samples: int = 1) -> list[Score]:
     """Of `samples` responses to each problem, those to the same one after the other."""
     prompts, seed = _held_out(run).repeat(samples), derive_seed(run.config.seed, "evaluate")
-    writing = replace(run.writing, sampling=sampling, distributions=False, top=0)
+    writing = replace(run.writing, sampling=sampling, distributions=False, top=0, support=False)
     drawn = derive_seed(seed, run.step)
     episodes = writing.advance(
         run.judge,

@@ -151,7 +151,7 @@ def warned(record: dict[str, Any], run: Run, updated: Updated) -> dict[str, Any]
 
 def write(run: Run, rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
     """The step's sequences as parquet; no number for the step's line."""
-    records = rollout_records(run.config, run.source.tokenizer, rollouts, updated, run.step)
+    records = rollout_records(run.config, run.source.tokenizer, rollouts, updated, run.step, run.experts_changed)
     run.folder.write_rollouts(run.step, records)
     return {}
 

@@ -21,17 +21,18 @@ from holdfast.train.keep.checkpoint import load_state, load_weights, newest_inta
 from holdfast.train.keep.files import replace_folder
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.keep.ledger import Ledger
-from holdfast.train.policy.forward import Looks, Policy
+from holdfast.train.policy.forward import Looks, Policy, stats_of
 from holdfast.train.policy.head import find_head
 from holdfast.train.policy.lora import Merged, WithoutAdapter, add_lora, load_adapter
 from holdfast.train.policy.model import build_model, compile_layers, keep_only_inputs, use_attention
 from holdfast.train.policy.optimizer import make_optimizer
+from holdfast.train.policy.replay import Replay
 from holdfast.train.policy.unpadded import make_unpadded
 from holdfast.train.sampling.data import PromptSource, Rollouts
 from holdfast.train.sampling.engines import build_engine, check_first_batch, check_tokens, judge_of
 from holdfast.train.sampling.episodes import Episode, Writing
 from holdfast.train.sampling.pipeline import Pipelined
-from holdfast.train.sampling.routing import router_drift
+from holdfast.train.sampling.routing import drift_without_replay, rerouted
 from holdfast.train.sampling.sampler import Sampler, Synchronous, decide_exact_kl, writing_of
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.defaults import with_steps
@@ -49,7 +50,8 @@ class Run:
 
     `engine_view` is the policy's model as engines take it over, `saved` as it is saved: with LoRA both are not the
     model itself. `notes` are said once, with the first step, `start_notes` before it. `begun` is the random state in
-    which the step under way began, None between steps.
+    which the step under way began, None between steps. `experts_changed` [B, T] are a mixture's choices of experts in
+    which trainer and engine differ in the last step's rollouts.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class Run:
     start_notes: tuple[str, ...] = ()
     step: int = 0
     begun: torch.Tensor | None = None
+    experts_changed: torch.Tensor | None = None
 
     def publish(self, version: int) -> None:
         """Hand the policy's weights to the engine."""
@@ -91,11 +94,23 @@ class Run:
             self.engine_checked = True
 
     def router_drift(self, rollouts: Rollouts) -> dict[str, float]:
-        """For a mixture of experts in an engine of ours: how often it chose other experts (before the update)."""
-        experts = [episode.experts for episode in rollouts.episodes if episode.experts is not None]
-        if len(experts) < len(rollouts.episodes):
+        """For a mixture of experts in an engine of ours: how often it chose other experts (before the update).
+
+        With replay also how far the policies would be apart without it.
+        """
+        self.experts_changed = None
+        sequences, most = rollouts.sequences, self.config.batch.micro_batch_tokens
+        if sequences.experts is None:
             return {}
-        return router_drift(self.policy.model, rollouts.sequences, experts, self.config.batch.micro_batch_tokens)
+        found = rerouted(self.policy.model, sequences, sequences.experts, most)
+        if found is None:
+            return {}
+        self.experts_changed = found.changed
+        without = {}
+        if self.policy.replay is not None:
+            own = stats_of(replace(self.policy, replay=None), sequences, torch.arange(len(sequences.lengths)), most)
+            without = drift_without_replay(own.logprobs, rollouts.rollout_logprobs, sequences.response_mask)
+        return {**found.metrics, **without}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the model folder."""
@@ -223,7 +238,7 @@ def _assemble(
     policy, notes = _policy(config, objective, model)
     reference = _reference(policy, objective, adapted)
     if config.model.gradient_checkpointing:
-        keep_only_inputs(model)
+        keep_only_inputs(model, policy.replay)
     if config.model.compile:
         compile_layers(model, recomputed=config.model.gradient_checkpointing)
     optimizer = make_optimizer(config.optimizer, [p for p in model.parameters() if p.requires_grad])
@@ -260,6 +275,7 @@ def _policy(config: RunConfig, objective: Objective, model: Any) -> tuple[Policy
         head=head,
         autocast=config.model.autocast,
         unpadded=unpadded,
+        replay=Replay(model) if config.engine.replay_experts else None,
     )
     if head is not None:
         return policy, ()
@@ -272,6 +288,7 @@ def _reference(policy: Policy, objective: Objective, adapted: Any) -> Looks | No
         return None
     if adapted is not None:
         return WithoutAdapter(policy, adapted)
+    # Where experts are replayed, the copy's routers listen to the same recorded ones.
     return replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False))
 
 

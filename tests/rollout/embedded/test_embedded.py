@@ -489,3 +489,19 @@ def test_a_narrow_head_alone_rounds_the_logits(make_model):
 def test_parts_of_a_precision_that_cannot_be_are_refused(make_model, options, message):
     with pytest.raises(ConfigError, match=message):
         engine(make_model("llama"), **options)
+
+
+@pytest.mark.parametrize("support", [{}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.0}])
+def test_the_sampling_mask_is_the_support_of_the_distribution(make_model, support):
+    made = engine(make_model())
+    arguments = {
+        "prompts": PROMPTS,
+        "sampling": Sampling(max_tokens=24, **support),
+        "seed": 5,
+        "sequence_ids": range(8),
+    }
+    whole = made.generate(**arguments, return_distributions=True)
+    for full, masked in zip(whole, made.generate(**arguments, return_support=True), strict=True):
+        assert masked.token_ids == full.token_ids and masked.distributions is None
+        named = [ids.tolist() for ids in masked.support_ids.split(masked.support_sizes.tolist())]
+        assert named == [row.isfinite().nonzero().flatten().tolist() for row in full.distributions]

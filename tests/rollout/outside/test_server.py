@@ -96,6 +96,10 @@ class FakeServer:
             return {"success": True}
         if path == "/weight_info":
             return {"weight_version": self.version}
+        if path == "/inference/v1/generate":
+            self.bodies.append(body)
+            self.change(answer := generated())
+            return answer
         assert path == "/v1/completions"
         self.bodies.append(body)
         tokens = [3, 3, EOS]
@@ -108,6 +112,21 @@ class FakeServer:
         answer = {"choices": [choice], "usage": {"completion_tokens": 3}}
         self.change(answer)
         return answer
+
+
+def generated():
+    """As vLLM 0.32 answers with masks: the sampled token first, then others by rank; here of top_k = 3."""
+    tokens, named = [3, 4, EOS], [[3], [3, 4], [2, 3, 4]]
+    rows = [
+        sorted(((TABLE[f"token_id:{t}"], t) for t in range(1, 5)), key=lambda p: (p[1] != t, -p[0])) for t in tokens
+    ]
+    content = [
+        {"token_id": row[0][1], "logprob": row[0][0], "rank": 1}
+        | {"top_logprobs": [{"token_id": t, "logprob": value, "rank": None} for value, t in row[:3]]}
+        for row in rows
+    ]
+    choice = {"index": 0, "finish_reason": "stop", "token_ids": tokens, "logprobs": {"content": content}}
+    return {"request_id": "a", "choices": [choice | {"sampling_mask": named, "routed_experts": None}]}
 
 
 @pytest.fixture(scope="module")
@@ -780,3 +799,65 @@ def test_further_fields_go_into_every_request_and_prefixes_are_dropped_on_demand
     assert engine.forget_prefixes() and server.asked[-1] == "/reset_prefix_cache"
     server.missing.add("/reset_prefix_cache")
     assert not engine.forget_prefixes()
+
+
+@pytest.fixture
+def masked(server, tokenizer, tmp_path):
+    return ServerEngine(client(server), folder=tmp_path, eos_token_id=EOS, tokenizer=tokenizer, masks=True)
+
+
+def ask(engine, **options):
+    arguments = {"prompts": [(1, 4)], "sampling": Sampling(max_tokens=8, top_k=3, top_p=0.9), "seed": 0}
+    return engine.generate(**arguments | {"sequence_ids": [0], "return_support": True} | options)
+
+
+def test_masks_come_by_the_path_of_tokens_in_and_out(server, masked):
+    (completion,) = ask(masked, return_top=2)
+    assert completion.token_ids == (3, 4, EOS) and completion.finish_reason == "stop"
+    assert completion.logprobs.tolist() == [-0.5, -1.5, -2.0]
+    assert completion.support_ids.tolist() == [3, 3, 4, 2, 3, 4] and completion.support_sizes.tolist() == [1, 2, 3]
+    assert completion.top_ids.tolist() == [[3, 4]] * 3, "a sampled token that is not among them is not one of them"
+    assert completion.top_logprobs.tolist() == [[-0.5, -1.5]] * 3
+    assert server.bodies == [
+        {
+            "model": "tiny",
+            "token_ids": [1, 4],
+            "sampling_params": {
+                "max_tokens": 8,
+                "temperature": 1.0,
+                "top_p": 0.9,
+                "top_k": 3,
+                "min_p": 0.0,
+                "seed": request_seed(0, 0, 2),
+                "logprobs": 3,
+                "stop_token_ids": [EOS],
+                "ignore_eos": True,
+                "detokenize": False,
+            },
+        }
+    ]
+    (plain,) = ask(masked, sampling=Sampling(max_tokens=8, temperature=0.0), return_support=False)
+    assert plain.support_ids is None and not plain.logprobs.any()
+    assert (server.bodies[-1]["temperature"], server.bodies[-1]["top_k"]) == (1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling_mask": None}, "sequence 0: no sampling mask in the answer: .*--return-sampling-mask"),
+        ({"sampling_mask": [[3], [], [2]]}, "an empty sampling mask"),
+        ({"sampling_mask": "x"}, "not shaped like one of /inference/v1/generate"),
+        ({"token_ids": [3, 4]}, "2 tokens, 3 log-probabilities, 8 asked for"),
+        ({"finish_reason": "abort"}, "ended with 'abort'"),
+        ({"logprobs": None}, "3 tokens, 0 log-probabilities"),
+    ],
+)
+def test_answers_without_their_masks_are_errors_that_name_the_sequence(server, masked, change, message):
+    server.change = lambda answer: answer["choices"][0].update(change)
+    with pytest.raises(EngineError, match=message):
+        ask(masked)
+
+
+def test_too_few_likeliest_tokens_beside_a_mask_are_an_error(server, masked):
+    with pytest.raises(EngineError, match="asked for 4 tokens per position, the server reports 3; raise its"):
+        ask(masked, return_top=4)

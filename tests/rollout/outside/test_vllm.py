@@ -5,6 +5,7 @@ import sys
 import types
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -44,6 +45,11 @@ class StandIn:
         self.log.append("generate")
         reported = types.SimpleNamespace(token_ids=[4, 4], logprobs=[-0.5, -0.5])
         answer = types.SimpleNamespace(token_ids=[4, 4], logprobs=reported, finish_reason="length")
+        self.asked = parameters
+        if self.options.get("enable_return_routed_experts"):  # [prompt + response - 1, layers, K]
+            answer.routed_experts = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
+        if self.options.get("return_sampling_mask"):  # vllm.outputs.SamplingMask
+            answer.sampling_mask = types.SimpleNamespace(token_ids=[[4], [3, 4, 9]])
         return [types.SimpleNamespace(prompt_token_ids=p["prompt_token_ids"], outputs=[answer]) for p in prompts]
 
 
@@ -127,3 +133,52 @@ def test_further_fields_go_into_every_request_and_prefixes_are_dropped_on_demand
     drawn(engine)
     assert asked[0]["repetition_penalty"] == 1.1 and asked[0]["max_tokens"] == 2
     assert engine.forget_prefixes() and llm.log[-1] == "reset"
+
+
+class WithMasks(StandIn):
+    def __init__(self, return_sampling_mask=False, **options):
+        super().__init__(return_sampling_mask=return_sampling_mask, **options)
+
+
+def test_masks_are_a_setting_of_the_engine_and_come_with_each_response(make, monkeypatch):
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", WithMasks)
+    engine, llm = make(options={"return_sampling_mask": True})
+    assert llm.options["return_sampling_mask"] is True and llm.options["logprobs_mode"] == "processed_logprobs"
+    arguments = {"prompts": [[2, 3]], "seed": 0, "sequence_ids": [7]}
+    sampling = Sampling(top_k=8, top_p=0.9, max_tokens=2)
+    (completion,) = engine.generate(sampling=sampling, return_support=True, **arguments)
+    assert (completion.support_ids.tolist(), completion.support_sizes.tolist()) == ([4, 3, 4, 9], [1, 3])
+    (plain,) = engine.generate(sampling=sampling, **arguments)
+    assert plain.support_ids is None
+    # vLLM refuses greedy requests of such an engine: one of the likeliest token alone is the same.
+    (greedy,) = engine.generate(sampling=Sampling(temperature=0.0, top_p=0.9, max_tokens=2), **arguments)
+    asked = llm.asked[0]
+    assert (asked["temperature"], asked["top_k"], asked["top_p"]) == (1.0, 1, 1.0) and not greedy.logprobs.any()
+    with pytest.raises(ConfigError, match=r"takes no request without top_k, .*top_k = 0: set .*1024"):
+        engine.generate(sampling=Sampling(top_p=0.9, max_tokens=2), **arguments)
+
+
+def test_masks_of_an_engine_without_them_and_of_an_older_vllm_are_errors(make):
+    engine, _ = make()
+    with pytest.raises(EngineError, match=r"sequence 0: no sampling mask in the answer: start vLLM 0.32"):
+        engine.generate([[2, 3]], Sampling(top_k=8, max_tokens=2), seed=0, sequence_ids=[0], return_support=True)
+    with pytest.raises(ConfigError, match=r"sampling_mask = true: vLLM of this version reports no .*0.32 or newer"):
+        make(options={"return_sampling_mask": True})
+
+
+def test_experts_come_with_each_response_where_the_engine_was_started_for_them(make):
+    engine, llm = make(options={"enable_return_routed_experts": True})
+    (completion,) = drawn(engine)
+    assert torch.equal(completion.experts, torch.arange(12).reshape(3, 2, 2).short())
+    engine, llm = make()
+    assert drawn(engine)[0].experts is None and "enable_return_routed_experts" not in llm.options
+
+
+@pytest.mark.parametrize(("prompt", "found"), [([2, 3, 4], "those of 3 tokens"), ([2, 3], "none")])
+def test_experts_of_other_tokens_or_none_are_an_error(make, monkeypatch, prompt, found):
+    engine, llm = make(options={"enable_return_routed_experts": True})
+    llm.options["enable_return_routed_experts"] = len(prompt) == 3
+    with pytest.raises(
+        EngineError, match=rf"sequence 0: {len(prompt) + 1} tokens were read, and vLLM reports {found} "
+    ):
+        engine.generate([prompt], Sampling(max_tokens=2), seed=0, sequence_ids=[0])

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from holdfast.errors import DataError
+from holdfast.rollout.embedded.embedded import EmbeddedEngine
+from holdfast.rollout.engine import Sampling, sampling_logprobs
 from holdfast.rollout.models import character_tokenizer, tiny_model
+from holdfast.rollout.support import support_of
 from holdfast.train.policy.forward import Policy, gather_stats, micro_batches, stats_of
 from holdfast.train.policy.head import HeadForm, find_head
 from holdfast.train.sampling.data import pack
@@ -299,6 +302,60 @@ def test_a_support_that_is_reported_in_full_needs_no_whole_distributions(model, 
     assert torch.allclose(top.kl_rollout_lower, whole.kl_rollout, atol=1e-4)
     slopes = [torch.autograd.grad((s.logprobs + s.entropy).sum(), list(model.parameters())) for s in (whole, top)]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*slopes, strict=True))
+
+
+@pytest.mark.parametrize("head", [HeadForm(), None])
+def test_a_sampling_mask_renormalises_on_the_tokens_that_it_names(model, head):
+    """log q(x) - log Σ_{y in S} q(y) at temperature .7, in float64; entropy and slopes are those of whole ones."""
+    kept = some_distributions(dropped=0.4)
+    ids, sizes = zip(*(support_of(d) for d in kept), strict=True)
+    masked = replace(packed(), support_ids=ids, support_sizes=sizes)
+    policy = Policy(model, temperature=0.7, renormalize=True, entropy_gradient=True, head=head)
+    found, whole = policy.stats(masked), policy.stats(packed(kept))
+    assert (found.kl_rollout, found.tv_rollout_upper) == (None, None)
+    for row, response in enumerate(RESPONSES):
+        logits = logits_of(model, row) / 0.7
+        inside = logits.masked_fill(kept[row] == -torch.inf, -torch.inf)
+        expected = logits.gather(1, torch.tensor(response)[:, None])[:, 0] - inside.logsumexp(-1)
+        assert torch.allclose(found.logprobs[row, : len(response)].double(), expected, atol=1e-5)
+    assert torch.allclose(found.entropy, whole.entropy, atol=1e-5)
+    slopes = [torch.autograd.grad((s.logprobs + s.entropy).sum(), list(model.parameters())) for s in (whole, found)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*slopes, strict=True))
+    # A mask and likeliest tokens: the mask is the support, and the bounds are those of the two on it.
+    both = policy.stats(replace(masked, **likeliest(kept, 3)))
+    assert torch.allclose(both.logprobs, whole.logprobs, atol=1e-5)
+    assert (both.kl_rollout_lower <= whole.kl_rollout + 1e-5).all()
+    assert (both.tv_rollout_upper >= whole.tv_rollout - 1e-5).all()
+    rows = torch.tensor([2, 0])
+    assert torch.allclose(policy.stats(masked.select(rows)).logprobs, found.logprobs[rows], atol=1e-5)
+    plain = Policy(model, head=head).stats(packed())
+    assert torch.equal(Policy(model, head=head).stats(masked).logprobs, plain.logprobs), "raw: the mask is not read"
+
+
+def test_the_engine_s_mask_takes_away_the_drift_that_an_own_top_p_makes(model):
+    """Drift before: the trainer's own top-p has other edges, and tokens off it. After: on the recorded sets."""
+    sampling = Sampling(top_p=0.7, temperature=0.5, max_tokens=32)
+    engine = EmbeddedEngine(model, precision="int4_weight", eos_token_id=2, pad_token_id=0)
+    prompts = [(1, 4 + i % 9, 5 + i % 7) for i in range(63)]
+    drawn = engine.generate(prompts, sampling, seed=0, sequence_ids=range(63), return_support=True)
+    rollout = torch.cat([completion.logprobs for completion in drawn])
+    sequences = pack(prompts, [completion.token_ids for completion in drawn], pad=0)
+    mask, sets = (
+        sequences.response_mask,
+        {name: tuple(getattr(completion, name) for completion in drawn) for name in ("support_ids", "support_sizes")},
+    )
+    with torch.no_grad():
+        logits = model(input_ids=sequences.input_ids).logits[:, 2:-1][mask]
+        own = sampling_logprobs(logits, sampling).gather(
+            1, torch.cat([torch.tensor(c.token_ids) for c in drawn])[:, None]
+        )
+        policy = Policy(model, temperature=0.5, renormalize=True)
+        recorded = policy.stats(replace(sequences, **sets)).logprobs[mask]
+    before, after = (own[:, 0] - rollout).abs(), (recorded - rollout).abs()
+    gone = before.isinf()
+    assert gone.sum() >= 3, "a token that the trainer's own top-p excludes has probability 0"
+    assert after.isfinite().all()
+    assert after.mean() < 0.85 * before[~gone].mean()
 
 
 def test_a_support_beyond_the_reported_tokens_is_refused(model):

@@ -119,3 +119,11 @@ def test_a_token_that_the_model_does_not_have_is_named():
     check_tokens("server", episodes, 11)
     with pytest.raises(EngineError, match=r"the server engine, sequence 5: token 1 of the response is 10, .* has 10"):
         check_tokens("server", episodes, 10)
+
+
+def test_a_sampling_mask_of_another_vocabulary_is_an_error():
+    fits = Episode(5, Problem("?", "", None, "test"), (1,), (3,), support_ids=torch.tensor([3, 9]))
+    check_tokens("vllm", [fits], 10)
+    for ids in ([3, 10], [-1, 3]):
+        with pytest.raises(EngineError, match=r"the vllm engine, sequence 5: its sampling mask names .* has 10"):
+            check_tokens("vllm", [replace(fits, support_ids=torch.tensor(ids))], 10)

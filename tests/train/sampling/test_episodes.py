@@ -8,8 +8,9 @@ import torch
 
 from holdfast.errors import EngineError
 from holdfast.rollout.engine import Completion, Sampling
+from holdfast.rollout.support import support_rows
 from holdfast.tasks.base import Problem
-from holdfast.train.sampling.episodes import Episode, Writing
+from holdfast.train.sampling.episodes import Episode, Writing, _cut
 
 END, PROBLEM = 2, Problem("?", "", None, "test")
 
@@ -23,7 +24,9 @@ class Counting:
     def __init__(self, length):
         self.length, self.policy_version, self.asked = length, 0, []
 
-    def generate(self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0):
+    def generate(
+        self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0, return_support=False
+    ):
         self.asked.append((seed, tuple(sequence_ids), sampling.max_tokens))
         found = [self._one(prompt, sampling.max_tokens, return_distributions) for prompt in prompts]
         return [_with_top(completion, return_top) for completion in found] if return_top else found
@@ -200,3 +203,58 @@ def test_what_cannot_have_been_sampled_is_named(tokens, logprobs, words):
 
     with pytest.raises(EngineError, match=words):
         Writing(Sampling(max_tokens=9)).advance(Odd(1), start(7), budget=9, seed=lambda call: call)
+
+
+class Masked(Counting):
+    """Draws token t from the tokens t to t + n, n the number of the call from 0."""
+
+    def generate(self, prompts, sampling, *, return_support=False, **others):
+        found = super().generate(prompts, sampling, **others)
+        assert return_support
+        return [self.masked(completion, len(self.asked)) for completion in found]
+
+    def masked(self, completion, wide):
+        ids, sizes = support_rows([range(token, token + wide) for token in completion.token_ids])
+        return replace(completion, support_ids=ids, support_sizes=sizes)
+
+
+def test_sampling_masks_of_pieces_are_joined_and_cut_with_their_tokens():
+    writing = Writing(Sampling(max_tokens=5), support=True)
+    first = writing.advance(engine := Masked(9), start(), budget=2, seed=int)
+    (episode,) = writing.advance(engine, first, budget=3, seed=int)
+    assert episode.token_ids == (10, 11, 12, 13, 14)
+    assert episode.support_ids.tolist() == [10, 11, 12, 13, 13, 14, 14, 15]
+    assert episode.support_sizes.tolist() == [1, 1, 2, 2, 2]
+    cut = _cut(engine.masked(Completion((5, 6, 7), torch.zeros(3), "stop", 0), 2), 2)
+    assert (cut.support_ids.tolist(), cut.support_sizes.tolist()) == ([5, 6, 6, 7], [2, 2])
+
+
+def test_a_token_that_its_mask_does_not_name_is_an_error():
+    engine = Masked(9)
+    engine.masked = lambda completion, wide: Masked.masked(engine, replace(completion, token_ids=(10, 12, 12)), wide)
+    plain = engine.generate
+
+    def wrong(*args, **options):
+        return [replace(completion, token_ids=(10, 11, 12)) for completion in plain(*args, **options)]
+
+    engine.generate = wrong
+    with pytest.raises(EngineError, match=r"sequence 0: token 1 is 11, .* drawn from 1 others: its sampling mask"):
+        Writing(Sampling(max_tokens=3), support=True).advance(engine, start(), budget=3, seed=int)
+
+
+class Routed(Counting):
+    """Every token that is read goes to the expert with the number of the call."""
+
+    def generate(self, prompts, sampling, *, return_support=False, **others):
+        found = super().generate(prompts, sampling, **others)
+        read = [len(prompt) + len(c.token_ids) - 1 for prompt, c in zip(prompts, found, strict=True)]
+        call = len(self.asked)
+        return [replace(c, experts=torch.full((n, 2, 1), call)) for c, n in zip(found, read, strict=True)]
+
+
+def test_each_piece_brings_the_experts_of_what_it_read_first():
+    """A prompt of one token, two drawn: two were read. Two more are drawn: two more were read."""
+    engine, writing = Routed(9), Writing(Sampling(max_tokens=5))
+    first = writing.advance(engine, start(), budget=2, seed=int)
+    (episode,) = writing.advance(engine, first, budget=2, seed=int)
+    assert episode.experts[:, 0, 0].tolist() == [1, 1, 2, 2] and episode.experts.shape == (4, 2, 1)

@@ -1,6 +1,7 @@
 """Mixtures of experts: training one, and how often engine and trainer choose other experts."""
 
 import copy
+import math
 import pickle
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,14 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from holdfast.errors import ConfigError
 from holdfast.rollout.embedded.quantize import engine_copy
 from holdfast.rollout.models import character_tokenizer
+from holdfast.rollout.store import read_rollouts
 from holdfast.tasks.base import Problem
 from holdfast.train.keep.folder import RunFolder
 from holdfast.train.loop import train
+from holdfast.train.policy.replay import routers
 from holdfast.train.sampling.data import pack
 from holdfast.train.sampling.episodes import Episode
-from holdfast.train.sampling.routing import _other_sets, chosen_experts, router_drift, routers, with_experts
+from holdfast.train.sampling.routing import at_responses, chosen_experts, drift_without_replay, rerouted, with_experts
 from holdfast.train.sampling.worker import Scribe
 from holdfast.train.settings.configfile import build_config
 from holdfast.train.show.display import Quiet
@@ -52,7 +56,20 @@ def mixture():
 
 
 def drift_of(policy, engine, budget=1000):
-    return router_drift(policy, SEQUENCES, chosen_experts(engine, SEQUENCES, budget), budget)
+    return rerouted(policy, SEQUENCES, chosen_experts(engine, SEQUENCES, budget), budget).metrics
+
+
+def test_experts_are_those_of_all_tokens_but_the_last(mixture):
+    """3 + 4, 2 + 2 and 3 + 3 tokens; responses are predicted from the last of the prompt on."""
+    for budget in (1000, 8):
+        chosen = chosen_experts(mixture, SEQUENCES, budget)
+        assert [tuple(one.shape) for one in chosen] == [(6, 2, 2), (3, 2, 2), (5, 2, 2)]
+        alone = chosen_experts(mixture, pack([(1, 7)], [(5, 2)], pad=0), 1000)
+        assert torch.equal(alone[0].sort().values, chosen[1].sort().values)
+        at = at_responses(chosen, SEQUENCES)
+        assert torch.equal(at[0], chosen[0][2:]) and torch.equal(at[1], chosen[1][1:])
+    held = replace(SEQUENCES, response_mask=SEQUENCES.response_mask & torch.tensor([[True, False, True, True]]))
+    assert torch.equal(at_responses(chosen, held)[0], chosen[0][[2, 4, 5]])
 
 
 def test_the_same_weights_choose_the_same_experts(mixture):
@@ -92,9 +109,18 @@ def test_only_positions_that_predict_response_tokens_count(mixture):
     assert drift == {"router_drift": pytest.approx(1 / 18), "router_drift_tokens": pytest.approx(1 / 9)}
 
 
-def test_experts_are_compared_as_sets():
-    first, second = torch.tensor([[[0, 1]], [[0, 1]]]), torch.tensor([[[1, 0]], [[0, 2]]])
-    assert _other_sets(first, second).tolist() == [[False], [True]]
+def test_experts_are_compared_as_sets_and_counted_by_choice(mixture):
+    """Swapped: the same set. One of both layers' two replaced at the first response token: 2 choices, both layers."""
+    chosen = chosen_experts(mixture, SEQUENCES, 1000)
+    found = rerouted(mixture, SEQUENCES, [one.flip(-1) for one in chosen], 1000)
+    assert not found.changed.any() and found.metrics["router_drift"] == 0
+    other = [one.clone() for one in chosen]
+    for layer in range(2):
+        own = set(other[0][2, layer].tolist())
+        other[0][2, layer, 0] = min(set(range(8)) - own)
+    found = rerouted(mixture, SEQUENCES, other, 1000)
+    assert found.changed.tolist() == [[2, 0, 0, 0], [0] * 4, [0] * 4]
+    assert found.metrics == {"router_drift": pytest.approx(2 / 18), "router_drift_tokens": pytest.approx(1 / 9)}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -115,8 +141,8 @@ def test_models_without_routers_have_no_drift(mixture):
     dense = tiny_model(character_tokenizer("01"), hidden=32, layers=1, heads=2)
     assert chosen_experts(dense, SEQUENCES, 1000) == []
     chosen = chosen_experts(mixture, SEQUENCES, 1000)
-    assert router_drift(dense, SEQUENCES, chosen, 1000) == {}
-    assert router_drift(mixture, SEQUENCES, [experts[:, :1] for experts in chosen], 1000) == {}, "another depth"
+    assert rerouted(dense, SEQUENCES, chosen, 1000) is None
+    assert rerouted(mixture, SEQUENCES, [experts[:, :1] for experts in chosen], 1000) is None, "another depth"
     plain = [Episode(0, Problem("?", "", None, "test"), (1,), (5,), (True,))]
     for engine in (SimpleNamespace(model=dense), SimpleNamespace(model="a server's name"), SimpleNamespace()):
         assert with_experts(engine, plain, plain, 1000) == plain
@@ -132,9 +158,9 @@ def test_each_piece_keeps_the_experts_of_the_weights_that_wrote_it(mixture):
     two = replace(one, token_ids=(8, 9, 7, 4), sampled=(True, True, False, True))
     (first,) = with_experts(SimpleNamespace(model=mixture), [start], [one], 1000)
     (second,) = with_experts(SimpleNamespace(model=other), [first], [replace(two, experts=first.experts)], 1000)
-    assert second.experts.shape == (3, 2, 2) and torch.equal(second.experts[:2], first.experts)
+    assert second.experts.shape == (6, 2, 2) and torch.equal(second.experts[:5], first.experts)
     sequences = pack([start.prompt_ids], [two.token_ids], 0, [two.sampled])
-    assert router_drift(mixture, sequences, [second.experts], 1000) == {
+    assert rerouted(mixture, sequences, [second.experts], 1000).metrics == {
         "router_drift": pytest.approx(1 / 6),  # of three tokens in two layers, the last token in the last layer
         "router_drift_tokens": pytest.approx(1 / 3),
     }
@@ -174,6 +200,39 @@ def test_a_mixture_is_trained_and_its_drift_is_logged(mixture_config, tmp_path):
     first, second = folder.read_metrics()[1:]
     assert 0 <= first["router_drift"] <= first["router_drift_tokens"] <= 1
     assert second["kl_exact_mean"] > 0 and "router_drift" in second and first["warnings"] is not None
+    assert "own_experts_rollout_k3_mean" not in second
+    for record, file in zip((first, second), sorted((folder.path / "rollouts").glob("*.parquet")), strict=True):
+        changed = [
+            n for r in read_rollouts(file) for n, own in zip(r.experts_changed, r.response_mask, strict=True) if own
+        ]
+        assert sum(n > 0 for n in changed) / len(changed) == pytest.approx(record["router_drift_tokens"])
+
+
+def test_a_run_with_replay_says_what_the_drift_would_be_without(mixture_config, tmp_path, monkeypatch):
+    """float32 on both sides, the engine one update behind: other weights choose other experts in the second step."""
+    monkeypatch.setattr("holdfast.tasks.chains.ChainTask.reward", lambda self, problem, text: float(len(text) % 2))
+    config = mixture_config(
+        {"precision": "float32", "lag": 1, "replay_experts": True}, optimizer={"learning_rate": 3e-2}
+    )
+    folder = RunFolder.create(tmp_path / "run", config)
+    train(config, folder, display=Quiet())
+    first, second = folder.read_metrics()[1:]
+    assert first["router_drift"] == 0
+    assert first["abs_log_ratio_mean"] == pytest.approx(first["own_experts_abs_log_ratio_mean"], abs=1e-5)
+    assert second["router_drift"] > 0
+    assert second["abs_log_ratio_mean"] != pytest.approx(second["own_experts_abs_log_ratio_mean"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"engine": {"kind": "server", "replay_experts": True}}, 'replay_experts = true with engine.kind = "server"'),
+        ({"engine": {"replay_experts": True}, "model": {"compile": True}}, "compiled layers choose their own experts"),
+    ],
+)
+def test_replay_that_cannot_be_is_refused(tables, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config(tables)
 
 
 class Here:
@@ -202,3 +261,12 @@ def test_an_asynchronous_mixture_drifts_with_the_age_of_its_tokens(mixture_confi
     train(whole, folder, display=Quiet(), resume=True)
     drift = [record["router_drift"] for record in folder.read_metrics()[1:]]
     assert len(drift) == 3 and drift[0] == 0 and min(drift[1:]) > 0
+
+
+def test_the_drift_without_replay_is_that_of_the_trainer_s_own_experts():
+    """log ρ = ln 2 and ln 4 under the mask: mean |log ρ| = 1.5 ln 2, mean k3 = ((1 - ln 2) + (3 - 2 ln 2)) / 2."""
+    rollout, moved = torch.tensor([[-2.0, -1.0, 0.0]]), torch.tensor([[math.log(2), math.log(4), -9.0]])
+    assert drift_without_replay(rollout + moved, rollout, torch.tensor([[True, True, False]])) == {
+        "own_experts_abs_log_ratio_mean": pytest.approx(1.5 * math.log(2)),
+        "own_experts_rollout_k3_mean": pytest.approx(2 - 1.5 * math.log(2)),
+    }

@@ -16,11 +16,13 @@ from holdfast.train.sampling.sampler import (
     step_episodes,
     wanted_top,
     wants_distributions,
+    wants_support,
     writing_of,
 )
 from holdfast.train.settings.configfile import build_config
 
 BATCH = {"batch": {"prompts": 3, "group_size": 4}}
+MASKED = {"kind": "vllm", "sampling_mask": True}
 
 
 def source_of(name="ledger", **options):
@@ -56,14 +58,18 @@ def test_all_that_restricts_the_support_reaches_the_engine():
         ({"engine": {"exact_kl": False}}, "ppo", False),
         ({"engine": {"exact_kl": False}}, "trm_max+ppo", False),
         ({"engine": {"exact_kl": False}}, "trm_max+ppo by kl_exact", True),
-        ({"engine": {"exact_kl": False}, "sampling": {"top_p": 0.9}}, "ppo", True),
+        ({"engine": {"exact_kl": False}, "sampling": {"top_p": 0.9}}, "ppo", False),
+        ({"engine": {"exact_kl": False, "kind": "server"}, "sampling": {"top_p": 0.9}}, "ppo", True),
+        ({"engine": {"exact_kl": False, "sampling_mask": False}, "sampling": {"top_p": 0.9}}, "ppo", True),
+        ({"engine": {"exact_kl": False} | MASKED, "sampling": {"top_k": 9, "top_p": 0.9}}, "ppo", False),
+        ({"engine": {"exact_kl": False}, "sampling": {"top_p": 0.9}}, "trm_max+ppo by kl_exact", True),
         ({"engine": {"exact_kl": False}, "sampling": {"top_p": 0.9, "trainer_support": "raw"}}, "ppo", False),
         ({"engine": {"exact_kl": False, "top_logprobs": 20}, "sampling": {"top_k": 5}}, "ppo", False),
-        ({"engine": {"exact_kl": False, "top_logprobs": 5}, "sampling": {"top_k": 5}}, "ppo", True),
+        ({"engine": {"exact_kl": False, "top_logprobs": 5, "kind": "vllm"}, "sampling": {"top_k": 5}}, "ppo", True),
         ({"engine": {"exact_kl": False}}, "trm_max+ppo by tv_exact", True),
         ({"engine": {"exact_kl": False, "top_logprobs": 5}}, "trm_max+ppo by tv_upper", False),
         ({"engine": {"top_logprobs": 5}}, "trm_max+ppo by kl_lower", True),
-        ({"engine": {"exact_kl": False, "top_logprobs": 5}, "sampling": {"top_p": 0.9}}, "ppo", True),
+        ({"engine": {"exact_kl": False, "top_logprobs": 5, "kind": "vllm"}, "sampling": {"top_p": 0.9}}, "ppo", True),
         # On a support that is reported in full exact divergences follow too; not without renormalising on it.
         ({"engine": {"exact_kl": False, "top_logprobs": 5}, "sampling": {"top_k": 4}}, "trm_max by kl_exact", False),
         (
@@ -80,6 +86,38 @@ def test_distributions_are_asked_for_where_something_needs_them(sections, object
     name, _, detector = objective.partition(" by ")
     chosen = preset(name, detector=detector) if detector else preset(name)
     assert wants_distributions(build_config(sections), chosen) is wanted
+
+
+@pytest.mark.parametrize(
+    ("engine", "sampling", "wanted"),
+    [
+        ({}, {"top_p": 0.9}, True),
+        ({}, {}, False),
+        ({}, {"top_p": 0.9, "trainer_support": "raw"}, False),
+        ({"exact_kl": True}, {"top_p": 0.9}, False),
+        ({"top_logprobs": 5}, {"top_k": 4}, False),
+        ({"top_logprobs": 5, "sampling_mask": True}, {"top_k": 4}, True),
+        ({"kind": "vllm"}, {"top_k": 4}, False),
+        (MASKED, {"top_k": 4}, True),
+    ],
+)
+def test_masks_are_asked_for_where_the_support_is_known_from_nothing_else(engine, sampling, wanted):
+    config = build_config({"engine": {"exact_kl": False} | engine, "sampling": sampling})
+    assert wants_support(config, preset("ppo")) is wanted
+    source = source_of(entries=1)
+    assert writing_of(config, source, preset("ppo")).support is wanted
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"top_p": 0.9}, r'sampling_mask = true with engine.kind = "vllm" and sampling.top_k = 0: .*for example 1024'),
+        ({}, r"sampling_mask = true, and all of the vocabulary can be sampled.*leave it out"),
+    ],
+)
+def test_masks_that_vllm_cannot_report_are_refused(sampling, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config({"engine": MASKED, "sampling": sampling})
 
 
 @pytest.mark.parametrize("detector", ["kl_lower", "tv_lower", "tv_upper"])
@@ -108,7 +146,9 @@ class Recorder:
     def __init__(self):
         self.calls, self.state, self.closed = [], {"policy_version": 3}, False
 
-    def generate(self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0):
+    def generate(
+        self, prompts, sampling, *, seed, sequence_ids, return_distributions=False, return_top=0, return_support=False
+    ):
         raise AssertionError
 
     def sync(self, model, version):

@@ -22,6 +22,7 @@ from holdfast.rollout.embedded.drawing import Drawn, next_tokens
 from holdfast.rollout.embedded.quantize import Numerics
 from holdfast.rollout.engine import Completion, Sampling
 from holdfast.rollout.models import cache_bytes, copied
+from holdfast.rollout.support import first_rows, support_of
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when less than this share is still running: each compaction copies the cache."""
@@ -136,6 +137,7 @@ class EmbeddedEngine:
         sequence_ids: Sequence[int],
         return_distributions: bool = False,
         return_top: int = 0,
+        return_support: bool = False,
     ) -> list[Completion]:
         """One response per prompt.
 
@@ -158,7 +160,7 @@ class EmbeddedEngine:
         with _at_rest(self.model) if self.precision is None else nullcontext():
             for start in range(0, len(prompts), size):
                 some = slice(start, start + size)
-                reports = return_distributions, return_top
+                reports = return_distributions, return_top, return_support
                 found += self._block(prompts[some], sampling, seed, sequence_ids[some], reports)
         return found
 
@@ -181,7 +183,7 @@ class EmbeddedEngine:
         sampling: Sampling,
         seed: int,
         sequence_ids: Sequence[int],
-        reports: tuple[bool, int],
+        reports: tuple[bool, int, bool],
     ) -> list[Completion]:
         """One response per prompt, all at once."""
         decoder = self._running()
@@ -227,12 +229,15 @@ class EmbeddedEngine:
 class _Record:
     """What has been drawn so far, for all rows."""
 
-    def __init__(self, rows: int, longest: int, device: torch.device, distributions: bool, top: int) -> None:
+    def __init__(
+        self, rows: int, longest: int, device: torch.device, distributions: bool, top: int, support: bool
+    ) -> None:
         self.tokens = torch.full((rows, longest), -1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, longest, device=device)
-        self.distributions, self.top = distributions, top
+        self.distributions, self.top, self.support = distributions, top, support
         self.drawn: list[tuple[Tensor, list[Tensor], list[Tensor]]] = []
         self.wide: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self.supports: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, rows: Tensor, drawn: Drawn) -> None:
         """Record one token per row."""
@@ -245,6 +250,9 @@ class _Record:
         if self.top:
             top = drawn.distribution.topk(min(self.top, drawn.distribution.shape[1]))
             wide |= {"top_logprobs": top.values, "top_ids": top.indices}
+        if self.support:
+            ids, sizes = support_of(drawn.distribution)
+            self.supports.append((rows, ids, sizes))
         self.wide.append((rows, wide))
 
     def _collect(self) -> None:
@@ -261,11 +269,15 @@ class _Record:
         stopped = ended.any(dim=1)
         lengths = torch.where(stopped, ended.long().argmax(dim=1) + 1, (self.tokens >= 0).sum(dim=1)).tolist()
         dense = self._dense()
+        supports = self._supports() if self.support else []
         found = []
         for row, (tokens, length, stop) in enumerate(zip(self.tokens.tolist(), lengths, stopped.tolist(), strict=True)):
             logprobs = self.logprobs[row, :length].clone()
             if not bool(torch.isfinite(logprobs).all()):
                 raise EngineError("the engine's logits are not finite: its weights have diverged or are damaged")
+            named = {}
+            if supports:
+                named["support_ids"], named["support_sizes"] = first_rows(*supports[row], length)
             found.append(
                 Completion(
                     token_ids=tuple(tokens[:length]),
@@ -273,6 +285,7 @@ class _Record:
                     finish_reason="stop" if stop else "length",
                     policy_version=version,
                     **{name: values[row, :length] for name, values in dense.items()},
+                    **named,
                 )
             )
         return found
@@ -287,6 +300,15 @@ class _Record:
             for name, values in wide.items():
                 dense[name][rows, len(self.wide)] = values
         return dense
+
+    def _supports(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each row, the tokens that could be drawn, step after step, and their numbers."""
+        table = torch.zeros(len(self.tokens), len(self.supports), dtype=torch.int32, device=self.tokens.device)
+        for step, (rows, _, sizes) in enumerate(self.supports):
+            table[rows, step] = sizes
+        owner = torch.cat([rows.repeat_interleave(sizes.long()) for rows, _, sizes in self.supports])
+        ids = torch.cat([ids for _, ids, _ in self.supports])[owner.argsort(stable=True)]
+        return list(zip(ids.split(table.sum(dim=1).tolist()), table, strict=True))
 
 
 def _weights(model: torch.nn.Module, precision: str | None) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from holdfast.errors import EngineError, HoldfastError
 from holdfast.rollout.engine import Completion, Sampling
+from holdfast.rollout.outside import masked
 from holdfast.rollout.outside.external import check_requests, checked, request_seed, split_rows, write_model
 from holdfast.rollout.outside.http import LARGEST, HttpClient
 from holdfast.rollout.outside.process import ServerProcess
@@ -29,9 +30,6 @@ Sync = Literal["reload", "restart"]
 
 PROBE = '1 + 2 = 3; naïve (北京)\n\tx[0] -> "y"'
 """Encoded by both sides: two tokenizers that agree on it are taken for the same."""
-
-LOWEST = -9999.0
-"""What servers write for a log-probability of -inf, which JSON cannot say."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class _Request:
     sampling: Sampling
     distributions: bool
     top: int
+    support: bool = False
 
 
 class ServerEngine:
@@ -64,14 +63,15 @@ class ServerEngine:
         sync: Sync = "reload",
         process: ServerProcess | None = None,
         concurrency: int = 64,
+        masks: bool = False,
     ) -> None:
-        """Ask the server what it serves and whether it tokenizes like `tokenizer`.
+        """Ask the server what it serves and whether it tokenizes like `tokenizer`; `masks`: it reports its support.
 
         Raises:
             EngineError: no server, no model, or another tokenizer.
         """
         self.client, self.folder, self.eos_token_id, self.tokenizer = client, Path(folder), eos_token_id, tokenizer
-        self.mode, self.concurrency = sync, concurrency
+        self.mode, self.concurrency, self.masks = sync, concurrency, masks
         self.request: dict[str, Any] = {}
         """Further fields of every request, as they are."""
         self._process = process
@@ -116,10 +116,14 @@ class ServerEngine:
         sequence_ids: Sequence[int],
         return_distributions: bool = False,
         return_top: int = 0,
+        return_support: bool = False,
     ) -> list[Completion]:
         """One response per prompt; `return_distributions` needs a server with --max-logprobs -1.
 
+        `return_support` needs one with --return-sampling-mask, and does not go with whole distributions.
+
         Raises:
+            ConfigError: sampling that vLLM does not do, or not with masks.
             EngineError: the engine is closed or has not got its weights back, a prompt cannot be continued, the server
                 fails, has other weights than those of the last sync, or answers something that cannot be trained on.
         """
@@ -127,12 +131,14 @@ class ServerEngine:
         if self._due:
             raise EngineError("a resumed server engine has no weights: call sync(model, version) before generate")
         check_requests(prompts, sequence_ids, sampling, context=self.context)
+        asked = masked.as_vllm_takes_it(sampling) if self.masks else sampling
+        reports = return_distributions, return_top, return_support
         requests = [
-            _Request(prompt, i, request_seed(seed, i, len(prompt)), sampling, return_distributions, return_top)
+            _Request(prompt, i, request_seed(seed, i, len(prompt)), asked, *reports)
             for prompt, i in zip(prompts, sequence_ids, strict=True)
         ]
         with ThreadPoolExecutor(max_workers=self.concurrency) as threads:
-            waiting = [threads.submit(self._complete, request) for request in requests]
+            waiting = [threads.submit(self._complete, request, sampling) for request in requests]
             try:
                 completions = [answer.result() for answer in waiting]
             except BaseException:
@@ -218,9 +224,38 @@ class ServerEngine:
                 "started again, or somebody else synced it; its responses are not from the policy, sync again"
             )
 
-    def _complete(self, request: _Request) -> Completion:
+    def _complete(self, request: _Request, sampling: Sampling) -> Completion:
+        """The response to a request; `sampling` is what was wanted, where the server had to be asked otherwise."""
+        path, body = self._asked(request)
+        answer = self.client.post(path, body, largest=self._largest(request))
+        if answer is None:
+            raise EngineError(f"{self.client.url} has no {path}, or no longer serves {self.model!r}")
+        name = f"{self.client.url}, sequence {request.sequence_id}"
+        try:
+            return checked(self._read(answer, request, name), sampling, name)
+        except HoldfastError:
+            raise
+        except (TypeError, LookupError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            raise EngineError(
+                f"{name}: the answer is not shaped like one of {path} ({type(error).__name__}: {error}): "
+                f"{str(answer)[:200]}"
+            ) from None
+
+    def _read(self, answer: dict[str, Any], request: _Request, name: str) -> Completion:
+        if not request.support:
+            return read_answer(answer, request, self._version, name)
+        most = request.sampling.max_tokens
+        return masked.read(answer, top=request.top, version=self._version, most=most, name=name)
+
+    def _asked(self, request: _Request) -> tuple[str, dict[str, Any]]:
+        """Path and body of a request."""
         sampling = request.sampling
-        answer = self.client.post(
+        if request.support:
+            wanted = {"seed": request.seed, "eos_token_id": self.eos_token_id, "top": request.top}
+            body = masked.body(self.model, request.prompt, sampling, **wanted)
+            body["sampling_params"] |= self.request
+            return masked.PATH, body
+        return (
             "/v1/completions",
             {
                 "model": self.model,
@@ -238,24 +273,12 @@ class ServerEngine:
                 "return_tokens_as_token_ids": True,
                 **self.request,
             },
-            largest=self._largest(request),
         )
-        if answer is None:
-            raise EngineError(f"{self.client.url} has no /v1/completions, or no longer serves {self.model!r}")
-        name = f"{self.client.url}, sequence {request.sequence_id}"
-        try:
-            return checked(read_answer(answer, request, self._version, name), sampling, name)
-        except HoldfastError:
-            raise
-        except (TypeError, LookupError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
-            raise EngineError(
-                f"{name}: the answer is not shaped like one of /v1/completions ({type(error).__name__}: {error}): "
-                f"{str(answer)[:200]}"
-            ) from None
 
     def _largest(self, request: _Request) -> int:
         """Bytes that an answer may have: 64 for every reported token, which is twice what vLLM writes."""
-        reported = 2 * len(self.tokenizer) if request.distributions else 1 + request.top
+        reported = 2 * len(self.tokenizer) if request.distributions else 2 + request.top
+        reported += request.sampling.top_k if request.support else 0
         return LARGEST + 64 * (len(request.prompt) + request.sampling.max_tokens * (1 + reported))
 
     def _open(self) -> None:
@@ -303,7 +326,7 @@ def _fields(
     tokens: list[int], sampled: list[float], tables: list[dict[str, float]] | None, request: _Request, name: str
 ) -> dict[str, Tensor]:
     own = torch.tensor(sampled, dtype=torch.float32)
-    own = own.masked_fill(own <= LOWEST, -torch.inf)
+    own = own.masked_fill(own <= masked.LOWEST, -torch.inf)
     if not request.distributions and not request.top:
         return {"logprobs": own}
     try:
@@ -320,5 +343,5 @@ def _fields(
         )
     ids = torch.tensor([[token, *(i for i, _ in row[:width])] for token, row in zip(tokens, rows, strict=True)])
     likeliest = torch.tensor([[value for _, value in row[:width]] for row in rows])
-    values = torch.cat([own[:, None], likeliest.masked_fill(likeliest <= LOWEST, -torch.inf)], dim=1)
+    values = torch.cat([own[:, None], likeliest.masked_fill(likeliest <= masked.LOWEST, -torch.inf)], dim=1)
     return split_rows(ids, values, top=request.top, vocabulary=width if request.distributions else None)

@@ -9,15 +9,19 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from holdfast.errors import ConfigError, EngineError, nearest
 from holdfast.rollout.engine import Completion, Sampling
 from holdfast.rollout.outside.external import check_requests, checked, request_seed, split_rows
+from holdfast.rollout.outside.masked import as_vllm_takes_it, support_of_output
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 GIB = 1 << 30
@@ -50,7 +54,8 @@ class VllmEngine:
         """Load the model; `cache_gib` is the room for keys and values, `options` go to `vllm.LLM` as they are.
 
         On a GPU vLLM claims a share of the whole card, and is given (cache + weights + 3 GiB) / card; there `sleep`
-        turns vLLM's sleep mode on.
+        turns vLLM's sleep mode on. With `return_sampling_mask` among the options it can report its support, with
+        `enable_return_routed_experts` it reports the experts of every response.
 
         Raises:
             ConfigError: unknown precision, no vLLM beside the trainer, or more memory than the card has.
@@ -65,6 +70,8 @@ class VllmEngine:
         self.request: dict[str, Any] = {}
         """Further fields of `vllm.SamplingParams`, for every request."""
         self._version, self._broken, self._due = 0, "", False
+        self._masks = bool((options or {}).get("return_sampling_mask"))
+        self._routed = bool((options or {}).get("enable_return_routed_experts"))
         gpu = torch.cuda.is_available()
         self._asleep: set[str] = set()
         card: dict[str, Any] = {"enable_sleep_mode": True} if gpu and sleep else {}
@@ -128,12 +135,14 @@ class VllmEngine:
         sequence_ids: Sequence[int],
         return_distributions: bool = False,
         return_top: int = 0,
+        return_support: bool = False,
     ) -> list[Completion]:
         """One response per prompt.
 
         Raises:
-            EngineError: the engine is closed, broken or has not got its weights back, a prompt cannot be continued, or
-                vLLM fails.
+            ConfigError: sampling that vLLM does not do, or not with masks.
+            EngineError: the engine is closed, broken or has not got its weights back, a prompt cannot be continued,
+                vLLM fails, or masks are asked for of an engine that was started without.
         """
         llm = self._running()
         if self._due:
@@ -143,6 +152,7 @@ class VllmEngine:
         check_requests(prompts, sequence_ids, sampling, context=self.context, vocabulary=self.vocabulary)
         if not prompts:
             return []
+        asked = as_vllm_takes_it(sampling) if self._masks else sampling
         vocabulary = self.vocabulary if return_distributions else None
         width = return_top if vocabulary is None else -1
         rows = len(prompts) if vocabulary is None else max(1, ENTRIES // (sampling.max_tokens * vocabulary))
@@ -150,10 +160,16 @@ class VllmEngine:
         found: list[Completion] = []
         for start in range(0, len(prompts), rows):
             some = slice(start, start + rows)
-            parameters = [self._parameters(sampling, width, request) for request in seeds[some]]
+            parameters = [self._parameters(asked, width, request) for request in seeds[some]]
             for output in self._sample(llm, prompts[some], parameters):
+                name = f"sequence {sequence_ids[len(found)]}"
                 completion = self._completion(output, return_top, vocabulary)
-                found.append(checked(completion, sampling, f"sequence {sequence_ids[len(found)]}"))
+                if return_support:
+                    completion = replace(completion, **support_of_output(output, f"vLLM, {name}"))
+                if self._routed:
+                    experts = experts_of(output, len(prompts[len(found)]) + len(completion.token_ids) - 1, name)
+                    completion = replace(completion, experts=experts)
+                found.append(checked(completion, sampling, name))
         return found
 
     def forget_prefixes(self) -> bool:
@@ -246,6 +262,22 @@ class VllmEngine:
             raise EngineError(f"vLLM failed while {doing}: {self._broken}") from error
 
 
+def experts_of(output: Any, tokens: int, name: str) -> Int[Tensor, "M layers K"]:
+    """The experts in vLLM's CompletionOutput: [prompt + response - 1, layers, K].
+
+    Raises:
+        EngineError: there are none, or not for this many tokens.
+    """
+    chosen = getattr(output, "routed_experts", None)
+    found = "none" if chosen is None else f"those of {len(chosen)} tokens"
+    if chosen is None or len(chosen) != tokens:
+        raise EngineError(
+            f"vLLM, {name}: {tokens} tokens were read, and vLLM reports {found} as routed_experts: experts cannot be "
+            "replayed; leave engine.replay_experts out"
+        )
+    return torch.from_numpy(chosen.astype("int16"))
+
+
 def utilization(folder: Path, precision: str, cache_gib: float) -> float:
     """The share of the card that vLLM may take: (keys and values + weights + 3 GiB) / all of it.
 
@@ -292,6 +324,11 @@ def _load(options: Mapping[str, Any]) -> Any:
             f"engine.kind = 'vllm' needs vLLM beside the trainer ({error}); install it (on a CPU: "
             "requirements/test-vllm.txt) or use engine.kind = 'server'"
         ) from error
+    if options.get("return_sampling_mask") and "return_sampling_mask" not in signature(vllm.LLM).parameters:
+        raise ConfigError(
+            f"engine.sampling_mask = true: vLLM {getattr(vllm, '__version__', 'of this version')} reports no sampling "
+            "masks; install 0.32 or newer, or leave it out"
+        )
     try:
         with _own_random_numbers():
             return vllm.LLM(**options)

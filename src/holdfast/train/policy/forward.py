@@ -7,6 +7,7 @@ little. Right padding needs no attention mask: under causal attention no real to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,13 +18,15 @@ from torch import Tensor
 from holdfast.core.divergences import exact_from_logits, top_k
 from holdfast.errors import DataError
 from holdfast.kernels import lm_head_stats
+from holdfast.rollout.support import outside
 from holdfast.train.policy.head import HeadForm, hidden_states
+from holdfast.train.policy.replay import Replay
 from holdfast.train.policy.unpadded import VARLEN, Layout, Packed, lay_out, pack_rows
 from holdfast.train.policy.unpadded import hidden_states as unpadded_states
 from holdfast.types import STATS_BOUNDS, TokenStats
 
 DIVERGENCES = ("kl_rollout", "tv_rollout", "chi2_rollout")
-ENGINE_FIELDS = ("distributions", "top_ids", "top_logprobs")
+ENGINE_FIELDS = ("distributions", "top_ids", "top_logprobs", "support_ids", "support_sizes")
 """Of `Sequences`: what an engine may report of each draw beside its log-probability."""
 ROUNDED = 64
 """Tokens of which an unpadded micro-batch has a multiple, in bfloat16 on a CPU."""
@@ -37,7 +40,9 @@ class Sequences:
 
     `response_lengths` count a tool's tokens too; `response_mask` is True on the policy's own alone. `distributions`
     are the engine's full log-distributions, one row per sampled token of each sequence, -inf outside its support;
-    `top_ids` and `top_logprobs` those of its K likeliest tokens alone, which take [N, K] where the others take [N, V].
+    `top_ids` and `top_logprobs` those of its K likeliest tokens alone, which take [N, K] where the others take [N, V];
+    `support_ids` are all that it could sample, draw after draw, of which each has `support_sizes`. `experts` are those
+    that the engine's model chose for the first tokens of each sequence, all but its last one if all are known.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -47,6 +52,9 @@ class Sequences:
     distributions: tuple[Float[Tensor, "_ V"], ...] | None = None
     top_ids: tuple[Int[Tensor, "_ K"], ...] | None = None
     top_logprobs: tuple[Float[Tensor, "_ K"], ...] | None = None
+    support_ids: tuple[Int[Tensor, " _"], ...] | None = None
+    support_sizes: tuple[Int[Tensor, " _"], ...] | None = None
+    experts: tuple[Int[Tensor, "_ layers K"], ...] | None = None
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
@@ -56,7 +64,8 @@ class Sequences:
     def select(self, rows: Int[Tensor, " b"]) -> Sequences:
         """These rows, without the padding that none of them needs; T stays, so that it matches the batch's."""
         longest = int(self.lengths[rows].max())
-        known = {name: values for name in ENGINE_FIELDS if (values := getattr(self, name)) is not None}
+        reported = (*ENGINE_FIELDS, "experts")
+        known = {name: values for name in reported if (values := getattr(self, name)) is not None}
         return Sequences(
             input_ids=self.input_ids[rows, :longest],
             prompt_lengths=self.prompt_lengths[rows],
@@ -85,16 +94,31 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Reported:
-    """What the engine said of N draws: whole log-distributions, its K likeliest tokens, both or neither."""
+    """What the engine said of N draws: whole log-distributions, its K likeliest tokens, all that it could draw."""
 
     distributions: Float[Tensor, "N V"] | None = None
     top_ids: Int[Tensor, "N K"] | None = None
     top_logprobs: Float[Tensor, "N K"] | None = None
+    support_ids: Int[Tensor, " M"] | None = None
+    support_sizes: Int[Tensor, " N"] | None = None
 
     @property
     def knows_support(self) -> bool:
         """Whether it tells which tokens the engine could sample, at least in part."""
-        return self.distributions is not None or self.top_ids is not None
+        return any(known is not None for known in (self.distributions, self.top_ids, self.support_ids))
+
+    @property
+    def only_likeliest(self) -> bool:
+        """Whether the support has to be found among the K likeliest tokens."""
+        return self.top_ids is not None and self.distributions is None and self.support_ids is None
+
+    def excluded(self, vocabulary: int) -> Bool[Tensor, "N V"] | None:
+        """What the engine could not sample, where it says so for the whole vocabulary."""
+        if self.distributions is not None:
+            return self.distributions == -torch.inf
+        if self.support_ids is None or self.support_sizes is None:
+            return None
+        return outside(self.support_ids, self.support_sizes, vocabulary)
 
     def bounds(self, chosen: Float[Tensor, "N K"] | None) -> dict[str, Tensor]:
         """Bounds of KL and TV, given the policy's log-probabilities of the same K tokens."""
@@ -115,12 +139,14 @@ class Looks(Protocol):
 class Policy:
     """The model being trained and how its logits become the distribution that the engine claims to sample from.
 
-    `temperature` divides the logits. With `renormalize`, tokens outside the engine's support (top-p, top-k, min-p)
-    are removed before the softmax, so that both policies are distributions over the same set. Entropy carries a
-    gradient only where `entropy_gradient` asks for one. `head` says how logits follow from hidden states, for
-    `holdfast.kernels.lm_head_stats`; without it all logits are made. With `autocast` the model multiplies in bfloat16
-    whatever its weights are kept in. Where the engine gave no whole distributions, the support must fit into its K
-    likeliest tokens. With `unpadded` (see `make_unpadded`; it needs a head) padding and shared prompts cost nothing.
+    `temperature` divides the logits. With `renormalize`, tokens outside the engine's support S (top-p, top-k, min-p)
+    are removed before the softmax, so that both policies are distributions over the same set: of a sampled token x,
+    log q(x) - log Σ_{y in S} q(y). S is that of the engine's whole distributions, or of its sampling mask; else it must
+    fit into its K likeliest tokens. Entropy carries a gradient only where `entropy_gradient` asks for one. `head` says
+    how logits follow from hidden states, for `holdfast.kernels.lm_head_stats`; without it all logits are made. With
+    `autocast` the model multiplies in bfloat16 whatever its weights are kept in. With `unpadded` (see `make_unpadded`;
+    it needs a head) padding and shared prompts cost nothing. With `replay` a mixture's routers choose the experts that
+    the engine's chose, where the sequences tell them.
     """
 
     model: Any
@@ -130,6 +156,7 @@ class Policy:
     head: HeadForm | None = None
     autocast: bool = False
     unpadded: bool = False
+    replay: Replay | None = None
 
     def stats(self, sequences: Sequences) -> TokenStats:
         """Log-probabilities (with gradient), entropy and what the engine's report allows of divergences.
@@ -147,12 +174,13 @@ class Policy:
         device = self.model.device
         targets = sequences.input_ids[row, position].to(device)
         reported = sequences.reported(device)
-        where = self._layout(sequences) if self.unpadded else sequences.input_ids
-        places = (where.to(device), row.to(device), (position - 1).to(device))
-        if self.head is None or (self.renormalize and reported.knows_support):
-            values = self._from_logits(places, targets, reported)
-        else:
-            values = self._from_hidden(self.head, places, targets, reported)
+        where = (self._layout(sequences) if self.unpadded else sequences.input_ids).to(device)
+        places = (where, row.to(device), (position - 1).to(device))
+        with self._routed(sequences, where):
+            if self.head is None or (self.renormalize and reported.knows_support):
+                values = self._from_logits(places, targets, reported)
+            else:
+                values = self._from_hidden(self.head, places, targets, reported)
         return TokenStats(**{name: _scatter(value.to(mask.device), mask) for name, value in values.items()})
 
     def _from_hidden(
@@ -187,12 +215,13 @@ class Policy:
             else:
                 logits = self.head.logits(self.model, _hidden_states(self.model, places))
         logits = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
-        if self.renormalize and reported.distributions is None and reported.top_ids is not None:
+        if self.renormalize and reported.only_likeliest:
             logits, targets, reported = _on_support(logits, targets, reported)
+        excluded = reported.excluded(logits.shape[1]) if self.renormalize else None
         rollout, top_ids = reported.distributions, reported.top_ids
         drift = {} if rollout is None else self._divergences(logits.detach(), rollout)
-        if rollout is not None and self.renormalize:
-            logits = logits.masked_fill(rollout == -torch.inf, -torch.inf)
+        if excluded is not None:
+            logits = logits.masked_fill(excluded, -torch.inf)
         log_policy = torch.log_softmax(logits, dim=-1)
         sampled = log_policy.gather(1, targets.unsqueeze(1)).squeeze(1)
         return {
@@ -207,10 +236,21 @@ class Policy:
         ids, width = sequences.input_ids.to(self.model.device), self.model.get_input_embeddings().weight.shape[1]
         if self.model.config._attn_implementation in VARLEN:
             return pack_rows(ids, sequences.lengths)
-        layout = lay_out(ids, sequences.prompt_lengths, sequences.lengths, sequences.same_prompts(), width)
+        prompts = sequences.same_prompts()
+        if self._replays(sequences):  # the engine may have sent two copies of a prompt to different experts
+            prompts = torch.arange(len(prompts))
+        layout = lay_out(ids, sequences.prompt_lengths, sequences.lengths, prompts, width)
         # oneDNN writes its bfloat16 products anew for every number of tokens, which takes longer than to run them.
         narrow = self.autocast or self.model.dtype is torch.bfloat16
         return layout.rounded(ROUNDED) if narrow and self.model.device.type == "cpu" else layout
+
+    def _replays(self, sequences: Sequences) -> bool:
+        return self.replay is not None and sequences.experts is not None
+
+    def _routed(self, sequences: Sequences, where: Tensor | Layout | Packed) -> AbstractContextManager[None]:
+        if self.replay is None or sequences.experts is None:
+            return nullcontext()
+        return self.replay.choosing(self.replay.laid_out(sequences.experts, where))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)

@@ -10,6 +10,7 @@ from torch import nn
 from holdfast.errors import ConfigError
 from holdfast.rollout.models import character_tokenizer, load_model, tiny_model
 from holdfast.train.keep.checkpoint import no_progress_bar
+from holdfast.train.policy.replay import Replay
 from holdfast.train.settings.config import ModelConfig, RunConfig
 from holdfast.train.settings.device import check_attention, device_of
 from holdfast.train.settings.seeds import derive_seed
@@ -53,8 +54,10 @@ def use_attention(model: Any, settings: ModelConfig) -> None:
         )
 
 
-def keep_only_inputs(model: Any) -> None:
+def keep_only_inputs(model: Any, replay: Replay | None = None) -> None:
     """Recompute each layer's activations in the backward pass instead of keeping them, and drop nothing out.
+
+    Both passes send tokens to the same experts, those of `replay` where there is one.
 
     transformers recomputes in training mode only, in which dropout would make the two passes differ.
 
@@ -72,7 +75,8 @@ def keep_only_inputs(model: Any) -> None:
     model.train()
     # transformers renamed it in the course of version 5.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    again = {} if replay is None else {"context_fn": replay.recomputing}
+    enable({"use_reentrant": False, **again})
 
 
 def compile_layers(model: Any, *, recomputed: bool) -> None:

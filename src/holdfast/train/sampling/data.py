@@ -234,7 +234,7 @@ def assemble(source: PromptSource, episodes: Sequence[Episode], rewards: Sequenc
         prompts.token_ids, responses, source.tokenizer.pad_token_id, [episode.sampled for episode in episodes]
     )
     mask = sequences.response_mask
-    for name in ENGINE_FIELDS:
+    for name in (*ENGINE_FIELDS, "experts"):
         known = [value for e in episodes if (value := getattr(e, name)) is not None]
         if len(known) == len(episodes):
             sequences = replace(sequences, **{name: tuple(known)})

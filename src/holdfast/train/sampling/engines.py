@@ -66,6 +66,13 @@ def check_tokens(engine: str, episodes: Sequence[Episode], vocabulary: int) -> N
                     f"the {engine} engine, sequence {episode.sequence_id}: token {place} of the response is {token}, "
                     f"and the trainer's model has {vocabulary}: give trainer and engine the same model folder"
                 )
+        ids = episode.support_ids
+        if ids is not None and len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+            raise EngineError(
+                f"the {engine} engine, sequence {episode.sequence_id}: its sampling mask names tokens from "
+                f"{int(ids.min())} to {int(ids.max())}, and the trainer's model has {vocabulary}: give trainer and "
+                "engine the same model folder"
+            )
 
 
 def check_first_batch(

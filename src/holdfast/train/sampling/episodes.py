@@ -15,6 +15,7 @@ from torch import Tensor
 
 from holdfast.errors import EngineError
 from holdfast.rollout.engine import Completion, Engine, Sampling
+from holdfast.rollout.support import first_rows, named
 from holdfast.tasks.base import Problem
 
 Reply = Callable[[Problem, Sequence[int]], tuple[int, ...] | None]
@@ -26,8 +27,9 @@ class Episode:
     """One response: what the policy sampled, under which weights, and what an environment said in between.
 
     `sampled` is False on tokens that the environment wrote; `versions` and `turn_ids` are per token. What the engine
-    reported (`logprobs` to `top_logprobs`, as in a Completion) is per sampled token, and so are the `experts` that its
-    model chose, if it is a mixture; they follow once a piece is written. `finish_reason` is None until the response is.
+    reported (`logprobs` to `support_sizes`, as in a Completion) is per sampled token. The `experts` that its model
+    chose, if it is a mixture, are of all tokens but the last, and follow once a piece is written. `finish_reason` is
+    None until the response is.
     """
 
     sequence_id: int
@@ -41,6 +43,8 @@ class Episode:
     distributions: Float[Tensor, "N V"] | None = None
     top_ids: Int[Tensor, "N K"] | None = None
     top_logprobs: Float[Tensor, "N K"] | None = None
+    support_ids: Int[Tensor, " M"] | None = None
+    support_sizes: Int[Tensor, " N"] | None = None
     experts: Int[Tensor, "M layers E"] | None = None
     finish_reason: str | None = None
 
@@ -64,13 +68,14 @@ class Episode:
 class Writing:
     """How responses are written: `sampling.max_tokens` sampled tokens in all; `reply` makes it a conversation.
 
-    `distributions` and `top` (the number K of likeliest tokens) say what the engine must report of each draw. After
-    `max_turns` turns of the policy the environment is not asked any more.
+    `distributions`, `top` (the number K of likeliest tokens) and `support` (all that could be drawn) say what the
+    engine must report of each draw. After `max_turns` turns of the policy the environment is not asked any more.
     """
 
     sampling: Sampling
     distributions: bool = False
     top: int = 0
+    support: bool = False
     reply: Reply | None = None
     max_turns: int = 1
 
@@ -99,6 +104,7 @@ class Writing:
                 sequence_ids=[written[i].sequence_id for i in active],
                 return_distributions=self.distributions,
                 return_top=self.top,
+                return_support=self.support,
             )
             if len(completions) != len(active):
                 raise EngineError(
@@ -132,7 +138,9 @@ _REPORTED = {
     "distributions": "distributions",
     "top_ids": "rows of likeliest tokens",
     "top_logprobs": "rows of their log-probabilities",
+    "support_sizes": "numbers of tokens that could be drawn",
 }
+_KEPT = (*_REPORTED, "support_ids")
 
 
 LOWEST = -80.0
@@ -155,6 +163,15 @@ def _check(completion: Completion, engine: str, episode: Episode) -> None:
             f"{name}: log-probability {float(logprobs[wrong[0]]):g} at token {start + wrong[0]}: a token that was "
             f"sampled has one between {LOWEST:g} and 0; the engine's log-probabilities are not those of its tokens"
         )
+    ids, sizes = completion.support_ids, completion.support_sizes
+    if ids is None or sizes is None or len(sizes) != len(completion.token_ids):
+        return
+    drawn = torch.tensor(completion.token_ids, device=ids.device)
+    if off := (~named(ids, sizes, drawn)).nonzero().flatten().tolist():
+        raise EngineError(
+            f"{name}: token {start + off[0]} is {completion.token_ids[off[0]]}, and the engine says that it was drawn "
+            f"from {int(sizes[off[0]])} others: its sampling mask is not that of its tokens"
+        )
 
 
 def _cut(completion: Completion, room: int) -> Completion:
@@ -169,20 +186,26 @@ def _cut(completion: Completion, room: int) -> Completion:
             )
     if len(tokens) <= room:
         return completion
-    kept = {field: value[:room] for field in _REPORTED if (value := getattr(completion, field)) is not None}
+    kept: dict[str, Any] = {f: value[:room] for f in _REPORTED if (value := getattr(completion, f)) is not None}
+    if completion.support_ids is not None and completion.support_sizes is not None:
+        kept["support_ids"], _ = first_rows(completion.support_ids, completion.support_sizes, room)
     return replace(completion, token_ids=tokens[:room], finish_reason="length", **kept)
 
 
 def _extended(episode: Episode, piece: Completion) -> Episode:
-    """The episode with a piece sampled by the policy."""
-    count, turn = len(piece.token_ids), episode.turn
+    """The episode with a piece sampled by the policy; what was read before keeps the experts of that time."""
+    count, turn, experts = len(piece.token_ids), episode.turn, episode.experts
+    if piece.experts is not None:
+        read = piece.experts[: len(episode.prompt_ids) + len(episode.token_ids) + count - 1].to("cpu", torch.int16)
+        experts = read if experts is None else torch.cat([experts, read[len(experts) :]])
     return replace(
         episode,
         token_ids=episode.token_ids + piece.token_ids,
         sampled=episode.sampled + (True,) * count,
         versions=episode.versions + (piece.policy_version,) * count,
         turn_ids=episode.turn_ids + (turn,) * count,
-        **{field: _joined(getattr(episode, field), getattr(piece, field)) for field in _REPORTED},
+        experts=experts,
+        **{field: _joined(getattr(episode, field), getattr(piece, field)) for field in _KEPT},
     )
 
 

@@ -1,4 +1,4 @@
-"""Router drift of mixtures of experts: how often the engine sends a token to other experts than the trainer does.
+"""Experts of mixtures: which the engine chose, and how often the trainer sends a token to others.
 
 Both models read the same sequences: the engine's copy right after it has written a piece, in its own numerics and
 under the weights that wrote it; the trainer's at the step that trains on it. That is what the engine chooses on reading
@@ -7,28 +7,25 @@ the sequence, which may differ in rounding from what it chose while writing it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from holdfast.core.divergences import abs_log, k3
 from holdfast.train.policy.forward import Sequences, micro_batches
+from holdfast.train.policy.replay import routers
 from holdfast.train.sampling.data import pack
 from holdfast.train.sampling.episodes import Episode
 
 
-def routers(model: nn.Module) -> list[nn.Module]:
-    """The modules that choose experts, layer by layer: routers of transformers return the chosen indices last."""
-    return [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
-
-
 @torch.no_grad()
 def chosen_experts(model: Any, sequences: Sequences, max_tokens: int) -> list[Int[Tensor, "_ layers K"]]:
-    """Of each sequence, the experts at the positions from which its response tokens are predicted.
+    """Of each sequence, the experts of all its tokens but the last, from which nothing is predicted.
 
     Empty for models without routers.
     """
@@ -39,51 +36,77 @@ def chosen_experts(model: Any, sequences: Sequences, max_tokens: int) -> list[In
     for rows in micro_batches(sequences, torch.arange(len(sequences.response_mask)), max_tokens):
         part = sequences.select(rows)
         ids = part.input_ids.to(model.device)
-        row, offset = part.response_mask.nonzero(as_tuple=True)
-        places = row * ids.shape[1] + part.prompt_lengths[row] + offset - 1
-        experts = _chosen(model, found, ids)[:, places].movedim(0, 1).to(torch.int16)
-        chosen |= zip(rows.tolist(), experts.split(part.response_mask.sum(dim=1).tolist()), strict=True)
+        experts = _chosen(model, found, ids).movedim(0, 1).to(torch.int16).unflatten(0, ids.shape)
+        chosen |= {
+            row: own[: length - 1]
+            for row, own, length in zip(rows.tolist(), experts, part.lengths.tolist(), strict=True)
+        }
     return [chosen[row] for row in range(len(chosen))]
 
 
 def with_experts(engine: Any, before: Sequence[Episode], written: Sequence[Episode], max_tokens: int) -> list[Episode]:
-    """The written episodes with the experts that the engine's model chooses for the tokens sampled since `before`.
+    """The written episodes with the experts that the engine's model chooses for what it has read since `before`.
 
     To be called under the weights that wrote them; unchanged where the engine's model is no mixture or out of reach.
+    What was read under older weights keeps their experts.
     """
     model = getattr(engine, "model", None)
     if not written or not isinstance(model, nn.Module) or not routers(model):
         return list(written)
-    news = [
-        (False,) * len(old.sampled) + new.sampled[len(old.sampled) :] for old, new in zip(before, written, strict=True)
-    ]
-    sequences = pack([e.prompt_ids for e in written], [e.token_ids for e in written], 0, news)
+    sequences = pack([e.prompt_ids for e in written], [e.token_ids for e in written], 0)
     chosen = chosen_experts(model, sequences, max_tokens)
     known = [
-        found if old.experts is None else torch.cat([old.experts, found])
+        found if old.experts is None else torch.cat([old.experts, found[len(old.experts) :]])
         for old, found in zip(before, chosen, strict=True)
     ]
     return [replace(new, experts=experts) for new, experts in zip(written, known, strict=True)]
 
 
-def router_drift(
-    policy: Any, sequences: Sequences, experts: Sequence[Int[Tensor, "_ layers K"]], max_tokens: int
-) -> dict[str, float]:
-    """Shares of (response token, layer) pairs and of response tokens for which the policy chooses other experts.
+def at_responses(experts: Sequence[Int[Tensor, "_ layers K"]], sequences: Sequences) -> list[Int[Tensor, "_ layers K"]]:
+    """Of the experts of whole sequences, those at the positions from which their response tokens are predicted."""
+    mask, first = sequences.response_mask, (sequences.prompt_lengths - 1).tolist()
+    return [one[start + mask[row].nonzero()[:, 0]] for row, (one, start) in enumerate(zip(experts, first, strict=True))]
 
-    `router_drift` counts pairs with any other expert, `router_drift_tokens` tokens with any such layer. Empty where the
-    policy is no mixture or has other layers.
+
+@dataclass(frozen=True)
+class Rerouted:
+    """Where the trainer's routers chose other experts than the engine's.
+
+    `changed` counts, at each response token, the (layer, slot) choices of the engine that the trainer did not make.
+    `metrics`: `router_drift`, the share of (response token, layer) pairs with another set, and `router_drift_tokens`,
+    the share of response tokens with any such layer.
     """
+
+    changed: Int[Tensor, "B T"]
+    metrics: Mapping[str, float]
+
+
+def rerouted(
+    policy: Any, sequences: Sequences, experts: Sequence[Int[Tensor, "_ layers K"]], max_tokens: int
+) -> Rerouted | None:
+    """The policy's own choices beside the engine's; None where it is no mixture or has other layers."""
     ours = chosen_experts(policy, sequences, max_tokens)
     if not ours or ours[0].shape[1:] != experts[0].shape[1:]:
-        return {}
-    found = _other_sets(torch.cat(ours), torch.cat(list(experts)))
-    return {"router_drift": float(found.float().mean()), "router_drift_tokens": float(found.any(dim=1).float().mean())}
+        return None
+    own, theirs = (torch.cat(at_responses(chosen, sequences)) for chosen in (ours, experts))
+    missing = (theirs.unsqueeze(-1) != own.unsqueeze(-2)).all(dim=-1).sum(dim=-1)
+    mask = sequences.response_mask
+    metrics = {
+        "router_drift": float((missing > 0).float().mean()),
+        "router_drift_tokens": float((missing > 0).any(dim=1).float().mean()),
+    }
+    return Rerouted(torch.zeros(mask.shape, dtype=torch.long).masked_scatter(mask, missing.sum(dim=1)), metrics)
 
 
-def _other_sets(first: Int[Tensor, "N layers K"], second: Int[Tensor, "N layers K"]) -> Bool[Tensor, "N layers"]:
-    """Whether the experts differ as sets."""
-    return (first.sort(dim=-1).values != second.sort(dim=-1).values).any(dim=-1)
+def drift_without_replay(
+    own: Float[Tensor, "B T"], rollout: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+) -> dict[str, float]:
+    """The drift if every token went to the trainer's own experts; `own` are its log-probabilities then."""
+    log_ratio = (own - rollout)[mask]
+    return {
+        "own_experts_abs_log_ratio_mean": float(abs_log(log_ratio).value.mean()),
+        "own_experts_rollout_k3_mean": float(k3(log_ratio).value.mean()),
+    }
 
 
 def _chosen(model: Any, found: list[nn.Module], ids: Int[Tensor, "b L"]) -> Int[Tensor, "layers N K"]:

@@ -141,6 +141,7 @@ def writing_of(config: RunConfig, source: PromptSource, objective: Objective) ->
         sampling_of(config),
         distributions=wants_distributions(config, objective),
         top=wanted_top(config, objective),
+        support=wants_support(config, objective),
         reply=source.answer if talks else None,
         max_turns=task.max_turns if talks else 1,
     )
@@ -171,13 +172,36 @@ def decide_exact_kl(config: RunConfig, objective: Objective, vocabulary: int) ->
 def wants_distributions(config: RunConfig, objective: Objective) -> bool:
     """Whether the engine must return whole distributions: for exact divergences, and to know its support.
 
-    A support that top-K reports in full is known without them, and so are the divergences on it. Whether exact KL that
-    nobody asked for is too large is decided before (`decide_exact_kl`).
+    A support that top-K reports in full is known without them, and so are the divergences on it; a sampling mask tells
+    the support alone. Whether exact KL that nobody asked for is too large is decided before (`decide_exact_kl`).
     """
-    renormalize = config.sampling.truncates and config.sampling.trainer_support == "processed"
-    reported = renormalize and 0 < config.sampling.top_k < config.engine.top_logprobs
     exact = not objective.needs.isdisjoint(DIVERGENCES)
-    return config.engine.exact_kl is not False or ((renormalize or exact) and not reported)
+    needed = exact or (_renormalizes(config) and not _gives_mask(config))
+    return config.engine.exact_kl is not False or (needed and not _reported(config))
+
+
+def wants_support(config: RunConfig, objective: Objective) -> bool:
+    """Whether the engine must report its sampling masks: where the trainer needs its support and has it from nothing.
+
+    Whole distributions tell it, and likeliest tokens that hold all of it do, unless a mask is asked for.
+    """
+    told = wants_distributions(config, objective) or (_reported(config) and not config.engine.sampling_mask)
+    return _renormalizes(config) and _gives_mask(config) and not told
+
+
+def _renormalizes(config: RunConfig) -> bool:
+    return config.sampling.truncates and config.sampling.trainer_support == "processed"
+
+
+def _reported(config: RunConfig) -> bool:
+    """Whether all that can be sampled is among the likeliest tokens."""
+    return _renormalizes(config) and 0 < config.sampling.top_k < config.engine.top_logprobs
+
+
+def _gives_mask(config: RunConfig) -> bool:
+    """Ours can always; an engine outside has to be started for it."""
+    asked = config.engine.sampling_mask
+    return config.engine.kind == "embedded" if asked is None else asked
 
 
 def wanted_top(config: RunConfig, objective: Objective) -> int:

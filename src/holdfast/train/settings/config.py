@@ -287,6 +287,36 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _masks_have_a_size(self) -> RunConfig:
+        if not self.engine.sampling_mask:
+            return self
+        if not self.sampling.truncates:
+            raise ValueError(
+                "engine.sampling_mask = true, and all of the vocabulary can be sampled: nothing to report; leave it "
+                "out, or set sampling.top_k, top_p or min_p"
+            )
+        if self.engine.kind != "embedded" and not self.sampling.top_k:
+            raise ValueError(
+                f'engine.sampling_mask = true with engine.kind = "{self.engine.kind}" and sampling.top_k = 0: vLLM '
+                "reports masks of at most top_k tokens; set sampling.top_k, for example 1024 beside top_p"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_that_can_be_replayed(self) -> RunConfig:
+        if self.engine.replay_experts and self.engine.kind == "server":
+            raise ValueError(
+                'engine.replay_experts = true with engine.kind = "server": experts are read from engines in the '
+                'trainer\'s process; nearest valid value: engine.kind = "vllm"'
+            )
+        if self.engine.replay_experts and self.model.compile:
+            raise ValueError(
+                "engine.replay_experts = true and model.compile = true: compiled layers choose their own experts; "
+                "nearest valid value: model.compile = false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_kind_of_lag(self) -> RunConfig:
         if self.asynchronous.staleness and self.engine.lag:
             raise ValueError(

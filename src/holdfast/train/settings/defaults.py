@@ -102,7 +102,8 @@ def with_exact_kl(config: RunConfig, vocabulary: int, needed: bool) -> tuple[Run
         if needed:
             fix = (
                 "the objective or a truncated support needs whole distributions: lower sampling.max_tokens or "
-                "batch.prompts, or take a mask on sampled divergences or on bounds (engine.top_logprobs)"
+                "batch.prompts, set engine.sampling_mask = true, or take a mask on sampled divergences or on bounds "
+                "(engine.top_logprobs)"
             )
         raise ConfigError(f"{words}; this machine has {memory / 1e9:.3g} GB: {fix}")
     return config, (words,) if size > EXACT_KL_BYTES else ()

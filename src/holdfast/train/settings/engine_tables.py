@@ -33,6 +33,15 @@ class EngineConfig(Section):
     top_logprobs: int = Field(
         default=0, ge=0, description="likeliest tokens reported per position, for bounds of KL and TV; 0: none"
     )
+    sampling_mask: bool | None = Field(
+        default=None,
+        description="have the engine report all tokens that each one was drawn from, on which the trainer then "
+        "renormalises a truncated support; absent: yes [embedded], else whole distributions are asked for",
+    )
+    replay_experts: bool = Field(
+        default=False,
+        description="send every token of a mixture of experts to those that the engine chose for it [embedded, vllm]",
+    )
     context: int | None = Field(
         default=None, ge=2, description="longest prompt and response; absent: the model's [vllm]"
     )

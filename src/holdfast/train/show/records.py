@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from holdfast.rollout.models import token_texts
 from holdfast.train.sampling.data import Rollouts
+from holdfast.train.sampling.episodes import Episode
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.update import Updated
 from holdfast.types import Rollout
 
 
 def rollout_records(
-    config: RunConfig, tokenizer: Any, rollouts: Rollouts, updated: Updated, step: int
+    config: RunConfig,
+    tokenizer: Any,
+    rollouts: Rollouts,
+    updated: Updated,
+    step: int,
+    experts_changed: Int[Tensor, "B T"] | None = None,
 ) -> Iterator[Rollout]:
     """One `Rollout` per sequence of the step, in sampling order."""
     sampling = config.sampling
@@ -40,6 +50,8 @@ def rollout_records(
             trust_mask=numbers(updated.trust_mask),
             turn_ids=episode.turn_ids,
             weight_versions=episode.versions,
+            experts_changed=numbers(experts_changed),
+            support_size=support_sizes(episode, sampling.truncates),
             reward=float(rollouts.rewards[row]),
             mask_reason=mask_reason(updated, row),
             finish_reason=episode.finish_reason,
@@ -56,6 +68,23 @@ def rollout_records(
             token_texts=token_texts(tokenizer, ids),
             extra={"answer": problem.answer},
         )
+
+
+def support_sizes(episode: Episode, truncated: bool) -> tuple[int, ...] | None:
+    """Of how many tokens each was drawn, 0: of all, or not drawn by the policy; None where the engine does not tell."""
+    if not truncated:
+        return (0,) * len(episode.token_ids)
+    if episode.distributions is not None:
+        found = (episode.distributions > -torch.inf).sum(dim=1)
+        found = found.where(found < episode.distributions.shape[1], 0)
+    elif episode.support_sizes is not None:
+        found = episode.support_sizes
+    elif episode.top_logprobs is not None and bool((episode.top_logprobs[:, -1] == -torch.inf).all()):
+        found = (episode.top_logprobs > -torch.inf).sum(dim=1)
+    else:
+        return None
+    numbers = iter(found.tolist())
+    return tuple(next(numbers) if own else 0 for own in episode.sampled)
 
 
 def mask_reason(updated: Updated, row: int) -> str | None:
