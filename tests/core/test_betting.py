@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from holdfast.core.betting import STAKES, EProcess
+from holdfast.core.betting import STAKES, EProcess, fewest_units
 from holdfast.errors import ConfigError, DataError
 
 
@@ -88,3 +88,18 @@ def test_bad_levels_and_gains_are_refused():
         EProcess(level=1.0)
     with pytest.raises(ConfigError, match=r"gain is -1\.0, allowed is above -1"):
         EProcess().log_e(-1.0)
+
+
+def test_the_highest_is_what_certifies():
+    test = EProcess().update(torch.full((30,), 0.2)).update(torch.full((50,), -1.0))
+    assert test.highest == pytest.approx(test.log_e().max().exp().item()) and test.highest >= 20 > test.e_value
+    assert EProcess().highest == 1.0
+
+
+@pytest.mark.parametrize(("level", "highest"), [(0.95, 9.0), (0.99, 9.0), (0.95, 1.0), (0.5, 0.1)])
+def test_fewest_units_are_as_many_as_it_takes(level, highest):
+    fewest = fewest_units(level, highest)
+    assert EProcess(level).update(torch.full((fewest,), highest)).certified
+    assert not EProcess(level).update(torch.full((fewest - 1,), highest)).certified
+    with pytest.raises(ConfigError, match="allowed are levels between 0 and 1, highest above 0"):
+        fewest_units(1.0, highest)

@@ -148,6 +148,7 @@ def test_a_file_that_is_being_written_waits(tmp_path):
         ({"first": 3}, r"guard\.first = 3: a whole number of at least 8"),
         ({"every": 0}, r"guard\.every = 0: a whole number of at least 1"),
         ({"halt_on": "info"}, r"guard\.halt_on = 'info': allowed are never, critical, warning"),
+        ({"brake": "certificate"}, r"guard\.brake: this trainer cannot take a step back: .* `holdfast train`"),
         ({"halton": "critical"}, r"guard\.halton is no setting of the guard; did you mean halt_on"),
     ],
 )

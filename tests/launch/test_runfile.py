@@ -284,3 +284,15 @@ def test_the_guard_goes_to_every_trainer(folder):
     assert {f"{key}halt_on=critical", f"{key}first=20", f"{key}every=5"} <= set(told)
     off = verl.overrides(RunFile(build_config(VERL), {}), folder)
     assert not [line for line in off if line.startswith(key)]
+
+
+@pytest.mark.parametrize(("key", "value"), [("brake", "certificate"), ("brake_in_a_row", 2)])
+def test_a_brake_is_refused_by_trainers_that_cannot_step_back(folder, key, value):
+    guard = {"guard": {key: value, "brake_share": 0.5}, "batch": {"prompts": 16, "group_size": 4}}
+    said = rf"guard\.{key} = {value!r}.*: (TRL|verl) cannot take a step back"
+    with pytest.raises(ConfigError, match=said):
+        verl.overrides(RunFile(build_config(VERL | guard), {}), folder)
+    with pytest.raises(ConfigError, match=said):
+        trl.grpo_settings(RunFile(build_config(guard), {}), folder)
+    harmless = VERL | {"guard": {"brake": "off"}}
+    assert verl.overrides(RunFile(build_config(harmless), {}), folder)

@@ -18,7 +18,8 @@ def exact(value):
 
 def cause(name, share, kl, fix=None, **more):
     left = Gap(exact(0.01), exact(0.0), 5000)
-    return Cause(name, "measured", "it was switched", Change(left, exact(share), exact(kl)), fix, **more)
+    share = share if isinstance(share, Estimate) else exact(share)
+    return Cause(name, "measured", "it was switched", Change(left, share, exact(kl)), fix, **more)
 
 
 def found(healthy, *causes, gap=0.05, kl=0.001, sync=None, again=None, precision="bfloat16"):
@@ -78,3 +79,29 @@ def test_syncs_that_fail_or_stamp_another_version_are_told(healthy):
 def test_responses_that_differ_are_told_without_alarm(healthy):
     again = found(healthy, again=Repeat("the same call twice", 16, 12, 0.02, 5))["determinism"]
     assert again.severity == "info" and "12 of 16 responses are the same, the first from token 5 on" in again.headline
+
+
+def test_what_an_interval_leaves_open_is_not_claimed(healthy):
+    assert "head_precision" in found(healthy, cause("head precision", Estimate(0.5, 0.11, 0.9), 0.02))
+    assert "head_precision" not in found(healthy, cause("head precision", Estimate(0.5, 0.09, 0.9), 0.02))
+    # what may be half of the gap may explain it
+    assert "other_weights" not in found(healthy, cause("head precision", Estimate(0.3, 0.05, 0.51), 0.0), gap=0.2)
+    assert "other_weights" in found(healthy, cause("head precision", Estimate(0.3, 0.05, 0.49), 0.0), gap=0.2)
+
+
+@pytest.mark.parametrize(("low", "told"), [(0.0151, True), (0.0149, False)])
+def test_weights_that_came_back_are_told_by_intervals_that_lie_apart(healthy, low, told):
+    """1.25 times the upper end before is .015."""
+    before, after = (Gap(size, exact(0.0), 5000) for size in (Estimate(0.01, 0.008, 0.012), Estimate(0.02, low, 0.03)))
+    sync = SyncCheck("synced", "", version=1, before=before, after=after)
+    assert ("weights_not_restored" in found(healthy, sync=sync)) == told
+
+
+@pytest.mark.parametrize(
+    ("share", "kl", "named"),
+    [(Estimate(0.9, 0.51, 1.0), 0.1, True), (Estimate(0.9, 0.49, 1.0), 0.1, False), (exact(0.9), 1e-4, False)],
+)
+def test_other_weights_are_what_a_sync_surely_takes_away(healthy, monkeypatch, share, kl, named):
+    part = cause("sync", share, kl).change
+    monkeypatch.setattr("holdfast.preflight.findings.weights_part", lambda check: part)
+    assert ("other_weights" in found(healthy)) == named

@@ -48,7 +48,7 @@ def test_the_share_is_what_a_switch_takes_away_prompt_by_prompt():
 
 
 def test_tokens_are_told_apart_by_the_trainer_s_entropy():
-    rows = by_entropy(view([[0.1, 0.2, 0.3]] * 8, [[0.005, 0.7, 5.0]] * 8))
-    assert [(row.low, row.high, row.tokens) for row in rows] == [(0.0, 0.01, 8), (0.5, 1.0, 8), (4.0, None, 8)]
+    rows = by_entropy(view([[0.1, 0.2, 0.3, 0.3]] * 8, [[0.005, 0.7, 5.0, 6.0]] * 8))
+    assert [(row.low, row.high, row.tokens) for row in rows] == [(0.0, 0.01, 8), (0.5, 1.0, 8), (4.0, None, 16)]
     assert [row.size.value for row in rows] == pytest.approx([0.1, 0.2, 0.3])
     assert by_entropy(view([[0.1]])) == []

@@ -26,6 +26,7 @@ def test_only_tokens_behind_equal_tokens_are_compared():
     found = compare("x", ours, theirs)
     assert (found.responses, found.same, found.first) == (3, 1, 1)
     assert found.largest == 0.5 and not found.exact
+    assert compare("x", ours[2:], theirs[2:]).first == 1 == compare("x", theirs[2:], ours[2:]).first
     assert compare("x", ours, ours).exact and compare("x", ours, ours).first is None
 
 

@@ -1,10 +1,13 @@
 """A sync that breaks in the middle leaves neither the trainer nor the engine with changed weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from faulty import Faulty
 from holdfast.errors import ConfigError, EngineError
+from holdfast.preflight import sync
 from holdfast.preflight.numerics import numerics
 from holdfast.preflight.sync import check_sync
 
@@ -60,3 +63,22 @@ def test_an_engine_that_does_not_run_otherwise_does_not_allow_the_switch(bench_f
     assert "one precision only" in causes["head precision"].said
     assert causes["trainer precision"].state == causes["KV-cache precision"].state == "not set"
     assert bench.engine is None
+
+
+@pytest.mark.parametrize(
+    ("gap", "moved", "noise"),
+    [
+        (0.001, 0.2, 0.02),  # .2 nats are enough where the gap is small
+        (0.001, 0.19, 1.28),
+        (0.05, 0.49, 1.28),  # ten times the gap
+        (0.05, 0.5, 0.02),
+        (0.5, 1.0, 0.02),  # and a nat at the most
+    ],
+)
+def test_weights_are_changed_until_the_policy_is_surely_another(bench_for, monkeypatch, gap, moved, noise):
+    bench = bench_for(responses=8)
+    before = bench.observe("here", bench.asked.first(8))
+    size = SimpleNamespace(size=SimpleNamespace(value=gap))
+    monkeypatch.setattr(sync, "gap_of", lambda view: size)
+    monkeypatch.setattr(sync, "_moved", lambda was, now: moved)
+    assert sync._change(bench, before, dict(bench.model.state_dict())) == pytest.approx(noise)

@@ -48,6 +48,13 @@ def test_what_is_drawn_out_is_made_of_whole_responses_in_order():
     assert sum(value == -7.0 for value in flat) / len(flat) == pytest.approx(0.25, abs=0.03)
 
 
+@pytest.mark.parametrize(("positions", "rows"), [(40, 32), (40 * 100, 100), (40 * 1000, 256)])
+def test_as_many_are_drawn_out_as_there_is_room_for(monkeypatch, positions, rows):
+    monkeypatch.setattr("holdfast.preflight.thresholds.POSITIONS", positions)
+    batch, stats = tensors([rollout([-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0])])
+    assert drawn_out(batch, stats, 40, seed=0)[0].response_mask.shape == (rows, 40)
+
+
 def test_a_stretched_log_ratio_is_as_many_times_as_large_and_its_kl_squared_so():
     batch, stats = tensors([rollout([-1.0, -2.0], [-1.1, -1.8], (0.005, 0.02))])
     _, twice = stretched(batch, stats, 2.0)

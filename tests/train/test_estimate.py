@@ -80,6 +80,7 @@ def test_every_part_by_hand(shape):
         "reference policy": 0,
         "gradients": 1380 * 4,
         "optimiser state": 2 * 1380 * 4,
+        "copy for the brake": 0,
         "activations": 44 * 116 * 4,
         "LM head": 1200 * 4 + 4 * 36 * 4 * 4,
         "whole distributions": 0,
@@ -99,6 +100,21 @@ def test_stages_add_up_what_is_there_at_the_same_time(shape):
     assert found.at("evaluating") == base + engine + 2 * 50 * 8 * 4 + 30_000
     assert found.peak == "writing responses" and found.total == found.at("writing responses")
     assert found.largest == "drawing tokens"
+
+
+@pytest.mark.parametrize(("lora", "trained"), [(0, 1380), (2, 2 * (32 + 36))], ids=["all weights", "adapters"])
+def test_the_brake_keeps_a_copy_of_what_is_trained_and_answers_what_is_held_out(shape, lora, trained):
+    """Of 8 prompts 7 are held out, with 3 responses of 10 tokens each: 21 rows, more than the 5 of an evaluation."""
+    batch, guard = {"prompts": 8, "group_size": 3}, {"brake": "certificate", "brake_share": 0.875}
+    found = {on: estimated(shape, config(lora=lora, batch=batch, guard=guard if on else {})) for on in (False, True)}
+    copied = 3 * trained * 4  # weights and two moments
+    assert found[True].parts["copy for the brake"] == copied
+    assert found[True].parts["evaluation"] == 2 * 210 * 8 * 4 + 5 * 21 * 300 * 4
+    bare = {on: replace(one, freed=0.0) for on, one in found.items()}
+    assert bare[True].at("updating") - bare[False].at("updating") == copied
+    more = found[True].parts["evaluation"] - found[False].parts["evaluation"]
+    assert bare[True].at("evaluating") - bare[False].at("evaluating") == copied + more
+    assert bare[True].at("writing responses") == bare[False].at("writing responses")
 
 
 def test_a_cpu_keeps_a_tenth_that_was_freed_and_a_gpu_does_not(shape):

@@ -28,7 +28,8 @@ class EProcess:
     X'_i ≥ -1 are prompts in the order of their arrival, each the mean of `improvement.clipped_gain` over the prompt's
     rollouts. Given everything before it, each must have a mean of at most the gain of its own update: prompts drawn
     afresh, a policy that has not seen them. So one process may run over the steps of a training run, before each step's
-    update, and be looked at whenever one likes.
+    update, and be looked at whenever one likes. The same holds of any other units from -1 on whose means are at most 0
+    under the hypothesis: `train.brake` tests "the update does no harm".
 
     >>> test = EProcess()
     >>> test = test.update(torch.full((40,), 0.2))  # 40 prompts, each worth .2
@@ -73,6 +74,11 @@ class EProcess:
         return math.exp(min(self.log_e()[-1].item(), 700.0)) if len(self.units) else 1.0
 
     @property
+    def highest(self) -> float:
+        """The highest E_n so far, which a verdict rests on; 1 before any prompt."""
+        return math.exp(min(self.log_e().max().item(), 700.0)) if len(self.units) else 1.0
+
+    @property
     def certified_at(self) -> int | None:
         """After how many prompts E_n first reached 1/α; None if it never has."""
         reached = (self.log_e() >= -math.log1p(-self.level)).nonzero()
@@ -105,3 +111,19 @@ class EProcess:
             return None
         growth = torch.log1p(torch.tensor(STAKES, dtype=torch.float64) * self.units[:, None]).mean(0).max().item()
         return math.ceil((math.log(len(STAKES)) - math.log1p(-self.level)) / growth) if growth > 0 else None
+
+
+def fewest_units(level: float, highest: float) -> int:
+    """The least number of prompts that can certify anything where none is worth more than `highest`.
+
+    The smallest n with mean_j (1 + λ_j highest)^n ≥ 1/α: 7 at 95 % where every prompt is worth 1.
+
+    >>> [fewest_units(0.95, highest) for highest in (9, 1)]
+    [2, 7]
+    """
+    if not (0 < level < 1 and highest > 0):
+        raise ConfigError(f"level {level} and highest {highest}: allowed are levels between 0 and 1, highest above 0")
+    number, wanted = 1, 1 / (1 - level)
+    while sum((1 + stake * highest) ** number for stake in STAKES) / len(STAKES) < wanted:
+        number += 1
+    return number

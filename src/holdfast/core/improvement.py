@@ -6,6 +6,8 @@ has to be assumed about contexts or tokens that were not sampled. Proofs: docs/t
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -56,7 +58,19 @@ def clipped_gain(
 
     Raises ConfigError for a cap of 1 or less: nothing could then be gained.
     """
+    return clipped_value(log_ratio, reward, cap) - reward.double()
+
+
+def clipped_value(
+    log_ratio: Float[Tensor, "B T"], reward: Float[Tensor, " B"], cap: float = 10.0
+) -> Float[Tensor, " B"]:
+    """R min(W, cap) in [0, cap], W = Π ρ_t: E_p of it is at most J(θ) for every cap, and J(θ) if nothing is cut. [18]
+
+    Less the reward of a response that another policy wrote to the same prompt, it is at least -1 and its mean at most
+    what that policy loses against θ: what `train.brake` bets on. [21]
+
+    Raises ConfigError for a cap of 1 or less.
+    """
     if not cap > 1:
         raise ConfigError(f"cap is {cap}, allowed is above 1: say 10")
-    weight = log_ratio.double().sum(-1).clamp(max=torch.tensor(cap).double().log().item()).exp()
-    return reward.double() * (weight - 1)
+    return reward.double() * log_ratio.double().sum(-1).clamp(max=math.log(cap)).exp()

@@ -47,6 +47,20 @@ class Look:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
+def standing_still(count: int, chance: float) -> Finding:
+    """The alarm of a brake that took none of the last `count` steps; `chance` is that of so many harmless ones."""
+    return Finding(
+        name="brake",
+        kind="training",
+        severity="critical",
+        headline=f"{count} steps in a row were not taken: the brake found each of them harmful",
+        meaning="The policy stands still, and what harms it lasts: so many harmless steps are braked by chance with "
+        f"probability {chance:.2g} at most.",
+        fix="lower optimizer.learning_rate, and look at the sign and size of rewards and advantages in the rollouts",
+        evidence={"steps": count, "chance": chance},
+    )
+
+
 @dataclass
 class Guard:
     """Watches one run. It never raises: what fails in it is said once, and that part is off from then on.

@@ -8,6 +8,11 @@ from typing import Any, Literal, get_args
 
 from holdfast.errors import ConfigError, nearest
 
+NO_BRAKE = (
+    "{0} cannot take a step back: its weights and optimiser state are not the guard's to copy and restore. "
+    "guard.brake is a key of `holdfast train`; halt_on = 'critical' is what ends a run here"
+)
+"""Why another trainer than ours has no brake; {0} is its name."""
 HaltOn = Literal["never", "critical", "warning"]
 
 
@@ -41,6 +46,8 @@ class GuardSettings:
         """Settings from a table; raises ConfigError for a key that is none of theirs."""
         known = [field.name for field in fields(GuardSettings)]
         for name in given:
+            if str(name).startswith("brake"):
+                raise ConfigError(f"guard.{name}: {NO_BRAKE.format('this trainer')}")
             if name not in known:
                 raise ConfigError(f"guard.{name} is no setting of the guard; {nearest(str(name), known)}")
         return GuardSettings(**given)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from holdfast.errors import ConfigError
-from holdfast.train.settings.config import RunConfig
+from holdfast.guard.settings import NO_BRAKE
+from holdfast.train.settings.config import GuardConfig, RunConfig
 from holdfast.train.settings.configfile import build_config, read_toml, with_overrides
 from holdfast.train.settings.section import Section, keys_of
 
@@ -17,6 +18,12 @@ BACKENDS: tuple[Backend, ...] = ("local", "trl", "verl")
 
 Honoured = Mapping[str, tuple[Any, ...] | None]
 """Keys of the run file that a trainer honours: None for any value, else the only values that it can honour."""
+
+
+def without_brake(name: str) -> tuple[dict[str, tuple[Any, ...]], dict[str, str]]:
+    """What a trainer of this name honours of the brake's keys, which is that there is none, and why."""
+    keys = [f"guard.{key}" for key in GuardConfig.model_fields if key.startswith("brake")]
+    return {key: ("off",) if key == "guard.brake" else () for key in keys}, dict.fromkeys(keys, NO_BRAKE.format(name))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.errors import ConfigError, nearest
 from holdfast.launch.data import counted, held_out_problems, say_doubts, single_turn_task, training_problems
-from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
+from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured, without_brake
 from holdfast.rollout.engine import Completion, Engine
 from holdfast.tasks.base import Problem
 from holdfast.tasks.verify import make_scorer, rewards_of
@@ -30,6 +30,7 @@ HONOURED: Honoured = {
     "steps": None, "data_epochs": None, "seed": None, "threads": None,
     "task.*": None, "model.*": None, "engine.*": None, "objective.*": None,
     "optimizer.*": None, "batch.*": None, "checkpoint.*": None, "log.*": None, "guard.*": None,
+    **without_brake("TRL")[0],
     "engine.exact_kl": (False,), "engine.replay_experts": (False,),
     "async.staleness": (0,),
     "sampling.temperature": None, "sampling.max_tokens": None,
@@ -42,6 +43,7 @@ HONOURED: Honoured = {
 }  # fmt: skip
 _SUPPORT = "TRL scores every token over the whole vocabulary, whatever the engine could sample"
 REASONS = {
+    **without_brake("TRL")[1],
     "model.unpadded": "TRL computes padding",
     "engine.exact_kl": "a rollout for TRL carries the likeliest tokens at most: engine.top_logprobs",
     "engine.replay_experts": "TRL's forward pass chooses its own experts",

@@ -15,7 +15,7 @@ from holdfast.errors import ConfigError
 from holdfast.integrations.verl.levels import Given, check
 from holdfast.integrations.verl.names import TRAINER_MODE, advantage_overrides, hydra_value, loss_overrides
 from holdfast.launch.data import counted, held_out_problems, say_doubts, single_turn_task, training_problems
-from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured
+from holdfast.launch.runfile import Honoured, RunFile, refuse_unhonoured, without_brake
 from holdfast.launch.verl_reward import reward_settings, verl_row
 from holdfast.rollout.pretrained import model_folder
 from holdfast.tasks.base import Problem
@@ -38,9 +38,11 @@ HONOURED: Honoured = {
     "sampling.trainer_support": ("processed",),
     "warm_start.clean_steps": (0,), "warm_start.sloppy_steps": (0,),
     "log.rollouts_every": (0, 1), "log.trackers": None, "log.project": None, "guard.*": None,
+    **without_brake("verl")[0],
 }  # fmt: skip
 _SUPPORT = "verl scores every token over the whole vocabulary, whatever the engine could sample"
 REASONS = {
+    **without_brake("verl")[1],
     "threads": "Ray places its workers",
     "model.attention": "verl's is a key of [verl]: actor_rollout_ref.model.override_config.attn_implementation",
     "model.unpadded": "verl's switch is a key of [verl]: actor_rollout_ref.model.use_remove_padding",

@@ -38,6 +38,7 @@ SETTINGS = {
     "reference policy": "an objective without a reference, or [lora], whose reference is no copy",
     "gradients": "[lora] rank = 16, which trains few weights",
     "optimiser state": "[lora] rank = 16, which trains few weights",
+    "copy for the brake": 'guard.brake = "off", or [lora], which trains few weights',
     "activations": "model.gradient_checkpointing = true, or a lower batch.micro_batch_tokens",
     "LM head": "a lower batch.micro_batch_tokens, or [lora], which leaves the head as it is",
     "engine weights": 'engine.precision = "bfloat16", or a lower engine.lag',
@@ -238,6 +239,8 @@ def estimate(config: RunConfig, shape: Shape, objective: Objective, *, prompt_to
         "LM head": lm_head(sizes),
         "whole distributions": distributions if sizes.whole else 0,
     }
+    brake = config.guard.brake != "off"
+    parts["copy for the brake"] = (trained * sizes.kept + adapters + parts["optimiser state"]) if brake else 0
     parts |= _engine(sizes) | {"evaluation": _evaluation(sizes)}
     return Estimate(parts, _stages(config), FREED if device == "cpu" else 0.0)
 
@@ -250,8 +253,15 @@ def _stages(config: RunConfig) -> dict[str, tuple[str, ...]]:
     asleep = outside and sleeps(config)
     return {
         "writing responses": (*base, *engine, "drawing tokens", "whole distributions"),
-        "updating": (*base, *(() if asleep else stays), "whole distributions", "activations", "LM head"),
-        "evaluating": (*base, *stays, "evaluation"),
+        "updating": (
+            *base,
+            *(() if asleep else stays),
+            "whole distributions",
+            "copy for the brake",
+            "activations",
+            "LM head",
+        ),
+        "evaluating": (*base, *stays, "copy for the brake", "evaluation"),
     }
 
 
@@ -336,9 +346,10 @@ def _evaluation(sizes: _Sizes) -> int:
     config, shape = sizes.config, sizes.shape
     if config.engine.kind != "embedded" and not config.asynchronous.staleness:
         return 0  # on the run's own engine
-    samples = config.evaluation.samples
+    judged = config.held_out * config.batch.group_size  # answers for the brake
+    most = max(config.evaluation.problems * config.evaluation.samples, judged)
     token = shape.cached * sizes.kept
-    rows = block_rows(config.evaluation.problems * samples, sizes.length * token, config.evaluation.cache_gib) or 1
+    rows = block_rows(most, sizes.length * token, config.evaluation.cache_gib) or 1
     cache = rows * sizes.length * token
     again = cache // shape.layers * (1 + (shape.queries // shape.keys if shape.queries > shape.keys else 0))
     reading = rows * sizes.prompt * (3 * shape.wide + 2 * shape.queries + 4 * shape.hidden) * sizes.kept

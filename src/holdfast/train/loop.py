@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 from holdfast.errors import HoldfastError
 from holdfast.tasks import get_task
 from holdfast.tasks.verify import rewards_of
+from holdfast.train.brake import Brake, Taken, brake_warnings
 from holdfast.train.evaluate import evaluate, held_out_doubts
 from holdfast.train.keep.checkpoint import best_checkpoint, latest_checkpoint, mark_best, save_checkpoint, saved_model
 from holdfast.train.keep.folder import RunFolder
@@ -30,16 +32,15 @@ from holdfast.train.settings.objective import objective_of
 from holdfast.train.settings.schedule import learning_rate_at, set_learning_rate
 from holdfast.train.setup import Run, set_up
 from holdfast.train.show.advice import ratio_warnings, step_warnings
-from holdfast.train.show.alarms import guard_of, guarded, halting
+from holdfast.train.show.alarms import braked, guard_of, guarded, halting
 from holdfast.train.show.banner import introduce
 from holdfast.train.show.display import Display
 from holdfast.train.show.live import LivePage
 from holdfast.train.show.metrics import lag_metrics, measured, recordable, reward_metrics, step_metrics
-from holdfast.train.show.records import rollout_records
+from holdfast.train.show.records import step_records
 from holdfast.train.show.samples import Samples, samples_of
 from holdfast.train.show.summary import summarize
 from holdfast.train.show.trackers import Trackers
-from holdfast.train.update import Updated
 from holdfast.train.warmstart import Progress
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def train(
 def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[], bool]) -> Look | None:
     """The loop; what the guard saw where it halted."""
     config, guard = run.config, guard_of(run.config, run.folder)
+    brake = None if config.guard.brake == "off" else Brake(run)
     page = LivePage(run.folder, config.log.report_every)
     if run.step == 0:
         doubts = held_out_doubts(run)
@@ -115,23 +117,23 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
         with clock.measure("reward"):
             rollouts, judged = score(run, episodes)
         routed = measured({}, "router_drift", lambda: run.router_drift(rollouts))  # noqa: B023
-        updated = run.updater.step(rollouts, step, clock)
+        taken = take(run, brake, replace(rollouts, experts_changed=run.experts_changed), step, clock)
         with clock.measure("update"):
             trouble = failure_of(lambda: run.publish(step))  # noqa: B023
         run.step, run.begun = step, None
         record = {"step": step, "learning_rate": float(run.optimizer.param_groups[0]["lr"])}
-        record |= step_metrics(rollouts, updated) | lag_metrics(rollouts, step) | judged | routed | run.sampler.facts()
-        record |= {"warnings": []} | measured({}, "warnings", lambda: warned(record, run, updated))  # noqa: B023
+        record |= step_metrics(rollouts, taken) | lag_metrics(rollouts, step) | judged | routed | run.sampler.facts()
+        record |= {"warnings": []} | measured({}, "warnings", lambda: warned(record, run, taken))  # noqa: B023
         if step == 1:
             record["warnings"] += [*ratio_warnings(run.objective, config.batch.updates), *run.notes]
         if trouble is None and due(step, config.evaluation.every, config.steps):
             with clock.measure("evaluate"):
                 trouble = failure_of(lambda: record.update(evaluate(run)))  # noqa: B023
         if config.log.rollouts_every and step % config.log.rollouts_every == 0:
-            record = measured(record, "rollouts", lambda: write(run, rollouts, updated))  # noqa: B023
-        record, look = guarded(record, guard)
+            record = measured(record, "rollouts", lambda: write(run, taken))  # noqa: B023
+        record, look = braked(*guarded(record, guard), config.guard)
         clock.elsewhere = run.sampler.cpu_seconds() - spent
-        shown = partial(samples_of, rollouts, updated) if "eval_reward" in record else None
+        shown = partial(samples_of, taken.trained, taken.updated) if "eval_reward" in record else None
         report(run, record | clock.record(rollouts.tokens), display, trackers, shown)
         if (said := page.after(step)) is not None:
             display.note(said)
@@ -144,15 +146,22 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
     return None
 
 
-def warned(record: dict[str, Any], run: Run, updated: Updated) -> dict[str, Any]:
+def take(run: Run, brake: Brake | None, rollouts: Rollouts, step: int, clock: Stopwatch) -> Taken:
+    """The step's updates, judged by the brake where there is one."""
+    if brake is None:
+        return Taken(rollouts, run.updater.step(rollouts, step, clock))
+    return brake.step(rollouts, step, clock)
+
+
+def warned(record: dict[str, Any], run: Run, taken: Taken) -> dict[str, Any]:
     """What a person should know about the step."""
-    return {"warnings": step_warnings(recordable(record), run.objective, updated)}
+    told = step_warnings(recordable(record), run.objective, taken.updated)
+    return {"warnings": [*told, *(brake_warnings(taken.verdict) if taken.verdict else [])]}
 
 
-def write(run: Run, rollouts: Rollouts, updated: Updated) -> dict[str, Any]:
+def write(run: Run, taken: Taken) -> dict[str, Any]:
     """The step's sequences as parquet; no number for the step's line."""
-    records = rollout_records(run.config, run.source.tokenizer, rollouts, updated, run.step, run.experts_changed)
-    run.folder.write_rollouts(run.step, records)
+    run.folder.write_rollouts(run.step, step_records(run.config, run.source.tokenizer, taken, run.step))
     return {}
 
 

@@ -78,7 +78,7 @@ class Updater:
             batch = replace(batch, old_logprobs=None if known is None else known.logprobs)
         outputs = []
         with clock.measure("update"):
-            for number, (epoch, rows) in enumerate(self._minibatches(step)):
+            for number, (epoch, rows) in enumerate(self._minibatches(len(rollouts.prompts), step)):
                 still = known.select(rows) if known is not None and number == 0 else None
                 outputs.append((epoch, rows, self._optimizer_step(batch, sequences, rows, still, step)))
         trust_mask, reasons = _verdicts([(rows, done) for epoch, rows, done in outputs if epoch == 0], batch)
@@ -113,9 +113,9 @@ class Updater:
             group_ids=rollouts.group_ids,
         )
 
-    def _minibatches(self, step: int) -> Iterator[tuple[int, Int[Tensor, " b"]]]:
+    def _minibatches(self, total: int, step: int) -> Iterator[tuple[int, Int[Tensor, " b"]]]:
         """Every epoch visits every sequence once, in an order that depends on seed, step and epoch only."""
-        total, parts = self.config.batch.sequences, self.config.batch.minibatches
+        parts = self.config.batch.minibatches
         for epoch in range(self.config.batch.epochs):
             order = torch.arange(total)
             if parts > 1:

@@ -78,3 +78,5 @@ def test_without_a_halt_the_run_goes_on(tmp_path, broken):
 def test_bad_settings_are_named():
     with pytest.raises(ConfigError, match=r"guard\.halt_on = 'info'"):
         GuardCallback(halt_on="info")
+    with pytest.raises(ConfigError, match=r"GuardCallback\(brake='certificate'\): TRL cannot take a step back"):
+        GuardCallback(brake="certificate")

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from holdfast.guard.settings import GuardSettings
+from holdfast.errors import ConfigError
+from holdfast.guard.settings import NO_BRAKE, GuardSettings
 from holdfast.integrations.trl.records import FOLDER
 
 
@@ -22,12 +23,20 @@ class GuardCallback(TrainerCallback):
     OUTPUT_DIR/_guard.
 
     Raises:
-        ConfigError: a setting out of its range.
+        ConfigError: a setting out of its range, or a brake, which only our trainer has.
     """
 
     def __init__(
-        self, first: int = 20, last: int = 80, every: int = 1, confirm: int = 3, halt_on: str = "never"
+        self,
+        first: int = 20,
+        last: int = 80,
+        every: int = 1,
+        confirm: int = 3,
+        halt_on: str = "never",
+        brake: str = "off",
     ) -> None:
+        if brake != "off":
+            raise ConfigError(f"GuardCallback(brake={brake!r}): {NO_BRAKE.format('TRL')}")
         self.settings = GuardSettings(first, last, every, confirm, halt_on)
         self.guard: Any = None
 

@@ -43,6 +43,7 @@ class Rollouts:
 
     `texts` are whole responses, an environment's words included. `rewards`, `group_ids` and `sequence_ids` are [B];
     `rollout_logprobs` [B, T], zero outside the mask; `turn_ids` and `versions` [B, T], zero outside the response.
+    `experts_changed` [B, T] counts the layers of a mixture in which the engine chose other experts, where it tells.
     """
 
     prompts: Prompts
@@ -55,11 +56,31 @@ class Rollouts:
     sequence_ids: Int[Tensor, " B"]
     turn_ids: Int[Tensor, "B T"]
     versions: Int[Tensor, "B T"]
+    experts_changed: Int[Tensor, "B T"] | None = None
 
     @property
     def tokens(self) -> int:
         """Sampled response tokens."""
         return int(self.sequences.response_mask.sum())
+
+    def select(self, rows: Int[Tensor, " b"]) -> Rollouts:
+        """These rows, in this order, under the ids that they had."""
+        chosen = rows.tolist()
+        return Rollouts(
+            prompts=Prompts(
+                tuple(self.prompts.problems[i] for i in chosen), tuple(self.prompts.token_ids[i] for i in chosen)
+            ),
+            episodes=tuple(self.episodes[i] for i in chosen),
+            texts=tuple(self.texts[i] for i in chosen),
+            sequences=self.sequences.select(rows),
+            rollout_logprobs=self.rollout_logprobs[rows],
+            rewards=self.rewards[rows],
+            group_ids=self.group_ids[rows],
+            sequence_ids=self.sequence_ids[rows],
+            turn_ids=self.turn_ids[rows],
+            versions=self.versions[rows],
+            experts_changed=None if self.experts_changed is None else self.experts_changed[rows],
+        )
 
 
 class PromptSource:

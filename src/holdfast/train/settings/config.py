@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from holdfast.guard.settings import GuardSettings
 from holdfast.train.settings.engine_tables import AsyncConfig, EngineConfig, SamplingConfig
+from holdfast.train.settings.guard_table import GuardConfig
 from holdfast.train.settings.section import OpenSection, Section
 
 TABLES = ("jsonl", "csv", "parquet", "huggingface")
@@ -232,23 +232,6 @@ class LogConfig(Section):
     project: str = Field(default="holdfast", description="project name given to the trackers")
 
 
-class GuardConfig(Section):
-    """The audit's checks beside the run: alarms in metrics.jsonl and trackers, and a halt where one is asked for."""
-
-    on: bool = Field(default=False, description="look at the last steps while the run goes on (docs/guard.md)")
-    first: int = Field(default=20, ge=8, description="first steps, which show what is normal for this run")
-    last: int = Field(default=80, ge=8, description="newest steps that are compared with them")
-    every: int = Field(default=5, ge=1, description="steps between two looks")
-    confirm: int = Field(default=2, ge=1, description="looks in a row that find the same before it is an alarm")
-    halt_on: Literal["never", "critical", "warning"] = Field(
-        default="never", description="severity of an alarm that ends the run, with a checkpoint and the evidence"
-    )
-
-    def settings(self) -> GuardSettings:
-        """What the guard is told."""
-        return GuardSettings(self.first, self.last, self.every, self.confirm, self.halt_on)
-
-
 class RunConfig(Section):
     """One training run."""
 
@@ -324,6 +307,48 @@ class RunConfig(Section):
                 "engine is behind by itself; nearest valid value: engine.lag = 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _brake_can_act(self) -> RunConfig:
+        if self.guard.brake == "off":
+            return self
+        from holdfast.core.betting import fewest_units
+
+        batch, guard, sampling = self.batch, self.guard, self.sampling
+        least = fewest_units(guard.brake_level, highest=1.0)
+        if batch.prompts <= least:
+            raise ValueError(
+                f"guard.brake: batch.prompts = {batch.prompts} leaves nothing to train on beside the {least} prompts "
+                f"that it takes to prove even the loss of all reward at guard.brake_level = {guard.brake_level:g}; "
+                f"nearest valid value: {least + 1}"
+            )
+        if self.held_out < least:
+            raise ValueError(
+                f"guard.brake_share = {guard.brake_share:g} of {batch.prompts} prompts holds out {self.held_out}, and "
+                f"it takes {least} to prove even the loss of all reward at guard.brake_level = {guard.brake_level:g}; "
+                f"nearest valid value: {math.ceil(100 * least / batch.prompts) / 100:g}"
+            )
+        if sampling.trainer_support == "raw" and (sampling.temperature != 1.0 or sampling.truncates):
+            raise ValueError(
+                'guard.brake with sampling.trainer_support = "raw": the trainer then scores another policy than the '
+                'one that answers; nearest valid value: "processed"'
+            )
+        trained = (batch.prompts - self.held_out) * batch.group_size
+        if trained % batch.minibatches:
+            divisors = [n for n in range(1, trained + 1) if trained % n == 0]
+            closest = min(divisors, key=lambda n: abs(n - batch.minibatches))
+            raise ValueError(
+                f"batch.minibatches = {batch.minibatches} does not divide the {trained} sequences that guard.brake "
+                f"leaves to train on; nearest valid value: {closest}"
+            )
+        return self
+
+    @property
+    def held_out(self) -> int:
+        """Prompts of a step that the brake keeps out of its update."""
+        if self.guard.brake == "off":
+            return 0
+        return min(max(1, round(self.guard.brake_share * self.batch.prompts)), self.batch.prompts - 1)
 
     @model_validator(mode="after")
     def _tables_only(self) -> RunConfig:

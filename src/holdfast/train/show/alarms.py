@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from holdfast.train.keep.folder import RunFolder
-from holdfast.train.settings.config import RunConfig
+from holdfast.train.settings.config import GuardConfig, RunConfig
 
 if TYPE_CHECKING:
     from holdfast.guard.guard import Guard, Look
@@ -36,6 +37,21 @@ def guarded(record: dict[str, Any], guard: Guard | None) -> tuple[dict[str, Any]
     where = [f"guard: the evidence is in {look.page}"] if look.page is not None else []
     warnings = [*record.get("warnings", []), *fresh, *where, *look.said]
     return record | dict(look.values) | ({"warnings": warnings} if warnings else {}), look
+
+
+def braked(record: dict[str, Any], look: Look | None, settings: GuardConfig) -> tuple[dict[str, Any], Look | None]:
+    """The same with a critical alarm where the brake took none of the last steps; it needs no `guard.on`."""
+    count = record.get("braked_in_a_row", 0)
+    if count < settings.brake_in_a_row:
+        return record, look
+    from holdfast.guard.guard import Look, standing_still
+
+    alarm = standing_still(count, chance=(1 - settings.brake_level) ** count)
+    look = look or Look(record["step"])
+    look = replace(look, alarms=(alarm, *look.alarms), halt=look.halt or settings.halt_on != "never")
+    values = {"guard/worst": 2.0, "guard/brake": 2.0}
+    told = [*record.get("warnings", []), f"guard, {alarm.severity}: {alarm.headline}; {alarm.fix}"]
+    return record | values | {"warnings": told}, look
 
 
 def halting(look: Look) -> dict[str, Any]:

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from holdfast.rollout.models import token_texts
+from holdfast.train.brake import Taken
 from holdfast.train.sampling.data import Rollouts
 from holdfast.train.sampling.episodes import Episode
 from holdfast.train.settings.config import RunConfig
 from holdfast.train.update import Updated
-from holdfast.types import Rollout
+from holdfast.types import Rollout, TokenStats
+
+
+def step_records(config: RunConfig, tokenizer: Any, taken: Taken, step: int) -> Iterator[Rollout]:
+    """One `Rollout` per sequence of the step, in sampling order, those held out of its update among them.
+
+    These have no advantages and no verdicts: the objective never saw them.
+    """
+    parts = [rollout_records(config, tokenizer, taken.trained, taken.updated.stats, taken.updated, step)]
+    if taken.held is not None and taken.before is not None:
+        parts.append(rollout_records(config, tokenizer, taken.held, taken.before, None, step))
+    return heapq.merge(*parts, key=lambda record: record.sequence_id or 0)
 
 
 def rollout_records(
-    config: RunConfig,
-    tokenizer: Any,
-    rollouts: Rollouts,
-    updated: Updated,
-    step: int,
-    experts_changed: Int[Tensor, "B T"] | None = None,
+    config: RunConfig, tokenizer: Any, rollouts: Rollouts, stats: TokenStats, updated: Updated | None, step: int
 ) -> Iterator[Rollout]:
-    """One `Rollout` per sequence of the step, in sampling order."""
+    """One `Rollout` per sequence; `stats` is the trainer's view before the update."""
     sampling = config.sampling
     for row, episode in enumerate(rollouts.episodes):
         ids, count = episode.token_ids, len(episode.token_ids)
-        stats = updated.stats
 
         def numbers(values: Any, row: int = row, count: int = count) -> tuple[Any, ...] | None:
             return None if values is None else tuple(values[row, :count].tolist())
@@ -46,14 +51,14 @@ def rollout_records(
             tv_lower=numbers(stats.tv_rollout_lower),
             tv_upper=numbers(stats.tv_rollout_upper),
             entropy=numbers(stats.entropy),
-            advantages=numbers(updated.advantages),
-            trust_mask=numbers(updated.trust_mask),
+            advantages=numbers(None if updated is None else updated.advantages),
+            trust_mask=numbers(None if updated is None else updated.trust_mask),
             turn_ids=episode.turn_ids,
             weight_versions=episode.versions,
-            experts_changed=numbers(experts_changed),
+            experts_changed=numbers(rollouts.experts_changed),
             support_size=support_sizes(episode, sampling.truncates),
             reward=float(rollouts.rewards[row]),
-            mask_reason=mask_reason(updated, row),
+            mask_reason=None if updated is None else mask_reason(updated, row),
             finish_reason=episode.finish_reason,
             step=step,
             sequence_id=int(rollouts.sequence_ids[row]),
@@ -66,7 +71,7 @@ def rollout_records(
             prompt_text=problem.prompt,
             response_text=rollouts.texts[row],
             token_texts=token_texts(tokenizer, ids),
-            extra={"answer": problem.answer},
+            extra={"answer": problem.answer} | ({"held_out": True} if updated is None else {}),
         )
 
 
