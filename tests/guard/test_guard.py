@@ -1,11 +1,13 @@
 """The guard: quiet on a healthy run, alarms once they last, a halt with its page, and a run that survives it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from holdfast.audit.judge.course import numerics
+from holdfast.audit.measure.levels import levels
 from holdfast.audit.simulate import FAULTS, clean_run
 from holdfast.errors import ConfigError
 from holdfast.guard import guard as module
@@ -65,6 +67,25 @@ def test_drift_is_an_alarm_once_it_lasts_and_is_told_once(tmp_path):
     assert len(fresh) <= 3  # not at every look
     assert looks[-1].values["guard/mismatch"] >= 1.0
     assert not any(look.halt for look in looks)
+
+
+def test_what_the_run_has_done_before_is_no_alarm(tmp_path, monkeypatch):
+    """The reward swings by .3 over 100 steps: while it is down, only the swings before tell that this is its way."""
+    asked = []
+    monkeypatch.setattr(Guard, "_audit", lambda guard: asked.append(guard._course().finite("reward")))
+    swings = made(tmp_path, every=20)
+    for step in range(1, 621):
+        swings.numbers(step, {"step": step, "reward_mean": 0.5 + 0.3 * np.sin(step * np.pi / 50)})
+        swings.look(step)
+    seen = [levels(series) for series in asked]
+    fell = [found.fell_from_peak() for found in seen]
+    assert any(found.peak - found.last > 0.4 for found in seen[15:])
+    assert not any(fell[15:])
+    forgetful = [levels(replace(series, past=None, doubt=1.0)).fell_from_peak() for series in asked[15:]]
+    assert any(forgetful), "the window alone would not know"
+    course = swings._course()
+    assert len(course.series["reward"]) == 100 and len(course.series["reward"].past) == 520
+    assert course.series["reward"].doubt == module.DOUBT
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -38,13 +38,17 @@ class Series:
     """One number by step.
 
     `steps` [N] rise strictly; `values` [N] may hold NaN and infinities, as logged; `errors` [N] are the standard errors
-    of the values where they are known, 0 elsewhere. `named` is the name in the log.
+    of the values where they are known, 0 elsewhere. `named` is the name in the log. `past` are values that are not
+    compared, but tell how much these vary; `doubt` multiplies the standard error of a level, for whoever looks at the
+    same run again and again.
     """
 
     steps: Column
     values: Column
     errors: Column | None = None
     named: str = ""
+    past: Column | None = None
+    doubt: float = 1.0
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -55,7 +59,7 @@ class Series:
         if known.all():
             return self
         errors = None if self.errors is None else self.errors[known]
-        return Series(self.steps[known], self.values[known], errors, self.named)
+        return replace(self, steps=self.steps[known], values=self.values[known], errors=errors)
 
 
 @dataclass(frozen=True)

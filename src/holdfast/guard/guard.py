@@ -26,6 +26,9 @@ from holdfast.guard.settings import GuardSettings
 T = TypeVar("T")
 ALWAYS = ("not_finite", "invalid_logprobs")
 """Findings that need no comparison with the first steps."""
+DOUBT = 2.0
+"""A guard looks dozens of times at one run, and one of many levels is low by chance: it wants twice as much."""
+MOST_PAST = 1024
 LEVELS = {severity: level for level, severity in enumerate(SEVERITIES)}
 
 
@@ -75,6 +78,7 @@ class Guard:
     rollouts: Path | None = None
     after: float = 0.0
     _points: dict[str, dict[int, float]] = field(default_factory=dict)
+    _past: dict[str, list[float]] = field(default_factory=dict)
     _before: Auditor | None = None
     _now: Auditor | None = None
     _read: set[Path] = field(default_factory=set)
@@ -123,18 +127,27 @@ class Guard:
                     kept = sorted(points)
                     keep = kept[: self.settings.first] + kept[-self.settings.last :]
                     self._points[name] = {at: points[at] for at in keep}
+                    past = self._past.setdefault(name, [])
+                    past += [points[at] for at in kept[self.settings.first : -self.settings.last]]
+                    del past[:-MOST_PAST]
         self._seconds += time.perf_counter() - start
 
     def _course(self) -> Course:
-        """The first steps and the last ones."""
+        """The first steps and the last ones; those between tell how much the numbers vary."""
         first, last = self.settings.first, self.settings.last
         series = {}
         for ours, (name, minus) in taken(self.names, self._points).items():
             points = self._points[name]
             steps = sorted(points)
+            between = steps[first:-last]
             steps = steps if len(steps) <= first + last else steps[:first] + steps[-last:]
-            values = np.array([points[step] for step in steps])
-            series[ours] = Series(np.array(steps), 1 - values if minus else values, named=name)
+            values, past = (
+                np.array(some, dtype=float)
+                for some in ([points[step] for step in steps], self._past.get(name, []) + [points[s] for s in between])
+            )
+            if minus:
+                values, past = 1 - values, 1 - past
+            series[ours] = Series(np.array(steps), values, named=name, past=past, doubt=DOUBT)
         return Course(series, self.names)
 
     def _audit(self) -> Audit:

@@ -1,6 +1,7 @@
 """Levels of series whose first and last value, noise and change are known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,19 @@ def test_given_errors_are_a_floor():
     found = levels(series([1.0] * 5 + [1.5] * 5, np.full(10, 0.5)))
     assert found.error == pytest.approx(0.5 * math.sqrt(2 / 3))
     assert not found.rose()
+
+
+def test_what_went_before_is_a_floor_and_doubt_a_factor():
+    """Equal values have no error of their own. Before them 1, -1, ...: |Δ| = 2, deviation 1.4826 · 2 / √2 = 2.1."""
+    same, before = series([1.0] * 10), np.tile([1.0, -1.0], 30)
+    assert levels(same).error == 0
+    known = levels(replace(same, past=before)).error
+    assert known == pytest.approx(1.4826 * 2 / math.sqrt(2) * math.sqrt(2 / 3))
+    assert levels(replace(same, past=before, doubt=2.0)).error == pytest.approx(2 * known)
+    assert levels(replace(same, past=np.append(before, np.nan))).error == pytest.approx(known)
+    assert levels(replace(same, past=before[:30])).error == 0, "too few to tell"
+    logs = levels(replace(same, past=10.0**before), logs=True).error
+    assert logs == pytest.approx(known), "as logarithms, like the values"
 
 
 def test_a_difference_must_be_more_certain_where_steps_are_few():

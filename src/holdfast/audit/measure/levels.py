@@ -3,8 +3,8 @@
 Values of neighbouring steps resemble each other, so a mean of k of them is less certain than σ/√k. The long-run
 deviation s stands for σ: the largest of √(b · variance of means of b steps), b = 1, 2, 4, ... up to a tenth of the
 series, of what a running median leaves; never below the robust deviation of single steps' differences, nor below the
-root mean square of the standard errors that a log of tokens gives. The difference of two levels of k steps then has the
-standard error s · √(2/k).
+root mean square of the standard errors that a log of tokens gives, nor below the long-run deviation of what went before
+(`Series.past`). The difference of two levels of k steps then has the standard error s · √(2/k), times `Series.doubt`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ FEWEST_STEPS = 8
 """With fewer, a level at the end cannot be told from one at the start."""
 CERTAIN = 4.0
 """Standard errors of a difference between two levels of a long series."""
+FEWEST_PAST = 40
+"""With fewer values, what went before tells too little of how much they vary."""
 FEW = 30
 """With fewer steps a steady trend counts as certain too; with more, values that drift by chance look like one."""
 TREND, LEAST = 0.002, 2.0
@@ -84,12 +86,15 @@ def levels(series: Series | None, *, logs: bool = False) -> Levels | None:
     if series is None or len(series) < FEWEST_STEPS:
         return None
     steps, values, errors = _thinned(series)
+    past = None if series.past is None else series.past[np.isfinite(series.past)]
     if logs:
-        above = values[values > 0]
-        values, errors = np.log10(np.maximum(values, above.min() if len(above) else 1.0)), None
+        values, errors = _logs(values), None
+        past = None if past is None else _logs(past)
     count = len(values)
     part = max(3, count // 5)
     deviation = _deviation(values, errors)
+    if past is not None and len(past) >= FEWEST_PAST:
+        deviation = max(deviation, _deviation(past, None))
     windows = np.lib.stride_tricks.sliding_window_view(values, part)
     running = (np.median(windows, -1) if part >= 7 else windows.mean(-1)).tolist()
     rises = trend_chance(values[:: max(1, count // 128)])
@@ -98,7 +103,7 @@ def levels(series: Series | None, *, logs: bool = False) -> Levels | None:
         last=running[-1],
         peak=max(running),
         trough=min(running),
-        error=deviation * math.sqrt(2 / part),
+        error=series.doubt * deviation * math.sqrt(2 / part),
         count=count,
         trend=rises,
         changed=int(steps[change_point(values)]),
@@ -137,6 +142,11 @@ def _deviation(values: Column, errors: Column | None) -> float:
     if errors is not None:
         found.append(float(np.sqrt(np.mean(np.square(errors)))))
     return max(found)
+
+
+def _logs(values: Column) -> Column:
+    above = values[values > 0]
+    return np.log10(np.maximum(values, above.min() if len(above) else 1.0))
 
 
 def _robust(values: Column) -> float:
