@@ -68,8 +68,8 @@ def wolf(count: int) -> None:
         worst[max((int(look.values.get("guard/worst", 0)) for look in looks), default=0)] += 1
         seconds += max(look.values.get("guard/seconds", 0.0) for look in looks)
         steps += len(looks)
-    print(f"{count} healthy courses, {steps} steps: alarms {dict(cried)}; worst by course {dict(worst)}")
-    print(f"{1e3 * seconds / steps:.2f} ms a step")
+    print(f"{count} healthy courses, {steps} steps: alarms {dict(cried)}; worst by course {dict(worst)}", flush=True)
+    print(f"{1e3 * seconds / steps:.2f} ms a step", flush=True)
 
 
 def delays(count: int) -> None:
@@ -83,7 +83,7 @@ def delays(count: int) -> None:
             first = next((k.step for k in looks if any(f.name == fault.check for f in k.alarms)), None)
             waits += [] if first is None else [first - middle]
         median = f"{np.median(waits):.0f} steps after the middle" if waits else "never"
-        print(f"{fault.check} at {strength:g}: {len(waits)} of {count}, {median}")
+        print(f"{fault.check} at {strength:g}: {len(waits)} of {count}, {median}", flush=True)
 
 
 def cost_of_rollouts(sequences: int = 128, length: int = 500, steps: int = 30) -> None:
