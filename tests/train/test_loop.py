@@ -189,7 +189,10 @@ def test_trainer_and_float32_engine_agree_when_nothing_differs(small_run):
         folder, _ = small_run(name, "--engine.precision", "float32", "--engine.lag", "0", "--steps", "1", *sampling)
         record = folder.read_metrics()[1]
         assert record["abs_log_ratio_max"] < 1e-3, name
-        assert record["kl_exact_max"] < 1e-5, name
+        if name == "top_k":
+            assert "kl_exact_max" not in record, "the sampling mask is enough to renormalise on, and no distribution"
+        else:
+            assert record["kl_exact_max"] < 1e-5, name
 
 
 def test_raw_trainer_logprobs_are_a_mismatch_that_shows(small_run):
