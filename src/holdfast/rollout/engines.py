@@ -25,8 +25,8 @@ class EngineSettings:
     can give a card's memory back. options [vllm]: further arguments of `vllm.LLM`. url, timeout (seconds per request),
     retries, concurrency (requests at a time) [server]. sampling_mask [vllm, server]: whether it is started so that it
     reports the tokens that each one was drawn from; ours always can. replay_experts [embedded, vllm]: the same of a
-    mixture's experts. sync [server]: "reload" has a running server take
-    over the weights, "restart" runs `command` on them anew, in which "{folder}" stands for the model folder.
+    mixture's experts. sync [server]: "reload" has a running server take over the weights, "restart" runs `command` on
+    them anew, in which "{folder}" stands for the model folder.
     """
 
     kind: str = "embedded"

@@ -132,7 +132,7 @@ class Brake:
         """Rewards of one new response of the updated policy to each held-out one, in their order."""
         run, drawn = self.run, derive_seed(self.config.seed, "brake answers", step)
         run.judge.sync(run.engine_view, step)
-        episodes = replace(run.writing, distributions=False, top=0).advance(
+        episodes = replace(run.writing, distributions=False, top=0, support=False).advance(
             run.judge,
             new_episodes(held.prompts, 0),
             budget=run.writing.sampling.max_tokens,

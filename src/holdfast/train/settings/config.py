@@ -21,6 +21,11 @@ TABLES = ("jsonl", "csv", "parquet", "huggingface")
 """Tasks whose problems are the rows of a table, which a run can go through one by one."""
 
 
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of a number that lies nearest to the wanted one."""
+    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - wanted))
+
+
 class TaskConfig(OpenSection):
     """Where problems and rewards come from; further keys are the task's own options (`entries = 12`)."""
 
@@ -173,8 +178,7 @@ class BatchConfig(Section):
     def _minibatches_divide(self) -> BatchConfig:
         sequences = self.prompts * self.group_size
         if sequences % self.minibatches:
-            divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
-            closest = min(divisors, key=lambda n: abs(n - self.minibatches))
+            closest = nearest_divisor(sequences, self.minibatches)
             raise ValueError(
                 f"minibatches = {self.minibatches} does not divide {self.prompts} prompts x {self.group_size} "
                 f"responses = {sequences} sequences; nearest valid value: {closest}"
@@ -335,8 +339,7 @@ class RunConfig(Section):
             )
         trained = (batch.prompts - self.held_out) * batch.group_size
         if trained % batch.minibatches:
-            divisors = [n for n in range(1, trained + 1) if trained % n == 0]
-            closest = min(divisors, key=lambda n: abs(n - batch.minibatches))
+            closest = nearest_divisor(trained, batch.minibatches)
             raise ValueError(
                 f"batch.minibatches = {batch.minibatches} does not divide the {trained} sequences that guard.brake "
                 f"leaves to train on; nearest valid value: {closest}"
