@@ -170,15 +170,14 @@ def test_the_same_call_gives_the_same_bits_and_another_seed_does_not(make_model)
     assert [c.token_ids for c in first] != [c.token_ids for c in draw(engine(model), ids=range(8, 16))]
 
 
+def asked(**support):
+    sampling = Sampling(max_tokens=24, **support)
+    return {"prompts": PROMPTS, "sampling": sampling, "seed": 5, "sequence_ids": range(8)}
+
+
 @pytest.mark.parametrize("support", [{}, {"top_k": 3}])
 def test_the_likeliest_tokens_are_those_of_the_distribution(make_model, support):
-    made = engine(make_model())
-    arguments = {
-        "prompts": PROMPTS,
-        "sampling": Sampling(max_tokens=24, **support),
-        "seed": 5,
-        "sequence_ids": range(8),
-    }
+    made, arguments = engine(make_model()), asked(**support)
     whole = made.generate(**arguments, return_distributions=True)
     for full, top in zip(whole, made.generate(**arguments, return_top=5), strict=True):
         assert (top.distributions, full.top_ids, full.top_logprobs) == (None, None, None)
@@ -493,13 +492,7 @@ def test_parts_of_a_precision_that_cannot_be_are_refused(make_model, options, me
 
 @pytest.mark.parametrize("support", [{}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.0}])
 def test_the_sampling_mask_is_the_support_of_the_distribution(make_model, support):
-    made = engine(make_model())
-    arguments = {
-        "prompts": PROMPTS,
-        "sampling": Sampling(max_tokens=24, **support),
-        "seed": 5,
-        "sequence_ids": range(8),
-    }
+    made, arguments = engine(make_model()), asked(**support)
     whole = made.generate(**arguments, return_distributions=True)
     for full, masked in zip(whole, made.generate(**arguments, return_support=True), strict=True):
         assert masked.token_ids == full.token_ids and masked.distributions is None
