@@ -47,7 +47,7 @@ class ModelServer:
 
         class Server(ThreadingHTTPServer):
             request_queue_size = 128
-            daemon_threads = True
+            daemon_threads = False  # so that `close` waits for every answer: none runs on into the next test
 
         self.http = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
