@@ -17,7 +17,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-# Checks look at one random item of a list. From a thread of its own that would move the generator that hypothesis guards.
+# Checks look at one random item of a list: in a thread of its own that would move the generator hypothesis guards.
 beartype_code.getrandbits = random.Random(0).getrandbits
 
 _CHECKED = set()
