@@ -81,7 +81,9 @@ def make(rng: np.random.Generator, first: int, count: int) -> pa.Table:
     engine = -(rng.exponential(0.5, total).astype(np.float32) ** 2)
     trainer = np.minimum(engine * (1 + rng.normal(0, 0.02, total).astype(np.float32)), 0)
     number = np.arange(first, first + count)
-    advantage = np.repeat(rng.normal(0, 1, count).astype(np.float32), lengths)
+    reward = rng.integers(0, 2, count).astype(np.float32)
+    group = number // GROUP - first // GROUP
+    advantage = np.repeat(reward - (np.bincount(group, reward) / np.bincount(group))[group].astype(np.float32), lengths)
 
     def tokens(values: np.ndarray) -> pa.ListArray:
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
@@ -97,7 +99,7 @@ def make(rng: np.random.Generator, first: int, count: int) -> pa.Table:
         "advantages": tokens(advantage),
         "trust_mask": tokens(np.ones(total, bool)),
         "weight_versions": tokens(np.repeat(number // STEP, lengths).astype(np.int32)),
-        "reward": pa.array(rng.integers(0, 2, count).astype(np.float32)),
+        "reward": pa.array(reward),
         "step": pa.array(number // STEP + 1),
         "sequence_id": pa.array(number),
         "group_id": pa.array(number // GROUP),

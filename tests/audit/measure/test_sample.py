@@ -24,7 +24,7 @@ def run(count, length=10):
 
 
 def test_a_small_run_is_kept_whole():
-    kept = feed(Sample(tokens=10_000), run(100)).uniform()
+    kept = [*feed(Sample(tokens=10_000), run(100)).uniform()]
     assert [number for number, _ in kept] == list(range(100))
     assert all(rollout.step == number for number, rollout in kept)
 
@@ -38,7 +38,7 @@ def test_a_large_run_is_sampled_evenly_in_bounded_memory():
 
 
 def test_the_same_run_gives_the_same_sample():
-    first, second = (feed(Sample(tokens=2000), run(1000)).uniform() for _ in range(2))
+    first, second = ([*feed(Sample(tokens=2000), run(1000)).uniform()] for _ in range(2))
     assert first == second
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from holdfast.audit.judge.auditor import FEWEST_PROMPTS, Audit
 from holdfast.audit.measure.estimate import Estimate
 from holdfast.audit.measure.tokens import Unit
+from holdfast.audit.read.columns import Column
 from holdfast.core.advise import PUBLISHED, Advice, advise, allowed_kl
 from holdfast.core.bounds import unified
 from holdfast.core.bounds_measured import observed, sampled_drift
@@ -116,14 +117,14 @@ def advise_on(audit: Audit, seed: int = 0) -> SampleAdvice:
             missing=("thresholds, bounds and certificates: they are made of the log-probabilities that the data error "
                      "above says cannot be trusted. Fix the log first.",)
         )  # fmt: skip
-    usable = [(n, r) for n, r in audit.sample.uniform() if _usable(r)]
     unit = audit.facts.unit
-    if len({_unit(r, n, unit) for n, r in usable}) < 2:
+    usable = [_row(rollout, number, unit) for number, rollout in audit.sample.uniform() if _usable(rollout)]
+    if len({row.unit for row in usable}) < 2:
         return SampleAdvice(
             missing=("thresholds, bounds and certificates: they need log-probabilities of both engine and trainer on "
                      "the rollouts of at least two prompts.",)
         )  # fmt: skip
-    sampled = _tensors(_fit(usable, seed), unit)
+    sampled = _tensors(_fit(usable, seed))
     missing: list[str] = []
     horizon = sampled.batch.response_mask.shape[1]
     advice = advise(sampled.batch, sampled.stats, horizon=horizon)
@@ -148,6 +149,32 @@ def advise_on(audit: Audit, seed: int = 0) -> SampleAdvice:
     )
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What the sums need of one rollout, a few bytes a token; `unit` tells what it is resampled with."""
+
+    number: int
+    unit: object
+    named: bool
+    reward: float | None
+    tokens: Mapping[str, Column]
+
+    def __len__(self) -> int:
+        return len(self.tokens["rollout_logprobs"])
+
+
+_COLUMNS = {
+    "rollout_logprobs": np.float32,
+    "trainer_logprobs": np.float32,
+    "response_mask": np.bool_,
+    "trust_mask": np.bool_,
+    "kl_exact": np.float32,
+    "entropy": np.float32,
+    "advantages": np.float32,
+    **dict.fromkeys(BOUNDS, np.float32),
+}
+
+
 def _usable(rollout: Rollout) -> bool:
     engine, trainer = rollout.rollout_logprobs, rollout.trainer_logprobs
     if not engine or not trainer:
@@ -157,15 +184,11 @@ def _usable(rollout: Rollout) -> bool:
     return values.size > 0 and bool((np.isfinite(values) & (values <= 1e-3)).all())
 
 
-def _fit(rollouts: Sequence[tuple[int, Rollout]], seed: int) -> list[tuple[int, Rollout]]:
-    """As many of them, drawn at random, as fit into PADDED positions."""
-    kept, longest = [], 0
-    for i in np.random.default_rng(seed).permutation(len(rollouts)):
-        longest = max(longest, len(rollouts[i][1].response_ids))
-        if len(kept) >= 2 and longest * (len(kept) + 1) > PADDED:
-            break
-        kept.append(rollouts[i])
-    return sorted(kept, key=lambda pair: pair[0])
+def _row(rollout: Rollout, number: int, unit: Unit) -> _Row:
+    given = {name: getattr(rollout, name) for name in _COLUMNS}
+    tokens = {name: np.array(given[name], kind) for name, kind in _COLUMNS.items() if given[name] is not None}
+    named = rollout.group_id is not None or bool(rollout.prompt_ids)
+    return _Row(number, _unit(rollout, number, unit), named, rollout.reward, tokens)
 
 
 def _unit(rollout: Rollout, number: int, unit: Unit) -> object:
@@ -177,35 +200,43 @@ def _unit(rollout: Rollout, number: int, unit: Unit) -> object:
     return (rollout.step, rollout.prompt_ids) if rollout.prompt_ids else number
 
 
-def _tensors(numbered: Sequence[tuple[int, Rollout]], unit: Unit) -> _Sampled:
-    rollouts = [rollout for _, rollout in numbered]
-    lengths = [len(r.response_ids) for r in rollouts]
+def _fit(rows: Sequence[_Row], seed: int) -> list[_Row]:
+    """As many of them, drawn at random, as fit into PADDED positions."""
+    kept, longest = [], 0
+    for i in np.random.default_rng(seed).permutation(len(rows)):
+        longest = max(longest, len(rows[i]))
+        if len(kept) >= 2 and longest * (len(kept) + 1) > PADDED:
+            break
+        kept.append(rows[i])
+    return sorted(kept, key=lambda row: row.number)
 
-    def padded(name: str, dtype: torch.dtype) -> Tensor | None:
-        given = [getattr(r, name) for r in rollouts]
-        if any(v is None for v in given):
+
+def _tensors(rows: Sequence[_Row]) -> _Sampled:
+    lengths = [len(row) for row in rows]
+
+    def padded(name: str) -> Tensor | None:
+        if any(name not in row.tokens for row in rows):
             return None
-        out = torch.zeros(len(rollouts), max(lengths), dtype=dtype)
-        for row, values in enumerate(given):
-            out[row, : lengths[row]] = torch.tensor(values, dtype=dtype)
-        return out
+        out = np.zeros((len(rows), max(lengths)), _COLUMNS[name])
+        for place, row in enumerate(rows):
+            out[place, : lengths[place]] = row.tokens[name]
+        return torch.from_numpy(out)
 
-    mask = padded("response_mask", torch.bool)
+    mask = padded("response_mask")
     if mask is None:
         mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-    kl, entropy, advantages = (padded(name, torch.float32) for name in ("kl_exact", "entropy", "advantages"))
-    rewards = [r.reward for r in rollouts]
-    known = torch.tensor(rewards, dtype=torch.float64) if all(r is not None for r in rewards) else None
-    numbers = {key: place for place, key in enumerate(dict.fromkeys(_unit(r, n, unit) for n, r in numbered))}
-    engine, trainer = padded("rollout_logprobs", torch.float32), padded("trainer_logprobs", torch.float32)
+    kl, entropy, advantages = padded("kl_exact"), padded("entropy"), padded("advantages")
+    known = torch.tensor([torch.nan if row.reward is None else row.reward for row in rows], dtype=torch.float64)
+    units = {unit: place for place, unit in enumerate(dict.fromkeys(row.unit for row in rows))}
+    engine, trainer = padded("rollout_logprobs"), padded("trainer_logprobs")
     assert engine is not None and trainer is not None
     batch = Batch(
-        advantages=torch.zeros(len(rollouts)) if advantages is None else advantages.nan_to_num(),
+        advantages=torch.zeros(len(rows)) if advantages is None else advantages.nan_to_num(),
         response_mask=mask,
         rollout_logprobs=torch.where(mask, engine, 0.0),
     )
     exact = None if kl is None or bool((mask & ~(kl >= -1e-6)).any()) else torch.where(mask, kl.clamp(min=0), 0.0)
-    proven = [None if (v := padded(name, torch.float32)) is None else torch.where(mask, v, 0.0) for name in BOUNDS]
+    proven = [None if (v := padded(name)) is None else torch.where(mask, v, 0.0) for name in BOUNDS]
     kl_lower, tv_lower, tv_upper = proven
     stats = TokenStats(
         logprobs=torch.where(mask, trainer, 0.0),
@@ -215,10 +246,9 @@ def _tensors(numbered: Sequence[tuple[int, Rollout]], unit: Unit) -> _Sampled:
         tv_rollout_lower=tv_lower,
         tv_rollout_upper=tv_upper,
     )
-    groups = torch.tensor([numbers[_unit(r, n, unit)] for n, r in numbered])
-    rewards_known = known if known is not None and bool(known.isfinite().all()) else None
-    named = any(r.group_id is not None or r.prompt_ids for r in rollouts)
-    return _Sampled(batch, stats, rewards_known, groups, padded("trust_mask", torch.bool), named)
+    groups = torch.tensor([units[row.unit] for row in rows])
+    rewards = known if bool(known.isfinite().all()) else None
+    return _Sampled(batch, stats, rewards, groups, padded("trust_mask"), any(row.named for row in rows))
 
 
 def _reward_range(seen: tuple[float, float] | None) -> tuple[float, float]:

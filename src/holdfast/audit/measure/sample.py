@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,10 +55,10 @@ class Sample:
         other._kept, other._worst = self._kept, self._worst
         return other
 
-    def uniform(self) -> list[tuple[int, Rollout]]:
-        """(number, rollout) of the uniform sample, in reading order."""
-        kept = sorted(self._kept.values(), key=lambda item: item[0])
-        return [(in_reading_order(number, self.starts), promise()) for number, promise in kept]
+    def uniform(self) -> Iterator[tuple[int, Rollout]]:
+        """(number, rollout) of the uniform sample, in reading order; each is made when it is asked for."""
+        for number, promise in sorted(self._kept.values(), key=lambda item: item[0]):
+            yield in_reading_order(number, self.starts), promise()
 
     def worst(self) -> list[tuple[int, Rollout]]:
         """(number, rollout) with the largest |log-ratio| on one token, worst first, with the texts of their source."""

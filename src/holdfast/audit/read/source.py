@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import pyarrow as pa
+
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.loaders import LOADERS, loaders_for
 from holdfast.audit.read.loaders.generic.texts import texts_loader
@@ -105,6 +107,8 @@ def _read(files: Sequence[SourceFile], reading: Reading) -> Iterator[tuple[Sourc
         except Exception as error:  # strangers' files make any reader fail in any way, and the others go on
             told = str(error).strip().partition("\n")[0][:200]
             reading.reject(file.path, 0, "unreadable file", f"{file.path}: {type(error).__name__}: {told}")
+    # Arrow keeps what its readers have freed, about 200 MB beside a large log; what comes after reading needs it.
+    pa.default_memory_pool().release_unused()
 
 
 def _ordinary(path: Path) -> bool:
