@@ -3,16 +3,14 @@
     python tests/newcomer.py                     # installs into the clone (`make newcomer`); downloads torch
     python tests/newcomer.py --python PATH       # takes the packages of a Python that is there, and the clone's code
 
-What a reader has to fill in is filled in from what the first quick start left: a model's folder, a data file. Lines
-that want what a laptop does not have are named and left out. Prints each line's time and CPU time, the installation's
-apart; exits with 1 where a line does not end as it should.
+Lines that want what a laptop does not have are named and left out. Prints each line's time and CPU time, the
+installation's apart; exits with 1 where a line does not end as it should.
 """
 
 import argparse
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,13 +40,7 @@ def quick_starts(readme: str) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def lines_of(language: str, block: str) -> list[str]:
     """What is run of a block: a shell line by itself, Python as a whole."""
-    return [block] if language == "python" else [line for line in block.splitlines() if line.strip()]
-
-
-def filled(line: str, clone: Path) -> str:
-    """The line with the reader's own model and data."""
-    models = sorted(clone.glob("runs/gsm8k/checkpoints/*/model"))
-    return line.replace("FOLDER_OR_HUB_NAME", str(models[-1].relative_to(clone)) if models else "FOLDER_OR_HUB_NAME")
+    return [block] if language == "python" else [line for line in block.splitlines() if line.partition("#")[0].strip()]
 
 
 def why_not(line: str) -> str | None:
@@ -87,8 +79,6 @@ def play(clone: Path, python: str | None, only: str) -> int:
     begun = time.monotonic()
     variables, interpreter = environment(clone, python)
     print(f"installation: {time.monotonic() - begun:.0f} s")
-    # The reader's own rows of prompt and answer: those of the repository's smallest table.
-    shutil.copy(clone / "examples" / "trl" / "sums.jsonl", clone / "mine.jsonl")
     failed = 0
     for heading, blocks in quick_starts((clone / "README.md").read_text(encoding="utf-8")):
         if only not in heading:
@@ -100,7 +90,7 @@ def play(clone: Path, python: str | None, only: str) -> int:
             if reason := why_not(line):
                 print(f"  not run   {name}: {reason}", flush=True)
                 continue
-            command = [interpreter, "-c", line] if "\n" in line else ["sh", "-c", filled(line, clone)]
+            command = [interpreter, "-c", line] if "\n" in line else ["sh", "-c", line]
             started, computed = time.monotonic(), cpu_seconds()
             done = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True, check=False)
             took, computed = time.monotonic() - started, cpu_seconds() - computed

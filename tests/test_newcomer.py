@@ -1,6 +1,9 @@
 """The newcomer's script sees every quick start of the README, and says of each line whether it runs it."""
 
-from newcomer import ROOT, ended_well, filled, lines_of, quick_starts, why_not
+import tomllib
+
+from holdfast.train.settings.config import CheckpointConfig
+from newcomer import ROOT, ended_well, lines_of, quick_starts, why_not
 
 STARTS = quick_starts((ROOT / "README.md").read_text(encoding="utf-8"))
 
@@ -24,11 +27,13 @@ def test_what_is_run_and_what_is_not():
     assert why_not("holdfast audit huge_log --workers 8") and why_not('model="Qwen/Qwen3-0.6B"')
 
 
-def test_placeholders_are_filled_from_the_first_run(tmp_path):
-    model = tmp_path / "runs" / "gsm8k" / "checkpoints" / "step_0003" / "model"
-    model.mkdir(parents=True)
-    line = next(line for line in lines() if "FOLDER_OR_HUB_NAME" in line)
-    assert "--model runs/gsm8k/checkpoints/step_0003/model --data" in filled(line, tmp_path)
+def test_the_second_run_continues_with_what_the_first_left():
+    config = tomllib.loads((ROOT / "examples" / "small" / "gsm8k.toml").read_text(encoding="utf-8"))
+    halfway = config["steps"] // 2
+    assert halfway == CheckpointConfig().every == 20
+    command = next(line.split() for line in lines() if line.startswith("holdfast init"))
+    assert command[command.index("--model") + 1] == f"runs/gsm8k/checkpoints/step_{halfway:04d}/model"
+    assert (ROOT / command[command.index("--data") + 1]).is_file()
 
 
 def test_findings_are_no_failure_and_errors_are():
