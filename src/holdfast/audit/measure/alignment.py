@@ -96,9 +96,8 @@ def calibration_sums(view: AlignedView) -> Column:
     if len(view.blank) or view.shifted.any():
         keep = keep & (np.repeat(view.shifted, view.lengths) == 0)
         keep[view.blank] = False
-    engine = np.where(keep, view.tokens("rollout_logprobs"), np.float32(0))
-    trainer = np.where(keep, view.tokens("trainer_logprobs"), np.float32(0))
-    change = np.where(keep, view.weight_change, 0)
+    names = ("rollout_logprobs", "trainer_logprobs")
+    engine, trainer, change = (view.where(keep, v) for v in (*map(view.tokens, names), view.weight_change))
     far = [
         np.bincount(view.sequence[tokens], sign * change[tokens], len(view.chunk))
         for tokens, sign in ((view.far_below, -1), (view.far_above, 1))

@@ -44,7 +44,7 @@ class Binned:
         keep = view.measured if where is None else where
         starts = view.runs(bin_)
         place = view.fold[view.sequence[starts]] * self.bins + bin_[starts]
-        sums = np.add.reduceat(np.where(keep, values, 0), starts, dtype=np.float64)
+        sums = np.add.reduceat(view.where(keep, values), starts, dtype=np.float64)
         self._add(place, sums, np.add.reduceat(keep, starts, dtype=np.float64))
 
     def add_sequences(self, view: View, bin_: Column | int, values: Column, where: Column | None = None) -> None:
@@ -55,7 +55,8 @@ class Binned:
         keep = view.measured if where is None else where
         rows = view.filled if isinstance(bin_, int) else view.filled[bin_[view.filled] >= 0]
         place = view.fold[rows] * self.bins + (bin_ if isinstance(bin_, int) else bin_[rows])
-        self._add(place, view.sum(np.where(keep, values, 0))[rows], view.sum(keep)[rows])
+        count = view.sequence_measured if where is None else view.sum(where)
+        self._add(place, view.sum(view.where(keep, values))[rows], count[rows])
 
     def add_quantities(self, view: View, values: Column) -> None:
         """Add [N, bins]: bin k holds the k-th quantity of each sequence, so that ratios of means are ratios of sums."""

@@ -30,7 +30,7 @@ def extremes_of(view: TokenView) -> Column:
 
 def pulls_of(view: TokenView) -> Column:
     """[N, 6]: Σ -(w - 1) A and tokens with A > 0, the same with A < 0, and Σ |A| of both."""
-    advantages = np.where(view.measured, view.tokens("advantages"), np.float32(0))
+    advantages = view.where(view.measured, view.tokens("advantages"))
     pull = -view.weight_change * advantages
     columns, sizes = [], []
     for sign in (advantages > 0, advantages < 0):

@@ -124,15 +124,19 @@ class TokenView:
         return np.abs(self.log_ratio)
 
     @cached_property
-    def k3(self) -> Column:
-        """Flat: exp(r) - 1 - r, with r clamped to ±LOG_RATIO_LIMIT."""
-        r = np.clip(self.log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).astype(np.float64)
-        return np.expm1(r) - r
+    def bounded_ratio(self) -> Column:
+        """Flat float64: the log-ratio, clamped to ±LOG_RATIO_LIMIT."""
+        return np.clip(self.log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).astype(np.float64)
 
     @cached_property
     def weight_change(self) -> Column:
-        """Flat: exp(r) - 1, the importance weight less one, with r clamped as in `k3`; its mean is 0 in a true log."""
-        return self.k3 + np.clip(self.log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        """Flat: exp(r) - 1, the importance weight less one, of the clamped r; its mean is 0 in a true log."""
+        return np.expm1(self.bounded_ratio)
+
+    @cached_property
+    def k3(self) -> Column:
+        """Flat: exp(r) - 1 - r of the clamped r."""
+        return self.weight_change - self.bounded_ratio
 
     @cached_property
     def sequence_size(self) -> Column:
@@ -143,6 +147,11 @@ class TokenView:
     def sequence_measured(self) -> Column:
         """[N] measured tokens of each sequence."""
         return self.sum(self.measured)
+
+    @cached_property
+    def sequence_k3(self) -> Column:
+        """[N] sum of k3 over measured tokens."""
+        return self.sum(self.k3)
 
     @cached_property
     def step(self) -> Column:
@@ -203,6 +212,10 @@ class TokenView:
         out = np.zeros(len(self.chunk))
         out[self.filled] = np.add.reduceat(values, self.chunk.offsets[self.filled], dtype=np.float64)
         return out
+
+    def where(self, keep: Column, values: Column) -> Column:
+        """The flat values at those tokens, 0 elsewhere; of a log without gaps they are the values themselves."""
+        return values if keep.all() else np.where(keep, values, values.dtype.type(0))
 
     def max(self, values: Column) -> Column:
         """[N] largest value of a flat array in each sequence; 0 for an empty one."""

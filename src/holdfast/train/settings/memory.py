@@ -13,8 +13,8 @@ KEPT = 1 << 30
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 
-def keep_freed_memory() -> bool:
-    """Let the process keep memory between steps, where it has glibc and nothing else was asked for; whether it does.
+def keep_freed_memory(kept: int = KEPT) -> bool:
+    """Let the process keep `kept` bytes between steps, where it has glibc and nothing else was asked for; if it does.
 
     glibc gives freed blocks back to the system, tens of megabytes every step, and the system clears each page that it
     hands out again: on a CPU several percent of a small model's step. Variables of the environment that set this
@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all(mallopt(option, KEPT) for option in (TRIM_THRESHOLD, MMAP_THRESHOLD))
+    return all(mallopt(option, kept) for option in (TRIM_THRESHOLD, MMAP_THRESHOLD))
 
 
 def free_memory(device: str, system: Path = Path("/")) -> int | None:

@@ -63,27 +63,57 @@ class Causes:
 
 
 def _of_tokens(view: View, starts: Column) -> list[Column]:
-    r = np.clip(view.log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).astype(np.float64)
-    engine, k2 = view.tokens("rollout_logprobs"), r * r / 2
-    with np.errstate(invalid="ignore"):
-        apart = view.measured & (engine >= CONFIDENT) & (r < -DISAGREES)
-    routed = view.measured & view.given("experts_changed")
-    rerouted = routed & (view.tokens("experts_changed") > 0) & ~apart if routed.any() else routed
-    known, x = view.measured & ~apart & ~rerouted, np.zeros(len(r))
-    if view.has("entropy"):
-        entropy = view.tokens("entropy")
-        known &= view.given("entropy") & np.isfinite(entropy)
-        x = np.where(known, engine + entropy, 0.0).astype(np.float64)
-    else:
-        known = np.zeros(len(r), bool)
-    columns = [view.measured, k2, apart, apart * k2, known, x, known * r, x * x, x * r, known * r * r]
-    columns += [rerouted, rerouted * k2, routed, *_of_support(view, r)]
-    return [np.add.reduceat(column, starts, dtype=np.float64) for column in columns]
+    """Sums over stretches; what no token of a chunk has (a column of None) costs nothing."""
+    measured, r = view.measured, view.bounded_ratio
+    k2 = r * r / 2
+    apart = _flags(len(r), _apart(view))
+    rerouted = routed = None
+    if view.has("experts_changed") and (found := measured & view.given("experts_changed")).any():
+        routed = found
+        rerouted = found & (view.tokens("experts_changed") > 0)
+        rerouted = rerouted if apart is None else rerouted & ~apart
+    known, x, products = _known(view, [flags for flags in (apart, rerouted) if flags is not None]), None, [None] * 4
+    if known is not None:
+        entropy, shown = view.tokens("entropy"), view.where(known, r)
+        x = view.where(known, view.tokens("rollout_logprobs") + entropy).astype(np.float64)
+        products = [shown, x * x, x * shown, shown * shown]
+    columns = [measured, k2, apart, _both(apart, k2), known, x, *products, rerouted, _both(rerouted, k2), routed]
+    columns += _of_support(view, r)
+    none = np.zeros(len(starts))
+    return [none if column is None else np.add.reduceat(column, starts, dtype=np.float64) for column in columns]
 
 
-def _of_support(view: View, r: Column) -> list[Column]:
+def _apart(view: View) -> Column:
+    """Indices of confident disagreements: the engine gave at least half, the trainer two nats less."""
+    far = np.flatnonzero(view.log_ratio < -DISAGREES)
+    return far[view.tokens("rollout_logprobs")[far] >= CONFIDENT]
+
+
+def _flags(count: int, indices: Column) -> Column | None:
+    if not len(indices):
+        return None
+    flags = np.zeros(count, bool)
+    flags[indices] = True
+    return flags
+
+
+def _known(view: View, others: list[Column]) -> Column | None:
+    """Measured tokens with the trainer's entropy that are none of the others."""
+    if not view.has("entropy"):
+        return None
+    known = view.measured & view.given("entropy") & np.isfinite(view.tokens("entropy"))
+    for flags in others:
+        known &= ~flags
+    return known
+
+
+def _both(flags: Column | None, values: Column) -> Column | None:
+    return None if flags is None else flags * values
+
+
+def _of_support(view: View, r: Column) -> list[Column | None]:
     if not view.has("support_size"):
-        return [np.zeros(len(r), bool)] * (1 + 2 * SIZES)
+        return [None] * (1 + 2 * SIZES)
     size = view.tokens("support_size")
     supported = view.measured & view.given("support_size") & (size >= 0)
     inside = [supported & (size > 0) & (power_bin(size, SIZES + 1) == c + 1) for c in range(SIZES)]

@@ -139,9 +139,9 @@ def _columns(view: View) -> dict[str, Column]:
     peak = None
     if view.has("rollout_logprobs", "trainer_logprobs"):
         out["tokens"] = view.sequence_measured
-        out["k1"], out["abs_log"] = -view.sum(view.log_ratio), view.sum(view.size)
+        out["k1"], out["abs_log"] = -view.sum(view.log_ratio), view.sequence_size
         out["k2"] = view.sum(view.log_ratio * view.log_ratio) / 2
-        out["k3"] = view.sum(view.k3)
+        out["k3"] = view.sequence_k3
         out["compared"] = (view.sequence_measured > 0).astype(float)
         peak = view.max(view.size) ** 2 / 2
     if view.has("kl_exact"):

@@ -40,7 +40,7 @@ class NoiseFloor:
     def update(self, view: View) -> None:
         """Sum |log-ratio| and k3 by the sequence's age."""
         age = view.freshness
-        sums = np.column_stack([view.sequence_measured, view.sequence_size, view.sum(view.k3)])
+        sums = np.column_stack([view.sequence_measured, view.sequence_size, view.sequence_k3])
         for a in np.unique(age).tolist():
             if a != UNKNOWN:
                 binned = self.by_age.setdefault(a, Binned(3))

@@ -57,7 +57,7 @@ class OutlierSequences:
             return
         tokens = view.sequence_measured[rows]
         size = view.sum(np.minimum(view.size, np.float32(CAP)))[rows] / tokens
-        k3 = view.sum(view.k3)[rows] / tokens
+        k3 = view.sequence_k3[rows] / tokens
         self.sizes.add(size)
         self.count += len(rows)
         self.drift += float((k3 * tokens).sum())

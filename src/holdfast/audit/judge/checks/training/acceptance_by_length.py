@@ -21,7 +21,7 @@ FEWEST_SEQUENCES = 32
 
 MASKS: Mapping[str, Callable[[View], Column]] = {
     "TRM-Max, k2 ≤ .05": lambda view: view.max(view.size) ** 2 / 2 <= 0.05,
-    "TRM-Avg, k3 ≤ .001": lambda view: _mean(view, view.sum(view.k3)) <= 0.001,
+    "TRM-Avg, k3 ≤ .001": lambda view: _mean(view, view.sequence_k3) <= 0.001,
     "product of ratios ≤ 3": lambda view: view.sum(view.log_ratio) <= np.log(3),
     "geometric mean in [.999, 1.001]": lambda view: np.abs(_mean(view, view.sum(view.log_ratio))) <= 0.001,
 }
