@@ -54,6 +54,14 @@ def test_the_page_shows_texts_that_stay_in_the_file_until_then(clean, tmp_path):
     assert ' class="id"' not in page
 
 
+def test_quiet_leaves_the_exit_code_and_the_files(faulty, tmp_path, capsys):
+    assert dispatch(["audit", str(faulty), "--quiet", "--out", str(tmp_path / "report")]) == 1
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert dispatch(["audit", str(faulty), "-q", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"]
+
+
 @pytest.mark.parametrize(("limit", "code"), [("critical", 1), ("info", 1), ("never", 0)])
 def test_exit_codes_follow_the_severity(faulty, tmp_path, limit, code, capsys):
     assert dispatch(["audit", str(faulty), "--json", "--fail-on", limit]) == code

@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     if options.formats:
         print(formats_table())
         return 0
-    console = Console()
+    console = Console(quiet=options.quiet)
     if options.demo:
         from holdfast.audit.simulate.demo import run_demo
 
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
             allow_pickle=options.allow_pickle, columns=own_columns(options.map), codec=tokenizer_of(options.tokenizer)
         ),
         scorers=_scorers(options.model),
-        console=Console(stderr=True),
+        console=Console(stderr=True, quiet=options.quiet),
         workers=options.workers,
         ray=options.ray,
     )
@@ -258,6 +258,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("path", type=Path, nargs="?", help="a file or folder of logged rollouts")
     made.add_argument("--out", type=Path, help="folder for report.html and report.json (default: audit-NAME)")
     made.add_argument("--json", action="store_true", help="print report.json instead; writes no files without --out")
+    made.add_argument(
+        "--quiet", "-q", action="store_true", help="print errors only, and what --json asks for: the exit code tells"
+    )
     made.add_argument(
         "--fail-on", choices=(*SEVERITIES, "never"), default="warning", help="exit with 1 at this severity (warning)"
     )
