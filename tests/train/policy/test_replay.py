@@ -11,11 +11,13 @@ from holdfast.errors import ConfigError, DataError
 from holdfast.rollout.models import character_tokenizer, tiny_model
 from holdfast.train.policy.forward import Policy
 from holdfast.train.policy.head import HeadForm
+from holdfast.train.policy.lora import add_lora
 from holdfast.train.policy.model import keep_only_inputs
 from holdfast.train.policy.replay import Replay, routers
 from holdfast.train.policy.unpadded import make_unpadded
 from holdfast.train.sampling.data import pack
 from holdfast.train.sampling.routing import chosen_experts
+from holdfast.train.settings.config import LoraConfig
 
 SEQUENCES = pack([(1, 5, 6), (1, 5, 6), (1, 4)], [(8, 9, 10, 2), (5, 2), (6, 7, 8)], pad=0)
 MASK = SEQUENCES.response_mask
@@ -117,6 +119,22 @@ def test_gates_are_trained_through_the_recorded_experts():
     for (name, _), ours, theirs in zip(model.named_parameters(), found, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5), name
         assert "gate" not in name or ours.abs().sum() > 0
+
+
+def test_adapters_are_trained_through_the_recorded_experts():
+    """With LoRA beside them the routers still listen: as the merged model that was told its experts."""
+    adapted = add_lora(mixture(), LoraConfig(rank=4, targets=["q_proj", "v_proj"]), base="here", seed=0)
+    parts = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for part in parts.values():  # B starts at 0, where A has no gradient
+            part.normal_(std=0.2, generator=torch.Generator().manual_seed(part.numel()))
+    experts = random_experts(5)
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    found = Policy(adapted, replay=Replay(adapted)).stats(replace(SEQUENCES, experts=experts)).logprobs
+    assert torch.allclose(found[MASK], plain_logprobs(merged, experts), atol=1e-5)
+    assert not torch.allclose(found[MASK], plain_logprobs(merged, random_experts(6)), atol=1e-4)
+    assert all("lora_" in name for name in parts)
+    assert all(slope.abs().sum() > 0 for slope in torch.autograd.grad(found.sum(), list(parts.values())))
 
 
 def test_activations_that_are_computed_again_go_to_the_same_experts():
