@@ -41,7 +41,7 @@ ORDER = {
         "overlay run"
     ),
     "train": "settings keep policy sampling estimate warmstart update setup evaluate brake show loop compare session",
-    "study": "definition plan statistics results run judge markdown page evidence",
+    "study": "definition plan statistics results run judge markdown page diagnosis evidence",
     "audit": "course read measure judge shards show simulate",
     "audit/read": "columns codec reading prefetch raw scalars loaders rescore overlap source",
     "audit/measure": (

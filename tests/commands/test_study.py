@@ -26,6 +26,7 @@ def checkout(tmp_path, monkeypatch):
         (["mine.toml"], "no file mine.toml"),
         (["gone.json"], "cannot read gone.json"),
         (["--check", "--evidence", "nowhere"], "nowhere does not exist"),
+        (["--diagnose"], "no finished run of a study with results in docs/evidence is in runs/studies"),
     ],
 )
 def test_bad_input_is_refused_with_the_fix(checkout, capsys, arguments, said):

@@ -34,6 +34,10 @@ def test_something_must_be_able_to_refute_the_claim():
     ("comparison", "said"),
     [
         ({"first": ["bb"], "second": "a", "claim": True}, "no configuration 'bb'; did you mean"),
+        (
+            {"second": "a", "claim": True, "number": "entropy:lst"},
+            "no number 'entropy:lst' in also; did you mean entropy:",
+        ),
         ({"first": ["a"], "second": "a", "claim": True}, "compared with itself"),
         ({"second": "a", "claim": True, "at": {"lags": [0]}}, "no factor 'lags'; did you mean lag?"),
         ({"second": "a", "claim": True, "at": {"lag": [0, 3]}}, "factor 'lag' has no value 3 (allowed: [0, 2])"),
@@ -59,6 +63,12 @@ def test_the_hash_is_that_of_everything_it_says(make_study):
         make_study(metric=STUDY["metric"] | {"of": "mean"}),
     ]
     assert len({make_study().hash, *(study.hash for study in others)}) == 5
+
+
+def test_a_key_that_came_later_leaves_the_hash_of_older_studies(make_study):
+    """A default that is written down is the study that does not mention it."""
+    assert make_study().hash == make_study(comparison=[STUDY["comparison"][0] | {"number": "", "at": {}}]).hash
+    assert make_study().hash != make_study(comparison=[STUDY["comparison"][0] | {"number": "entropy:last"}]).hash
 
 
 def test_a_base_is_a_table_or_the_file_of_a_run(tmp_path):

@@ -9,6 +9,7 @@ from holdfast.study.evidence import check_evidence, write_charts, write_evidence
 from holdfast.study.judge import account, claim_verdict, judge, outcome_table
 from holdfast.study.markdown import markdown_page
 from holdfast.study.page import study_page
+from small_study import STUDY
 
 ROOT = Path(__file__).parents[2]
 LOW, HIGH = [0.1, 0.0, 0.2, 0.1, 0.0, 0.1], [0.8, 0.7, 0.9, 0.6, 0.8, 0.7]
@@ -24,6 +25,20 @@ def test_every_comparison_in_every_cell_it_names(make_study, results_of):
         (2, "a", "b", False),
     ]
     assert {row.verdict.state for row in judged if row.first == "a"} == {"second"}
+
+
+def test_a_claim_may_name_another_number(make_study, results_of):
+    """Entropy is higher in `b`, although the metric wants the lowest reward."""
+    compared = [{"first": ["b"], "second": "a", "claim": True, "number": "entropy:last"}]
+    metric = STUDY["metric"] | {"lowest": True}
+    study = make_study(comparison=compared, metric=metric, factor=[])
+    results = results_of(study, {"a": LOW, "b": HIGH})
+    for run in results["runs"]:
+        run["also"] = {"entropy:last": 0.4 if run["configuration"] == "b" else 0.25}
+    (row,) = judge(study, results)
+    assert row.sentence == "entropy, at the end: b is above a by .15 (.15 to .15) on 6 seeds."
+    assert claim_verdict([row]) == "The claim holds in the comparison that it names."
+    assert f"- **Claim.** {row.sentence}" in markdown_page(study, results, "small")
 
 
 @pytest.mark.parametrize(

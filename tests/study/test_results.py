@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tomli_w
 
 import small_study
 from holdfast.errors import DataError, HoldfastError
@@ -79,6 +80,27 @@ def test_runs_of_settings_that_are_gone_are_listed(study, end, tmp_path, make_st
     assert results["runs"] == [] and len(results["dropped"]) == 1
     (gone,) = results["dropped"]
     assert gone["run"].startswith("a_seed=2-") and (gone["state"], gone["value"]) == ("finished", 0.75)
+
+
+def test_a_run_of_an_older_version_is_known_by_its_configuration(study, tmp_path):
+    """A key that came after the run changes the name that its folder would get today, and not the run."""
+    planned = plan_reporting(study, {}, "s")
+    older = []
+    for run, number, rate in ((planned[0], "11111111", 1.0), (planned[1], "22222222", 2.0)):
+        path = tmp_path / "runs" / f"{run.folder.rpartition('-')[0]}-{number}"
+        written = run.config.to_dict()
+        written["optimizer"]["learning_rate"] *= rate
+        del written["guard"]["brake_in_a_row"], written["engine"]["replay_experts"]
+        path.mkdir(parents=True)
+        (path / "config.toml").write_text(tomli_w.dumps(written))
+        (path / "metrics.jsonl").write_text('{"step": 2, "eval_reward": 0.5}\n')
+        (path / "summary.json").write_text('{"finished": true}')
+        older.append(path)
+    results = gathered(study, tmp_path)
+    assert [(run["configuration"], run["seed"], run["value"]) for run in results["runs"]] == [("a", 2, 0.5)]
+    assert [gone["run"] for gone in results["dropped"]] == [older[1].name], "another learning rate is another run"
+    assert planned[0].entry(tmp_path, tmp_path).done, "and is not run again"
+    assert planned[1].place(tmp_path).name == planned[1].folder
 
 
 def test_only_reporting_seeds_are_reported(study, results_of):

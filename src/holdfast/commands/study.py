@@ -10,11 +10,12 @@ from rich.console import Console
 
 from holdfast.errors import ConfigError
 from holdfast.study.definition import Study, find_study, read_study
+from holdfast.study.diagnosis import diagnosed_runs, write_diagnosis
 from holdfast.study.evidence import check_evidence, write_charts, write_evidence
 from holdfast.study.judge import account, claim_verdict, judge
 from holdfast.study.plan import check_plan, total_runs
 from holdfast.study.results import read_results
-from holdfast.study.run import collect_study, run_study
+from holdfast.study.run import collect_study, planned_runs, run_study
 from holdfast.train.settings.device import refuse_several_processes
 
 STUDIES = Path("studies")
@@ -24,6 +25,8 @@ EVIDENCE = Path("docs/evidence")
 def run(argv: list[str]) -> int:
     """Run a study; 0 when every run has ended, 1 when some could not be run or a page does not follow."""
     options = parser().parse_args(argv)
+    if options.diagnose:
+        return _diagnose(options)
     if options.check:
         return _check(options.evidence or EVIDENCE)
     if options.study is None:
@@ -53,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--collect", action="store_true", help="start nothing: write the evidence of the runs there")
     made.add_argument("--plan", action="store_true", help="start nothing: say how many runs the study has")
     made.add_argument("--check", action="store_true", help="check that every page follows from its results")
+    made.add_argument(
+        "--diagnose",
+        action="store_true",
+        help="which numbers spoke before a collapse, over the runs of all studies in --out (default: runs/studies)",
+    )
     return made
 
 
@@ -113,6 +121,23 @@ def _say(study: Study, results: dict) -> None:
     for row in judged:
         where = ", ".join(f"{name} {value}" for name, value in row.cell.items())
         print(f"- {where + ': ' if where else ''}{row.sentence}")
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    """Over every study that has results and a file."""
+    folder, root = options.evidence or EVIDENCE, options.out or Path("runs") / "studies"
+    runs: list[dict] = []
+    for path in sorted(STUDIES.glob("*.toml")):
+        if (folder / f"{path.stem}.json").is_file():
+            study = read_study(path)
+            runs += diagnosed_runs(study, path.stem, planned_runs(study, str(path), root / path.stem), root / path.stem)
+    if not runs:
+        raise ConfigError(
+            f"no finished run of a study with results in {folder} is in {root}; run a study first, or name the folder "
+            "of the studies' runs with --out"
+        )
+    print("\n".join(str(path) for path in write_diagnosis(folder, runs)))
+    return 0
 
 
 def _check(folder: Path) -> int:

@@ -91,6 +91,9 @@ class Comparison(Section):
     second: str
     at: dict[str, list[Value]] = Field(default_factory=dict, description="factor = values; absent: every cell")
     claim: bool = Field(default=False, description="the claim stands or falls with it: first is said to be better")
+    number: str = Field(
+        default="", description="absent: the metric; else one of `also` such as entropy:last, in which higher is meant"
+    )
 
 
 class Study(Section):
@@ -133,6 +136,11 @@ class Study(Section):
                     raise ValueError(f"comparison {number}: no configuration {name!r}; {nearest(name, names)}")
             if found.second in found.first:
                 raise ValueError(f"comparison {number}: {found.second!r} is compared with itself")
+            others = [other.name for other in self.also]
+            if found.number and found.number not in others:
+                raise ValueError(
+                    f"comparison {number}: no number {found.number!r} in also; {nearest(found.number, others)}"
+                )
             for factor, values in found.at.items():
                 for value in values:
                     self._check_place(f"comparison {number}", factor, value)
@@ -149,8 +157,11 @@ class Study(Section):
 
     @property
     def hash(self) -> str:
-        """Names everything the study says: a result belongs to the file whose hash it carries."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Names everything the study says: a result belongs to the file whose hash it carries.
+
+        Defaults are left out, so that a key that comes later leaves the hash of every older study as it is.
+        """
+        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.report.page import write_page
+from holdfast.study import diagnosis
 from holdfast.study.definition import Study, read_study
 from holdfast.study.markdown import markdown_page
 from holdfast.study.page import study_page
@@ -37,8 +38,10 @@ def write_charts(path: Path, results: Path) -> Path:
 
 def check_evidence(folder: Path, studies: Path) -> list[str]:
     """What does not follow: a page that its results do not give, results of another study than the file's, orphans."""
-    found = []
+    found = _check_diagnosis(folder)
     for path in sorted(folder.glob("*.json")):
+        if path.stem == diagnosis.NAME:
+            continue
         try:
             study, results = read_results(path)
         except HoldfastError as error:
@@ -63,3 +66,32 @@ def check_evidence(folder: Path, studies: Path) -> list[str]:
         for page in sorted(folder.glob("*.md"))
         if page.stem not in results_of and page.stem != "README"
     ]
+
+
+def _check_diagnosis(folder: Path) -> list[str]:
+    """What does not follow in the diagnosis, where there is one: its page, and which runs collapsed."""
+    path = folder / f"{diagnosis.NAME}.json"
+    if not path.is_file():
+        return []
+    try:
+        runs = diagnosis.read_diagnosis(path)
+    except HoldfastError as error:
+        return [str(error)]
+    again = "`holdfast study --diagnose` writes it anew"
+    page = path.with_suffix(".md")
+    written = page.read_text(encoding="utf-8") if page.is_file() else ""
+    found = [] if written == diagnosis.diagnosis_page(runs) else [f"{page} does not follow from {path.name}; {again}"]
+    for name in sorted({run["study"] for run in runs}):
+        try:
+            _, results = read_results(folder / f"{name}.json")
+        except HoldfastError as error:
+            found.append(f"{path}: {error}")
+            continue
+        ended = [run for run in results["runs"] if run["for"] == "reporting" and run["state"] == "finished"]
+        if _ends(ended) != _ends([run for run in runs if run["study"] == name]):
+            found.append(f"{path} has other runs of {name} than {name}.json; {again}")
+    return found
+
+
+def _ends(runs: Sequence[Mapping[str, Any]]) -> set[tuple[str, str, int, bool]]:
+    return {(run["configuration"], str(run["cell"]), run["seed"], run["collapsed"]) for run in runs}

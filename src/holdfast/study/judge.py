@@ -28,17 +28,23 @@ class Judged:
     second: str
     claim: bool
     verdict: Verdict
+    number: str = ""
+    """In words, where it is another than the metric."""
 
     @property
     def sentence(self) -> str:
         """In words."""
-        return sentence(self.first, self.second, self.verdict)
+        if not self.number:
+            return sentence(self.first, self.second, self.verdict)
+        return f"{self.number}: {sentence(self.first, self.second, self.verdict, 'is above')}"
 
 
 def judge(study: Study, results: Mapping[str, Any]) -> list[Judged]:
     """Every comparison of the study, cell by cell."""
     return [
-        Judged(cell, first, found.second, found.claim, _compare(study, results, cell, first, found.second))
+        Judged(
+            cell, first, found.second, found.claim, _compare(study, results, cell, first, found), _title(study, found)
+        )
         for cell in cells(study)
         for found in study.comparison
         if all(cell[factor] in values for factor, values in found.at.items())
@@ -50,8 +56,16 @@ def _firsts(study: Study, found: Comparison) -> list[str]:
     return found.first or [c.name for c in study.configuration if c.name != found.second]
 
 
-def _compare(study: Study, results: Mapping[str, Any], cell: Mapping[str, Value], first: str, second: str) -> Verdict:
-    return compare(values_of(results, first, cell), values_of(results, second, cell), study.metric.lowest)
+def _compare(
+    study: Study, results: Mapping[str, Any], cell: Mapping[str, Value], first: str, found: Comparison
+) -> Verdict:
+    key = found.number or "value"
+    values = [values_of(results, name, cell, key) for name in (first, found.second)]
+    return compare(values[0], values[1], study.metric.lowest and not found.number)
+
+
+def _title(study: Study, found: Comparison) -> str:
+    return next((number_title(number) for number in study.also if number.name == found.number), "")
 
 
 def claim_verdict(judged: Sequence[Judged]) -> str:
@@ -172,7 +186,7 @@ def account(results: Mapping[str, Any]) -> str:
     said += [f"{states['failed']} broke and count as the study says"] if states["failed"] else []
     said += [f"{states['unfinished']} stopped before the end, which counts nowhere"] if states["unfinished"] else []
     if results["dropped"]:
-        said.append(f"{len(results['dropped'])} had settings that the study no longer has (listed below)")
+        said.append(f"{len(results['dropped'])} not among the planned ones (listed below)")
     return "; ".join(said) + "."
 
 

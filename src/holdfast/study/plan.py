@@ -9,14 +9,15 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, HoldfastError
 from holdfast.study.definition import Configuration, Study, Value
 from holdfast.train.compare import Entry
 from holdfast.train.settings.config import RunConfig
-from holdfast.train.settings.configfile import build_config
+from holdfast.train.settings.configfile import build_config, read_toml
 
 Settings = Mapping[str, Value]
 
@@ -40,10 +41,31 @@ class Planned:
         slug = re.sub(r"[^A-Za-z0-9.=+-]+", "_", "_".join(words)).strip("_")
         return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
+    def place(self, out: Path) -> Path:
+        """Where the run is kept: under its name, or where a version that knew fewer keys named it.
+
+        A key that came later stands in no older config.toml, so it has its default there; where all is equal then,
+        it is the same run.
+        """
+        named = out / "runs" / self.folder
+        if (named / "config.toml").is_file():
+            return named
+        wanted = self.config.to_dict()
+        older = (out / "runs").glob(f"{escape(self.folder.rpartition('-')[0])}-*")
+        return next((path for path in sorted(older) if _kept_config(path / "config.toml") == wanted), named)
+
     def entry(self, out: Path, warm_starts: Path) -> Entry:
         """The run as the comparison's runner takes it."""
         words = [self.configuration, *(f"{k} {v}" for k, v in {**self.cell, **self.settings}.items())]
-        return Entry(", ".join(words), "", self.config, out / "runs" / self.folder, warm_starts)
+        return Entry(", ".join(words), "", self.config, self.place(out), warm_starts)
+
+
+def _kept_config(path: Path) -> dict[str, Any] | None:
+    """What a config.toml says; None where there is none, or none that this version reads."""
+    try:
+        return build_config(read_toml(path), origin=str(path), spelt_out=True).to_dict()
+    except HoldfastError:
+        return None
 
 
 def cells(study: Study) -> list[dict[str, Value]]:

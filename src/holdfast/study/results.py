@@ -74,7 +74,8 @@ def collect(
     study: Study, planned: Sequence[Planned], chosen: Mapping[str, Settings], out: Path, versions: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of the results' file; nothing in it depends on the machine but what training does."""
-    folders = {run.folder for run in planned}
+    places = [(run, run.place(out)) for run in planned]
+    folders = {path.name for _, path in places}
     there = sorted(path for path in (out / "runs").glob("*") if (path / "config.toml").is_file())
     return {
         "study": study.model_dump(mode="json"),
@@ -82,7 +83,7 @@ def collect(
         "versions": _versions(versions, [path.name for path in there if path.name in folders]),
         "planned": total_runs(study),
         "chosen": {name: dict(settings) for name, settings in chosen.items()},
-        "runs": [found for run in planned if (found := _result(study, run, out / "runs" / run.folder)) is not None],
+        "runs": [found for run, path in places if (found := _result(study, run, path)) is not None],
         "dropped": [_dropped(study, path) for path in there if path.name not in folders],
     }
 

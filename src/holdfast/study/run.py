@@ -38,16 +38,21 @@ def run_study(study: Study, origin: str, out: Path, warm_starts: Path, jobs: int
 
 def collect_study(study: Study, origin: str, out: Path) -> dict[str, Any]:
     """The results of the runs that are there."""
+    chosen = chosen_settings(study, plan_tuning(study, origin), out)
+    return collect(study, planned_runs(study, origin, out), chosen, out, _read_versions(out))
+
+
+def planned_runs(study: Study, origin: str, out: Path) -> list[Planned]:
+    """Every run of the study, those to be reported only where the settings are chosen."""
     tuning = plan_tuning(study, origin)
     chosen = chosen_settings(study, tuning, out)
     untuned = [c.name for c in study.configuration if c.tune and c.name not in chosen]
-    reporting = [run for run in plan_reporting(study, chosen, origin) if run.configuration not in untuned]
-    return collect(study, [*tuning, *reporting], chosen, out, _read_versions(out))
+    return [*tuning, *(run for run in plan_reporting(study, chosen, origin) if run.configuration not in untuned)]
 
 
 def chosen_settings(study: Study, tuning: Sequence[Planned], out: Path) -> dict[str, Settings]:
     """What the finished tuning runs choose."""
-    return choose(study, lambda run: deciding_value(study, out / "runs" / run.folder), tuning)
+    return choose(study, lambda run: deciding_value(study, run.place(out)), tuning)
 
 
 def _run(planned: Sequence[Planned], out: Path, warm_starts: Path, jobs: int, note: Note) -> list[str]:
@@ -58,20 +63,20 @@ def _run(planned: Sequence[Planned], out: Path, warm_starts: Path, jobs: int, no
     if not waiting:
         return []
     out.mkdir(parents=True, exist_ok=True)
-    known = {**_read_versions(out), **{run.folder: versions() for run in waiting}}
+    known = {**_read_versions(out), **{run.place(out).name: versions() for run in waiting}}
     write_text(out / "versions.json", json.dumps(known, indent=1) + "\n")
     try:
         said = run_entries([run.entry(out, warm_starts) for run in waiting], jobs, note)
     finally:
         for run in waiting:
             if _ended(out, run):
-                shutil.rmtree(out / "runs" / run.folder / "checkpoints", ignore_errors=True)
+                shutil.rmtree(run.place(out) / "checkpoints", ignore_errors=True)
     labels = [f"{run.entry(out, warm_starts).label}, seed {run.seed}: " for run in waiting if not _ended(out, run)]
     return [text for text in said if text.startswith(tuple(labels))]
 
 
 def _ended(out: Path, run: Planned) -> bool:
-    return state_of(out / "runs" / run.folder)[0] in ("finished", "failed")
+    return state_of(run.place(out))[0] in ("finished", "failed")
 
 
 def versions() -> dict[str, str]:

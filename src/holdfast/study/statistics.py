@@ -130,7 +130,7 @@ def compare(first: Mapping[int, float], second: Mapping[int, float], lowest: boo
     return Verdict("not separated", found, seeds_needed(differences))
 
 
-def sentence(first: str, second: str, verdict: Verdict) -> str:
+def sentence(first: str, second: str, verdict: Verdict, verb: str = "beats") -> str:
     """The comparison in words, made from its interval."""
     found = verdict.difference
     if found.seeds == 0:
@@ -143,7 +143,7 @@ def sentence(first: str, second: str, verdict: Verdict) -> str:
     span = f"{figure(min(abs(found.low), abs(found.high)))} to {figure(max(abs(found.low), abs(found.high)))}"
     if verdict.state in ("first", "second"):
         ahead, behind = (first, second) if verdict.state == "first" else (second, first)
-        return f"{ahead} beats {behind} by {figure(abs(found.mean))} ({span}) on {count(found.seeds)}."
+        return f"{ahead} {verb} {behind} by {figure(abs(found.mean))} ({span}) on {count(found.seeds)}."
     more = f"about {verdict.needed} seeds" if verdict.needed else f"more than {MOST_SEEDS} seeds"
     return (
         f"{first} and {second} are not separated: {signed(found.mean)} ({signed(found.low)} to {signed(found.high)}) "
