@@ -70,6 +70,19 @@ def test_staleness_adds_its_square_to_the_kl():
     assert "9" in found.assumed[1] and "0.009" in found.assumed[1]
 
 
+@pytest.mark.parametrize("kl", [True, False])
+def test_an_exact_engine_leaves_room_for_the_update_on_a_batch(kl):
+    """Its noise alone, a log-ratio of 1e-5, would give a threshold of 1e-9, which the first update is beyond."""
+    given = noisy(size=1e-5, kl=kl)
+    found = propose(given, length=20, staleness=0, update_kl=1e-4, framework="TRL", seed=0)
+    assert found.planned_kl == pytest.approx(found.kl + 1e-4)
+    moved = tensors(given)
+    after = stretched(*moved, 1e3)  # k2 of 5e-5 on average
+    k2 = (after[1].logprobs - after[0].rollout_logprobs).square().amax(-1) / 2
+    assert (k2 <= found.advice.recommendations["trm_max"].point.threshold).double().mean() >= 0.7
+    assert found.advice.recommendations["trm_avg"].point.threshold > 1e-4
+
+
 def test_longer_responses_are_kept_as_rarely_as_their_tokens_say():
     # one token in a hundred has k2 = .125: of responses of T tokens (1 - .01)^T keep below .05
     ratios = [[0.5 if (row * 20 + place) % 100 == 0 else 0.01 for place in range(20)] for row in range(100)]

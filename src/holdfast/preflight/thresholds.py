@@ -48,7 +48,8 @@ def propose(
     A rollout of the planned length is made up of measured ones, drawn at random and put end to end, so that its tokens
     drift as the measured ones do. `staleness` updates of KL δ each in one direction add s² δ to the mean KL κ at equal
     weights (a KL is quadratic in the log-ratio to leading order): log-ratios are multiplied by √((κ + s² δ) / κ). The
-    measured drift alone, at the same length, is the noise floor.
+    measured drift alone, at the same length, is the noise floor. One update is planned for where none is: the policy
+    moves while it trains on a batch, and thresholds made of an exact engine's noise alone would then reject everything.
 
     Raises:
         DataError: nothing was measured on both sides.
@@ -60,7 +61,7 @@ def propose(
     kl = float(per_token[measured.mask].mean()) if tokens else math.nan
     if not math.isfinite(kl):
         raise DataError("no token has log-probabilities of both engine and trainer: nothing to base thresholds on")
-    planned_kl = kl + staleness**2 * update_kl
+    planned_kl = kl + max(staleness, 1) ** 2 * update_kl
     factor = math.sqrt(planned_kl / max(kl, 1e-12))
     floor = drawn_out(batch, stats, length, seed)
     noise = sampled_drift(*floor)
@@ -153,5 +154,8 @@ def _assumed(measured: int, length: int, staleness: int, update_kl: float) -> tu
             f"{staleness**2 * update_kl:.2g} (--update-kl: take the number of a run of yours)"
         )
     else:
-        said.append("training is in step: rollouts of the newest weights (--staleness plans for older ones)")
+        said.append(
+            "training is in step: rollouts of the newest weights (--staleness plans for older ones). Room is left for "
+            f"one update of a KL of {update_kl:.2g} per token while a batch is trained on (--update-kl)"
+        )
     return tuple(said)
