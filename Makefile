@@ -42,7 +42,7 @@ faults: $(STAMP)
 	$(BIN)/python tests/faults/campaign.py --write $(foreach n,$(COUNTS),$(if $($(n)),--$(shell echo $(n) | tr A-Z a-z) $($(n))))
 
 # The peers whose released losses ours are compared with, each with its complete lock in an environment of its own.
-# Its real runs, each made once for its file, wait for Ray much of the time: two files at once.
+# verl's real runs, each made once for its file, take most of an hour one after the other: two files at once.
 test-verl: .venv-verl/.installed
 	.venv-verl/bin/python -m pytest -n 2 --dist loadfile tests/oracles/test_verl.py tests/integrations/verl tests/launch/test_verl_compose.py tests/audit/shards/test_ray.py
 

@@ -90,7 +90,7 @@ def play(clone: Path, python: str | None, only: str) -> int:
             if reason := why_not(line):
                 print(f"  not run   {name}: {reason}", flush=True)
                 continue
-            command = [interpreter, "-c", line] if "\n" in line else ["sh", "-c", line]
+            command = [interpreter if "\n" in line else "sh", "-c", line]
             started, computed = time.monotonic(), cpu_seconds()
             done = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True, check=False)
             took, computed = time.monotonic() - started, cpu_seconds() - computed
