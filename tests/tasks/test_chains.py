@@ -10,7 +10,14 @@ from holdfast.errors import ConfigError
 from holdfast.tasks import Problem, Task, chains, get_task, list_tasks
 from holdfast.tasks.chains import Ledger, Multiplication, Sorting
 
-BUILT_IN = [Ledger(), Ledger(entries=3), Multiplication(), Multiplication(digits=2, other_digits=4), Sorting()]
+BUILT_IN = [
+    Ledger(),
+    Ledger(entries=3),
+    Ledger(skip_reward=0.2),
+    Multiplication(),
+    Multiplication(digits=2, other_digits=4),
+    Sorting(),
+]
 
 
 @pytest.mark.parametrize("task", BUILT_IN, ids=str)
@@ -147,3 +154,37 @@ def test_a_task_too_small_for_two_splits_says_so(monkeypatch):
     assert len(Ledger(entries=1).problems(0, 12, "train")) == 12
     with pytest.raises(ConfigError, match="so small that its 'eval' split is empty"):
         Ledger(entries=1).problems(0, 1, "eval")
+
+
+def test_giving_up_is_a_second_strategy_that_earns_little_and_surely():
+    task = Ledger(entries=3, skip_reward=0.2)
+    problem = Problem("a7b9c4=", "20", None, "ledger")
+    # only the response that gives up and does nothing else; a chain that ends in "?" is a wrong one
+    earned = {"#?": 0.2, "#20": 1.0, "a7:07;b9:16;c4:20;#20": 1.0, "a7:07;#?": 0.0, "#21": 0.0, "?": 0.0}
+    assert {text: task.reward(problem, text) for text in earned} == earned
+    assert "?" in task.alphabet and "?" not in Ledger().alphabet and Ledger().reward(problem, "#?") == 0.0
+
+
+def test_the_sloppy_teacher_gives_up_on_the_asked_share_and_never_without_a_reward_for_it():
+    problems = list(enumerate(Ledger().problems(0, 400, "train")))
+    given_up = [Ledger(skip_reward=0.2, skip_share=0.3).sloppy(p, seed, 0.1) == "#?" for seed, p in problems]
+    # 400 at .3: 120, standard deviation 9.2
+    assert 90 < sum(given_up) < 150
+    plain, with_skips = Ledger(), Ledger(skip_reward=0.2, skip_share=0.3)
+    assert not any(plain.sloppy(p, seed, 0.1) == "#?" for seed, p in problems)
+    kept = [(seed, p) for (seed, p), skipped in zip(problems, given_up, strict=True) if not skipped]
+    assert all(with_skips.sloppy(p, seed, 0.1) == plain.sloppy(p, seed, 0.1) for seed, p in kept)
+
+
+@pytest.mark.parametrize("key", ["skip_reward", "skip_share"])
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_shares_and_rewards_of_giving_up_lie_between_0_and_1(key, value):
+    with pytest.raises(ConfigError, match=rf"task\.{key} = {value}: must be in \[0, 1\]"):
+        get_task("ledger", **{key: value})
+
+
+def test_an_option_that_is_a_number_takes_whole_ones_too_and_nothing_else():
+    assert get_task("ledger", skip_reward=1).skip_reward == 1
+    for wrong in ("0.2", True, None):
+        with pytest.raises(ConfigError, match=r"task\.skip_reward = .*: expected a number"):
+            get_task("ledger", skip_reward=wrong)

@@ -8,7 +8,7 @@ import torch
 from holdfast.errors import ConfigError
 from holdfast.rollout.store import read_rollouts
 from holdfast.tasks.pass_at_k import pass_at_k
-from holdfast.tasks.verify import Score
+from holdfast.tasks.verify import InProcess, Score
 from holdfast.train.evaluate import evaluate
 from holdfast.train.keep.checkpoint import latest_checkpoint
 from holdfast.train.keep.folder import RunFolder
@@ -92,6 +92,18 @@ def test_several_samples_give_pass_at_k(small_config, tmp_path, warm_starts, mon
         assert record[f"eval_pass_at_{k}"] == pytest.approx(sum(each) / 6)
     assert 0 < record["eval_reward"] < record["eval_pass_at_2"] < record["eval_pass_at_4"]
     assert len({tuple(group) for group in values}) > 1 and "eval_pass_at_1" not in record
+
+
+@pytest.mark.parametrize(("other", "there"), [(0.4, True), (1.2, False), (-0.1, False)])
+def test_pass_at_k_counts_full_rewards_and_no_partial_ones(other, there, small_config, tmp_path, warm_starts):
+    config = small_config("--evaluation.samples", "2", "--evaluation.problems", "4", "--evaluation.greedy", "false")
+    run = set_up(config, RunFolder(tmp_path), resume=False, warm_starts=warm_starts, progress=lambda *_: None)
+    given = iter([1.0, other, other, other, 0.0, 1.0, 1.0, 1.0])
+    run.scorer = InProcess(lambda problem, text: next(given))
+    record = evaluate(run)
+    run.close()
+    # one of two right, none, one, both: at least one in three of four problems
+    assert record.get("eval_pass_at_2") == (0.75 if there else None) and "eval_accuracy" not in record
 
 
 def test_the_best_checkpoint_is_kept_and_named(small_run, monkeypatch):

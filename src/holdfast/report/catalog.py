@@ -72,7 +72,7 @@ METRICS = (
         "eval_pass_at_*",
         "eval",
         "share",
-        "1 − C(n − c, K)/C(n, K) with c right of n = evaluation.samples responses, mean over problems",
+        "1 − C(n − c, K)/C(n, K) with c of n = evaluation.samples responses of reward 1; rewards within [0, 1]",
         "does not fall while eval_accuracy rises",
     ),
     Metric("eval_reward_of_*", "eval", "reward", "of several reward functions, this one's mean before its weight"),

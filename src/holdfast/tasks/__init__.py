@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import UnionType
 from typing import Any
 
 from holdfast.errors import ConfigError, nearest
@@ -24,8 +25,9 @@ _TASKS: dict[str, type] = {
     "reasoning_gym": ReasoningGym,
 }
 
-_KINDS: dict[str, tuple[type, str]] = {
+_KINDS: dict[str, tuple[type | UnionType, str]] = {
     "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
     "bool": (bool, "true or false"),
     "str": (str, "text"),
 }
@@ -53,6 +55,8 @@ def get_task(name: str, **options: Any) -> Task:
         kind, words = _KINDS[str(fields[key].type).removesuffix(" | None")]
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise ConfigError(f"task.{key} = {value!r}: expected {words}")
+        if kind == int | float:
+            options[key] = float(value)
     for key, option in fields.items():
         if option.default is dataclasses.MISSING and key not in options:
             raise ConfigError(f"task {name!r} needs task.{key}")

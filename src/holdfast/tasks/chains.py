@@ -13,6 +13,9 @@ from holdfast.tasks.base import Problem, in_split
 HOPELESS = 10_000
 """Prompts in a row that are not in the split before the split counts as empty (chance 1e-457 for a tenth of many)."""
 
+SKIP = "#?"
+"""The response that gives up: it earns little, and surely."""
+
 
 @dataclass(frozen=True)
 class ChainTask:
@@ -67,15 +70,24 @@ class Ledger(ChainTask):
     Three entries: prompt "a7b9c4=", chain "a7:07;b9:16;c4:20;#20". A chain has 6 characters an entry and 3 at the end;
     every step needs a look-up, an addition and the previous total, and one wrong step spoils the answer. `shuffled`
     prompts ("c4a7b9=") make the look-up a search, which a model of a few layers learns only slowly.
+
+    With `skip_reward` there is a second strategy, easy and worse: the response "#?" earns that much for every prompt.
+    The sloppy teacher skips a share of `skip_share` of the prompts.
     """
 
     entries: int = 12
     shuffled: bool = False
+    skip_reward: float = 0.0
+    skip_share: float = 0.5
 
     def __post_init__(self) -> None:
         if not 1 <= self.entries <= 26:
             nearest = min(26, max(1, self.entries))
             raise ConfigError(f"task.entries = {self.entries}: must be in [1, 26]; nearest valid value: {nearest}")
+        for key in ("skip_reward", "skip_share"):
+            if not 0.0 <= (value := getattr(self, key)) <= 1.0:
+                nearest = min(1.0, max(0.0, value))
+                raise ConfigError(f"task.{key} = {value}: must be in [0, 1]; nearest valid value: {nearest}")
 
     @property
     def name(self) -> str:
@@ -83,7 +95,16 @@ class Ledger(ChainTask):
 
     @property
     def alphabet(self) -> str:
-        return string.digits + string.ascii_lowercase[: self.entries] + "=:#;"
+        return string.digits + string.ascii_lowercase[: self.entries] + "=:#;" + ("?" if self.skip_reward else "")
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 where the text after the last "#" is the answer, `skip_reward` for "#?"."""
+        return self.skip_reward if self.skip_reward and response == SKIP else super().reward(problem, response)
+
+    def sloppy(self, problem: Problem, seed: int, error_rate: float) -> str:
+        """A chain with wrong steps, or no chain but a skip."""
+        skips = self.skip_reward and random.Random(f"{problem.prompt} {seed} skip").random() < self.skip_share
+        return SKIP if skips else super().sloppy(problem, seed, error_rate)
 
     def _prompt(self, draw: random.Random) -> str:
         addresses = list(string.ascii_lowercase[: self.entries])

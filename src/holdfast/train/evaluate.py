@@ -23,7 +23,8 @@ def evaluate(run: Run) -> dict[str, Any]:
 
     The problems are the same at every step and `eval_rewards` is in their order, so that two steps can be compared
     problem by problem; with several samples a problem's is their mean. Accuracies are there only where every reward is
-    0 or 1: they are then the mean rewards, and pass@k follows from several samples.
+    0 or 1: they are then the mean rewards. pass@k follows from several samples where rewards lie in [0, 1]: right is a
+    response that earns 1, so that partial credit does not count.
     """
     if run.judge.policy_version != run.step:
         run.judge.sync(run.engine_view, run.step)
@@ -42,6 +43,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         record["eval_reward_se"] = statistics.stdev(rewards) / math.sqrt(len(rewards))
     if all(score.value in (0.0, 1.0) for of in scores.values() for score in of):
         record |= {f"{name}_accuracy": _mean(of) for name, of in scores.items()}
+    if all(0.0 <= value <= 1.0 for value in values):
         right = [sum(value == 1.0 for value in group) for group in groups]
         record |= {f"eval_pass_at_{k}": mean_pass_at_k(right, samples, k) for k in powers_of_two(samples)}
     if failed := sum(score.error is not None for of in scores.values() for score in of):
