@@ -25,6 +25,11 @@ def test_commands_without_a_model_need_no_extra(arguments):
     assert done.returncode == 0, done.stderr
 
 
+def test_advice_on_a_file_needs_no_extra():
+    done = run("advise", "examples/ledger_ppo.toml")
+    assert done.returncode in (0, 1) and done.stdout.startswith("examples/ledger_ppo.toml: ppo;"), done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("demo",), ("train", "examples/small/lora.toml"), ("launch", "examples/launch/shared.toml", "--backend", "trl")],

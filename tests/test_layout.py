@@ -28,6 +28,7 @@ BELOW = {
     "train": {"guard", "objectives", "core", "kernels", "rollout", "tasks", "report", "types", "errors"},
     "audit": {"objectives", "core", "rollout", "report", "types", "errors"},
     "study": {"audit", "train", "report", "errors"},
+    "advice": {"study", "audit", "train", "objectives", "core", "errors"},
     "preflight": {"audit", "train", "objectives", "core", "rollout", "report", "types", "errors"},
     "integrations": {"guard", "objectives", "core", "kernels", "rollout", "types", "errors"},
     "launch": {"integrations", "train", "guard", "objectives", "core", "rollout", "tasks", "types", "errors"},
@@ -42,6 +43,7 @@ ORDER = {
     ),
     "train": "settings keep policy sampling estimate warmstart update setup evaluate brake show loop compare session",
     "study": "definition plan statistics results run judge markdown page diagnosis evidence",
+    "advice": "lines setting traits measured change advising rollouts show resolve choosing",
     "audit": "course read measure judge shards show simulate",
     "audit/read": "columns codec reading prefetch raw scalars loaders rescore overlap source",
     "audit/measure": (

@@ -19,6 +19,7 @@ WORK = (
     (["--version"], 0, "holdfast 0."),
     (["bounds", "--horizon", "4096", "--kl", "1e-4"], 0, "4096"),
     (["presets", "trm"], 0, "trm"),
+    (["advise", "run.toml", "--engine.lag", "8"], 1, 'denominator = "rollout"'),
     (["audit", "log.jsonl", "--map", "trainer_logprobs=logprobs", "--json"], 1, "dead_clip"),
     (["train", "run.toml"], 2, "holdfast-rl[train]"),
     (["demo"], 2, "holdfast-rl[train]"),

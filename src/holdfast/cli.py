@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "train the built-in example and open its report: ten minutes",
     "init": "write a run's file for your model and your data",
     "train": "train a model from a TOML file",
+    "advise": "which objective and threshold, by what was measured",
     "check": "look a run over in seconds: data, prompts, reward, memory",
     "preflight": "before training: is the engine the trainer's policy, and why not",
     "compare": "train several objectives on the same task and seeds",

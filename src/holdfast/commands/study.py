@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from holdfast.advice.choosing import Places, check_choosing, write_choosing
 from holdfast.errors import ConfigError
 from holdfast.study.definition import Study, find_study, read_study
 from holdfast.study.diagnosis import diagnosed_runs, write_diagnosis
@@ -27,6 +28,9 @@ def run(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     if options.diagnose:
         return _diagnose(options)
+    if options.choosing:
+        print("\n".join(str(path) for path in write_choosing(Places(options.evidence or EVIDENCE, STUDIES))))
+        return 0
     if options.check:
         return _check(options.evidence or EVIDENCE)
     if options.study is None:
@@ -43,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     made = argparse.ArgumentParser(
         prog="holdfast study",
-        usage="holdfast study NAME|FILE.toml [--jobs N] | holdfast study RESULTS.json | holdfast study --check",
+        usage="holdfast study NAME|FILE.toml [--jobs N] | holdfast study RESULTS.json | holdfast study --check | "
+        "holdfast study --choosing",
         description="Test a claim on trained models: the study's file names configurations, factors, seeds, the number "
         "that decides and what would refute the claim.",
         epilog="An interrupted study continues when the same command is given again. docs/studies.md says more.",
@@ -56,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--collect", action="store_true", help="start nothing: write the evidence of the runs there")
     made.add_argument("--plan", action="store_true", help="start nothing: say how many runs the study has")
     made.add_argument("--check", action="store_true", help="check that every page follows from its results")
+    made.add_argument(
+        "--choosing",
+        action="store_true",
+        help="write what is made of the evidence in docs/choosing.md, and what `holdfast advise` says",
+    )
     made.add_argument(
         "--diagnose",
         action="store_true",
@@ -101,6 +111,8 @@ def _write(study: Study, origin: str, name: str, out: Path, evidence: Path) -> N
     charts = write_charts(out / "report.html", written[0])
     _say(*read_results(written[0]))
     print("\n".join(["", *(f"{path}" for path in (*written, charts))]))
+    if Places(evidence, STUDIES).page.is_file():
+        print("holdfast study --choosing writes docs/choosing.md and what holdfast advise says from it")
 
 
 def _draw(path: Path, options: argparse.Namespace) -> int:
@@ -144,6 +156,8 @@ def _check(folder: Path) -> int:
     if not folder.is_dir():
         raise ConfigError(f"{folder} does not exist; run in a checkout, or name the folder with --evidence")
     found = check_evidence(folder, STUDIES)
+    places = Places(folder, STUDIES)
+    found += check_choosing(places) if places.page.is_file() else []
     for text in found:
         print(text, file=sys.stderr)
     if not found:

@@ -73,7 +73,7 @@ def propose(
         kl=kl,
         planned_kl=planned_kl,
         factor=factor,
-        lines=_lines(advice, framework),
+        lines=threshold_lines(advice, framework),
         assumed=_assumed(batch.response_mask.shape[1], length, staleness, update_kl),
     )
 
@@ -128,7 +128,7 @@ def stretched(batch: Batch, stats: TokenStats, factor: float) -> tuple[Batch, To
     return batch, replace(stats, logprobs=moved, kl_rollout=None if kl is None else kl * factor**2)
 
 
-def _lines(advice: Advice, framework: str) -> dict[str, str]:
+def threshold_lines(advice: Advice, framework: str) -> dict[str, str]:
     """Mask → the lines that set it, in the framework's words."""
     found = {}
     for rule, recommendation in advice.recommendations.items():

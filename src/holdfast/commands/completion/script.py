@@ -15,9 +15,9 @@ from holdfast.objectives.presets import list_presets
 from holdfast.train.settings.config import RunConfig
 
 SHELLS = ("bash", "zsh", "fish")
-OVERRIDING = ("train", "demo", "check", "compare", "launch", "preflight")
+OVERRIDING = ("train", "demo", "advise", "check", "compare", "launch", "preflight")
 """Commands that take every key of a run's file as an option."""
-TAKES_FILES = ("train", "check", "compare", "launch", "preflight")
+TAKES_FILES = ("train", "advise", "check", "compare", "launch", "preflight")
 """Commands that take TOML files which their parser does not see."""
 
 
