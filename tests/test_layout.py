@@ -42,7 +42,7 @@ ORDER = {
         "overlay run"
     ),
     "train": "settings keep policy sampling estimate warmstart update setup evaluate brake show loop compare session",
-    "study": "definition plan statistics results run judge markdown page diagnosis evidence",
+    "study": "definition plan statistics results run judge markdown page rollout_signals diagnosis evidence",
     "advice": "lines setting traits measured change advising rollouts show resolve choosing",
     "audit": "course read measure judge shards show simulate",
     "audit/read": "columns codec reading prefetch raw scalars loaders rescore overlap source",

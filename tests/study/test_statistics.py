@@ -131,6 +131,16 @@ def test_a_sentence_is_made_from_the_interval():
     assert same.state == "not separated" and "more than 1000 seeds would be needed" in sentence("A", "B", same)
 
 
+def test_what_rounding_leaves_of_zero_has_no_sign():
+    # differences of rounded rewards: the mean at the upper quantile is 0 but for the last bit
+    first = [0.125, 0.07812, 0.03906, 0.07031, 0.03125, 0.1094, 0.08594, 0.04688]
+    second = [0.07031, 0.375, 0.1328, 0.1797, 0.1172, 0.1094, 0.09375, 0.1094]
+    found = compare(dict(enumerate(first)), dict(enumerate(second)))
+    assert found.difference.high == 0.0 and sentence("A", "B", found).startswith(
+        "A and B are not separated: -.08 (-.17 to .00) on 8 seeds"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -20,6 +20,7 @@ from holdfast.report.metrics import Metrics, is_number, read_metrics, step_of
 from holdfast.study.definition import Study
 from holdfast.study.plan import Planned
 from holdfast.study.results import number_of, rounded, state_of
+from holdfast.study.rollout_signals import KEYS, rollout_signals
 from holdfast.train.keep.files import write_text
 
 NAME = "diagnosis"
@@ -49,6 +50,7 @@ class Signal:
         return min(values) if self.low else max(values)
 
 
+_AUDIT = "the audit's limit"
 SIGNALS = (
     Signal("rollout_k3_mean", "k3, mean of the step", published=0.001, source="TRM-Avg, arXiv 2512.23075"),
     Signal("kl_exact_mean", "exact KL, mean of the step"),
@@ -58,13 +60,12 @@ SIGNALS = (
     Signal("masked_sequences", "share of sequences masked", published=0.3, source="TRM's aim, arXiv 2512.23075"),
     Signal("entropy", "entropy", low=True),
     Signal("grad_norm", "gradient norm"),
+    Signal("signed_skew", "skew of the weights by the sign of the advantage", published=0.03, source=_AUDIT),
+    Signal("pareto_k", "Pareto's k of the token weights", published=0.7, source="PSIS, JMLR 25 (2024)"),
+    Signal("beyond_20", "share of tokens beyond a factor of 20", published=0.0015, source=_AUDIT),
+    Signal("confident_disagreement", "share of confident disagreements", published=0.0015, source=_AUDIT),
+    Signal("effective_share", "effective share of the tokens", low=True, published=0.8, source=_AUDIT),
 )
-MISSING = (
-    "skew of the log-ratio by the sign of the advantage",
-    "Pareto k-hat of the weights",
-    "share of extreme tokens",
-)
-"""Checks of the audit that need the rollouts, which these runs did not keep."""
 
 
 def diagnosed_runs(study: Study, name: str, planned: Sequence[Planned], out: Path) -> list[dict[str, Any]]:
@@ -81,7 +82,9 @@ def diagnosed_runs(study: Study, name: str, planned: Sequence[Planned], out: Pat
         collapsed = end < study.metric.collapse * start
         row = {"study": name, "configuration": run.configuration, "cell": dict(run.cell), "seed": run.seed}
         row |= {"collapsed": collapsed, "fell": fall(metrics, study.metric.collapse * start) if collapsed else None}
-        found.append(row | {"signals": {s.key: _course(metrics, s, collapsed) for s in SIGNALS}})
+        logged = rollout_signals(folder)
+        rows = [{**line, **logged.get(step_of(line), {})} for line in metrics.rows if step_of(line) >= 1]
+        found.append(row | {"signals": {s.key: _course(rows, s, collapsed) for s in SIGNALS}})
     return found
 
 
@@ -94,12 +97,12 @@ def fall(metrics: Metrics, below: float) -> int | None:
     return None
 
 
-def _course(metrics: Metrics, signal: Signal, whole: bool) -> list[float | None] | None:
+def _course(rows: Sequence[Mapping[str, Any]], signal: Signal, whole: bool) -> list[float | None] | None:
     """Values from step 1 on; the extreme one alone unless `whole`; None where the run has no such number.
 
     A run without a mask rejects nothing: its acceptance is no signal.
     """
-    found = [row.get(signal.key) for row in metrics.rows if step_of(row) >= 1]
+    found = [row.get(signal.key) for row in rows]
     values = [rounded(value) if is_number(value) else None for value in found]
     known = [value for value in values if value is not None]
     if not known or (signal.key == "masked_sequences" and not any(known)):
@@ -186,12 +189,19 @@ def diagnosis_page(runs: Sequence[Run]) -> str:
         _table(runs, published=False),
         "## Published thresholds",
         _table(runs, published=True),
-        f"Not in metrics.jsonl, and so not judged: {', '.join(MISSING)}. They need the rollouts, which these studies "
-        "do not keep.",
+        _not_judged(runs),
         "## The runs that collapsed",
         _collapsed_table(runs, collapsed),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _not_judged(runs: Sequence[Run]) -> str:
+    without = [run for run in runs if not any(run["signals"].get(key) for key in KEYS)]
+    names = ", ".join(sorted({run["study"] for run in without}))
+    titles = ", ".join(signal.title for signal in SIGNALS if signal.key in KEYS)
+    said = f"From the rollouts, which the other numbers do not need: {titles}."
+    return f"{said} {len(without)} runs did not keep theirs ({names}): not judged there." if without else said
 
 
 def _table(runs: Sequence[Run], published: bool) -> str:

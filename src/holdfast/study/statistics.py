@@ -24,6 +24,8 @@ FEWEST = 6
 their median with probability 2^(1-n), which is 6 % with five seeds and 3 % with six."""
 MOST_SEEDS = 1000
 """Beyond it the seeds needed are not counted."""
+ROUNDING = 1e-12
+"""Of the largest difference: what a mean that is zero can be off by."""
 _ENUMERATED = 9
 _DRAWS = 20_000
 _POWER = 0.8
@@ -60,7 +62,13 @@ def interval(values: Sequence[float]) -> Interval:
         return Interval(mean, values[0], values[0], n)
     tail = expanded_tail(n)
     means = resampled_means(values)
-    return Interval(mean, quantile(means, tail), quantile(means, 1 - tail), n)
+    low, high = (_cleared(quantile(means, share), values) for share in (tail, 1 - tail))
+    return Interval(mean, low, high, n)
+
+
+def _cleared(limit: float, values: Sequence[float]) -> float:
+    """Zero instead of what rounding leaves of it: its sign would decide."""
+    return limit if abs(limit) > ROUNDING * max(map(abs, values)) else 0.0
 
 
 def expanded_tail(n: int) -> float:
