@@ -21,6 +21,7 @@ def figures(*support):
         (["shown", "not separated"], "in part", "shown in 1 of 2 comparisons"),
         (["shown", "too few seeds"], "shown", "shown, 1 more with too few seeds"),
         (["alike", "alike"], "alike", "nothing was separated"),
+        (["not separated", "alike", "alike"], "not separated", "not shown: nothing was separated"),
         (["alike", "not separated"], "not separated", "not shown: nothing was separated"),
         (["not separated"], "not separated", "not shown: nothing was separated"),
         (["too few seeds", "said"], "too few seeds", "not judged: too few seeds"),

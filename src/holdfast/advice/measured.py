@@ -13,8 +13,8 @@ from holdfast.errors import DataError
 
 KEPT = Path(__file__).with_name("measured.json")
 Support = Literal["shown", "alike", "not separated", "too few seeds", "contradicted", "said", "not run"]
-"""How a piece of evidence bears on its line: the stated order was seen, or the stated likeness was not refuted; nothing
-was separated; the opposite was seen; it is only said; no run of it has ended."""
+"""How a piece of evidence bears on its line: the stated order was seen; the stated likeness was not refuted, or a value
+keeps to its limits; nothing was separated; the opposite was seen; it is only said; no run of it has ended."""
 JUDGED = ("shown", "alike", "not separated")
 Status = Literal["shown", "in part", "alike", "not separated", "too few seeds", "said", "not run"]
 

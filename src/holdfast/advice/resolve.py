@@ -238,7 +238,7 @@ def _values(reference: Reference, source: Source) -> list[Figure]:
 
 
 def _within(reference: Reference, found: Interval) -> Support:
-    """Whether a mean keeps to the reference's limits, and its interval too."""
+    """Whether a mean keeps to the reference's limits, and its interval too; that alone carries no order."""
     if reference.least is None and reference.most is None:
         return "said"
     if found.low is None or found.high is None:
@@ -247,7 +247,7 @@ def _within(reference: Reference, found: Interval) -> Support:
     most = math.inf if most is None else most
     if not least <= found.mean <= most:
         return "contradicted"
-    return "shown" if least <= found.low and found.high <= most else "not separated"
+    return "alike" if least <= found.low and found.high <= most else "not separated"
 
 
 def _span(values: list[float]) -> str:
