@@ -19,19 +19,41 @@ TOP = 20
 class ModelServer:
     """Serves `model` until `close`.
 
-    `penalty` is the repetition penalty of its own defaults; `prefix` stands before every prompt that it tokenizes;
-    without `logprobs` it reports none; `delay` is in seconds; after `lives` completions it hangs up. `reloads`: whether
-    weights can be replaced.
+    `penalty` is the repetition penalty of its own defaults, `defaults` what else it takes where a request says nothing;
+    `precision` is its engine's, and `info` what it says of itself at /server_info. `prefix` stands before every prompt
+    that it tokenizes; without `logprobs` it reports none; `delay` is in seconds; after `lives` completions it hangs up.
+    `reloads`: whether weights can be replaced.
     """
 
-    def __init__(self, model, tokenizer, *, penalty=1.0, prefix="", logprobs=True, delay=0.0, lives=None, reloads=True):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        penalty=1.0,
+        defaults=None,
+        precision="float32",
+        info=None,
+        prefix="",
+        logprobs=True,
+        delay=0.0,
+        lives=None,
+        reloads=True,
+    ):
         self.tokenizer, self.prefix, self.logprobs, self.delay = tokenizer, prefix, logprobs, delay
+        self.defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0} | (defaults or {})
+        self.info = info
         self.lives, self.reloads, self.version = lives, reloads, "default"
         self.lock, self.bodies = threading.Lock(), []
         self.engine = (
             Penalised(model, tokenizer, penalty)
             if penalty != 1
-            else EmbeddedEngine(model, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+            else EmbeddedEngine(
+                model,
+                precision=precision,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
         )
         self.model = model
         server = self
@@ -72,6 +94,8 @@ class ModelServer:
     def answer(self, path, body):
         if path == "/v1/models":
             return {"data": [{"id": "tiny", "max_model_len": 512}]}
+        if path.startswith("/server_info"):
+            return self.info
         if path == "/tokenize":
             return {"tokens": self.tokens(body)}
         if path == "/collective_rpc" and self.reloads:
@@ -103,7 +127,8 @@ class ModelServer:
                 raise ConnectionAbortedError
             if isinstance(self.engine, Penalised):
                 self.engine.request = {k: v for k, v in body.items() if k == "repetition_penalty"}
-            sampling = Sampling(body["temperature"], body["top_p"], body["top_k"], body["min_p"], body["max_tokens"])
+            how = self.defaults | {key: body[key] for key in self.defaults if key in body}
+            sampling = Sampling(**how, max_tokens=body["max_tokens"])
             drawn = self.engine.generate(
                 [body["prompt"]], sampling, seed=body["seed"] % (1 << 30), sequence_ids=[0], return_distributions=True
             )[0]

@@ -55,7 +55,8 @@ ORDER = {
     "audit/shards": "shard processes cluster",
     "audit/show": "jsonout page terminal outputs",
     "preflight": (
-        "prompts observe plan gap bench causes stability sync numerics findings thresholds inspect session show"
+        "grid prompts observe plan gap bench causes stability served sync numerics findings thresholds inspect session "
+        "show"
     ),
     "preflight/show": "words jsonout terminal page",
 }

@@ -81,11 +81,11 @@ def test_what_the_run_has_done_before_is_no_alarm(tmp_path, monkeypatch):
     fell = [found.fell_from_peak() for found in seen]
     assert any(found.peak - found.last > 0.4 for found in seen[15:])
     assert not any(fell[15:])
-    forgetful = [levels(replace(series, past=None, doubt=1.0)).fell_from_peak() for series in asked[15:]]
+    forgetful = [levels(replace(series, past=None, memory=0.0)).fell_from_peak() for series in asked[15:]]
     assert any(forgetful), "the window alone would not know"
     course = swings._course()
     assert len(course.series["reward"]) == 100 and len(course.series["reward"].past) == 520
-    assert course.series["reward"].doubt == module.DOUBT
+    assert course.series["reward"].memory == module.MEMORY
 
 
 @pytest.mark.slow

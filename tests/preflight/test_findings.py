@@ -105,3 +105,38 @@ def test_other_weights_are_what_a_sync_surely_takes_away(healthy, monkeypatch, s
     part = cause("sync", share, kl).change
     monkeypatch.setattr("holdfast.preflight.findings.weights_part", lambda check: part)
     assert ("other_weights" in found(healthy)) == named
+
+
+@pytest.mark.parametrize(
+    ("gap", "kl", "usual", "severity"),
+    [
+        (0.05, 0.001, 0.03, "info"),
+        (0.05, 0.003, 0.03, "warning"),
+        (0.1, 0.003, 0.03, "info"),
+        (0.1, 0.003, None, "warning"),
+    ],
+)
+def test_a_precision_that_is_seen_is_as_grave_as_a_gap_of_its_size(healthy, gap, kl, usual, severity):
+    seen = Cause("engine precision", "seen", "the server says so", usual=usual)
+    assert found(healthy, seen, gap=gap, kl=kl)["engine_precision"].severity == severity
+
+
+@pytest.mark.parametrize(
+    ("usual", "gap", "named"), [(0.01, 0.031, True), (0.01, 0.029, False), (0.1, 0.16, True), (0.0, 0.021, True)]
+)
+def test_what_half_precision_makes_of_the_model_is_the_limit_of_a_server(healthy, usual, gap, named):
+    """Three times as much, at least what engines in float32 show, .02, and at most .15."""
+    told = Cause("engine precision", "not allowed", "", usual=usual)
+    assert ("other_weights" in found(healthy, told, gap=gap, precision=None)) == named
+
+
+def test_coarse_numerics_that_are_seen_may_explain_a_large_gap(healthy):
+    made = found(healthy, Cause("KV-cache precision", "seen", "in 8 bits"), gap=0.2, kl=0.03, precision=None)
+    assert made["kv-cache_precision"].severity == "warning" and "other_weights" not in made
+
+
+def test_a_large_gap_is_blamed_on_nothing_where_causes_were_not_looked_for(healthy):
+    audit = dataclasses.replace(healthy.audit, findings=(), unjudged=())
+    gap, sync = Gap(exact(0.2), exact(0.03), 5000), SyncCheck("not tried", "left out")
+    made = {f.name for f in findings_of(audit, gap, (), sync, healthy.stability, None, searched=False)}
+    assert "unexplained_gap" in made and "other_weights" not in made

@@ -84,7 +84,3 @@ def test_vllm_is_tried_with_the_switches_that_it_has():
     }
     narrow = tried(kind="vllm", precision="float32", options={"kv_cache_dtype": "fp8"})
     assert narrow["KV-cache precision"] == {"options": {}} and narrow["head precision"] == ""
-
-
-def test_a_server_has_no_switch_for_its_numerics():
-    assert all("set where it is started" in said for said in tried(kind="server").values())

@@ -9,6 +9,7 @@ from faulty import Faulty
 from holdfast.errors import ConfigError, EngineError
 from holdfast.preflight import sync
 from holdfast.preflight.numerics import numerics
+from holdfast.preflight.observe import Observation
 from holdfast.preflight.sync import check_sync
 
 
@@ -80,5 +81,5 @@ def test_weights_are_changed_until_the_policy_is_surely_another(bench_for, monke
     before = bench.observe("here", bench.asked.first(8))
     size = SimpleNamespace(size=SimpleNamespace(value=gap))
     monkeypatch.setattr(sync, "gap_of", lambda view: size)
-    monkeypatch.setattr(sync, "_moved", lambda was, now: moved)
+    monkeypatch.setattr(Observation, "moved", lambda was, now: moved)
     assert sync._change(bench, before, dict(bench.model.state_dict())) == pytest.approx(noise)

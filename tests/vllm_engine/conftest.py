@@ -61,15 +61,29 @@ def model_folder(make_model, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def process(model_folder, tmp_path_factory):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    process = ServerProcess([*COMMAND, str(port)], HttpClient(f"http://127.0.0.1:{port}"), log, environment=ENVIRONMENT)
-    process.start(model_folder, patience=180.0)
-    yield process
-    process.stop()
+def prepared(tmp_path_factory):
+    """prepared(*options): a server's process with these options beside COMMAND's, not started yet."""
+    made = []
+
+    def make(*options):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        client = HttpClient(f"http://127.0.0.1:{port}")
+        log = tmp_path_factory.mktemp("server") / "log"
+        made.append(ServerProcess([*COMMAND, str(port), *options], client, log, environment=ENVIRONMENT))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.stop()
+
+
+@pytest.fixture(scope="session")
+def process(prepared, model_folder):
+    process = prepared()
+    process.start(model_folder, patience=600.0)
+    return process
 
 
 @pytest.fixture(scope="session")

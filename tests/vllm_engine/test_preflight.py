@@ -1,9 +1,12 @@
 """A preflight of a real vLLM, in process and as a server: fine ones are cleared, planted faults are named."""
 
+import threading
+
 import pytest
 
 pytest.importorskip("vllm")
 
+from holdfast.errors import EngineError
 from holdfast.preflight.bench import bench_of, maker
 from holdfast.preflight.inspect import preflight
 from holdfast.preflight.plan import Plan, configure
@@ -53,7 +56,7 @@ def test_an_engine_in_process_that_began_with_other_weights_is_named(fly, make_m
 
 
 def test_a_fine_server_is_cleared(fly, process, model_folder):
-    process.start(model_folder, patience=180.0)
+    process.start(model_folder, patience=600.0)
     result = fly(process.client.url)
     assert named(result) == set() and result.exit_code() == 0
     causes = {cause.name: cause for cause in result.causes}
@@ -70,5 +73,41 @@ def test_a_fine_server_is_cleared(fly, process, model_folder):
     ids=["temperature", "weights"],
 )
 def test_what_is_wrong_with_a_server_is_named(fly, process, model_folder, overrides, weights, name):
-    process.start(model_folder, patience=180.0)
+    process.start(model_folder, patience=600.0)
     assert name in named(fly(process.client.url, *overrides, weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("options", "finding", "said"),
+    [
+        (("--dtype", "bfloat16"), "engine_precision", "computes in bfloat16"),
+        (("--kv-cache-dtype", "fp8"), "kv-cache_precision", "keeps keys and values in fp8"),
+        (
+            ("--override-generation-config", '{"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.3}'),
+            "server_defaults",
+            "the report excludes tokens",
+        ),
+    ],
+    ids=["bfloat16", "cache in 8 bits", "defaults"],
+)
+def test_how_a_server_was_started_is_named(fly, prepared, model_folder, options, finding, said):
+    process = prepared(*options)
+    process.start(model_folder, patience=600.0)
+    found = {f.name: f for f in fly(process.client.url).findings}
+    process.stop()
+    assert said in found[finding].headline
+    assert ("repetition_penalty" in found) == (finding == "server_defaults")
+    assert "other_weights" not in found
+
+
+def test_a_server_that_dies_in_the_middle_is_an_error_and_no_report(fly, prepared, model_folder, tokenizer, tmp_path):
+    process = prepared()
+    process.start(model_folder, patience=600.0)
+
+    def make(settings):
+        engine = maker(None, tokenizer, tmp_path, None)(settings)
+        threading.Timer(0.5, process.stop).start()
+        return engine
+
+    with pytest.raises(EngineError, match=r"was asked .* and failed"):
+        fly(process.client.url, "--engine.retries", "1", make=make, responses=256)

@@ -101,7 +101,7 @@ def test_another_tokenizer_is_found_before_the_first_prompt(process, tmp_path):
 
 def test_a_server_that_was_started_again_has_lost_the_weights(engine, process, make_model, model_folder):
     engine.sync(make_model(1), 3)
-    process.start(model_folder, patience=180.0)
+    process.start(model_folder, patience=600.0)
     with pytest.raises(EngineError, match="not those of the last sync"):
         draw(engine)
     engine.sync(make_model(1), 3)

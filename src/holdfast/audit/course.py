@@ -39,8 +39,8 @@ class Series:
 
     `steps` [N] rise strictly; `values` [N] may hold NaN and infinities, as logged; `errors` [N] are the standard errors
     of the values where they are known, 0 elsewhere. `named` is the name in the log. `past` are values that are not
-    compared, but tell how much these vary; `doubt` multiplies the standard error of a level, for whoever looks at the
-    same run again and again.
+    compared, but tell how much these vary; `memory` is the correlation of neighbouring steps that is allowed for, at
+    most, where few steps do not show it, for whoever looks at the same run again and again.
     """
 
     steps: Column
@@ -48,7 +48,7 @@ class Series:
     errors: Column | None = None
     named: str = ""
     past: Column | None = None
-    doubt: float = 1.0
+    memory: float = 0.0
 
     def __len__(self) -> int:
         return len(self.steps)

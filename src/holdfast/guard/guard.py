@@ -26,8 +26,9 @@ from holdfast.guard.settings import GuardSettings
 T = TypeVar("T")
 ALWAYS = ("not_finite", "invalid_logprobs")
 """Findings that need no comparison with the first steps."""
-DOUBT = 2.0
-"""A guard looks dozens of times at one run, and one of many levels is low by chance: it wants twice as much."""
+MEMORY = 0.8
+"""Correlation of neighbouring steps that is allowed for: a guard looks dozens of times at a run, at a hundred steps a
+time, in which slow swings look like a change of level."""
 MOST_PAST = 1024
 LEVELS = {severity: level for level, severity in enumerate(SEVERITIES)}
 
@@ -147,7 +148,7 @@ class Guard:
             )
             if minus:
                 values, past = 1 - values, 1 - past
-            series[ours] = Series(np.array(steps), values, named=name, past=past, doubt=DOUBT)
+            series[ours] = Series(np.array(steps), values, named=name, past=past, memory=MEMORY)
         return Course(series, self.names)
 
     def _audit(self) -> Audit:

@@ -24,7 +24,10 @@ Maker = Callable[[EngineSettings], Engine]
 
 @dataclass
 class Bench:
-    """What every check of a preflight needs; `engine` is None while another one is tried in its place."""
+    """What every check of a preflight needs; `engine` is None while another one is tried in its place.
+
+    `reloaded(dtype)` is the trainer's model as training would load it in another dtype, where there is a source of it.
+    """
 
     plan: Plan
     model: Any
@@ -34,6 +37,7 @@ class Bench:
     make: Maker
     told: Told
     engine: Engine | None = None
+    reloaded: Callable[[str], Any] | None = None
 
     def running(self) -> Engine:
         """The engine as it is configured, made where it is not there."""

@@ -27,7 +27,7 @@ from holdfast.preflight.observe import Observation
 from holdfast.preflight.plan import PENALTIES
 from holdfast.preflight.prompts import first_difference
 
-State = Literal["measured", "not set", "not allowed"]
+State = Literal["measured", "seen", "not set", "not allowed"]
 REPEATED = 32
 """Responses that are sampled again where only a part of them is looked at."""
 SAME = 0.015
@@ -38,9 +38,10 @@ SAME = 0.015
 class Cause:
     """One thing that may set engine and trainer apart, and what was seen when it was switched.
 
-    measured: `change` says what it makes of the gap. not set: it is not there to be switched. not allowed: the engine
-    has no such switch. `said` is the sentence for all three; `fix` names the remedy, with its `numbers`. `supposed`:
-    the gap is that of a run which does otherwise than this one.
+    measured: `change` says what it makes of the gap. seen: it is there, and cannot be switched. not set: it is not
+    there to be switched. not allowed: the engine has no such switch. `said` is the sentence for all; `fix` names the
+    remedy, with its `numbers`. `supposed`: the gap is that of a run which does otherwise than this one. `usual`: the
+    gap that the trainer's own model shows under it, nats a token.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Cause:
     fix: str | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     supposed: bool = False
+    usual: float | None = None
 
 
 def temperature_told(bench: Bench, base: Observation) -> Cause:
@@ -199,7 +201,7 @@ def _served_template(bench: Bench, base: Observation) -> Cause:
     as_ids = bench.observe("sampling behind the trainer's prompts", base.asked.first(REPEATED))
     said = (
         f"{own}; sent as text or messages, {len(apart) / len(rows):.0%} of the prompts would become others, from token "
-        f"{first_difference(apart[0])} on, and this be the share of the gap"
+        f"{first_difference(apart[0])} on, and the gap would be {gap_of(as_text.view).size.value:.2g} nats a token"
     )
     return Cause(name, "measured", said, change(as_text.view, as_ids.view), "token_ids_not_text", {}, supposed=True)
 

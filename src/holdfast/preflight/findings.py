@@ -6,17 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from holdfast.audit.judge.auditor import Audit
-from holdfast.audit.judge.checks.lights import KL_DENSE, KL_EXPERTS, KL_HIGH
+from holdfast.audit.judge.checks.lights import KL_DENSE, KL_EXPERTS, KL_HIGH, STRONG
 from holdfast.audit.judge.finding import SEVERITIES, Finding, Severity
 from holdfast.audit.judge.fixes import settings
 from holdfast.preflight.causes import Cause
-from holdfast.preflight.gap import Change, Gap
+from holdfast.preflight.gap import SURE, Change, Gap
 from holdfast.preflight.stability import Repeat, Stability
 from holdfast.preflight.sync import ALIKE, SyncCheck, weights_part
 from holdfast.rollout.rescore import LIMITS, QUANTIZED_LIMIT
 
-SURE = 0.1
-"""Share of the gap that a cause must surely have to be named."""
 EXPLAINED = 0.5
 """Share of the gap from which it counts as explained."""
 NOISE = 0.01
@@ -53,17 +51,27 @@ FAULTS = {
 
 
 def findings_of(
-    audit: Audit, gap: Gap, causes: Sequence[Cause], sync: SyncCheck, stable: Stability, precision: str | None
+    audit: Audit,
+    gap: Gap,
+    causes: Sequence[Cause],
+    sync: SyncCheck,
+    stable: Stability,
+    precision: str | None,
+    searched: bool = True,
 ) -> tuple[Finding, ...]:
-    """All of them, most severe first; the audit's findings carry the share of the gap that switching showed."""
+    """All of them, most severe first; the audit's findings carry the share of the gap that switching showed.
+
+    `precision` is the engine's, None where only it knows; `searched`: whether causes were looked for.
+    """
     named = {cause.name: cause for cause in causes if _sure(cause.change)}
     seen = {finding.name for finding in audit.findings}
     found = [_with_share(finding, named) for finding in audit.findings]
     for cause in named.values():
         if SAME_FINDING.get(cause.name) not in seen:
             found.append(_of_cause(cause, gap))
+    found += [_of_seen(cause, gap) for cause in causes if cause.state == "seen"]
     found += _of_sync(sync)
-    found += _of_weights(gap, causes, sync, precision)
+    found += _of_weights(gap, causes, sync, precision, searched)
     found += [_of_repeat(repeat) for repeat in (stable.again, stable.alone) if not repeat.exact]
     found += [_unjudged(why) for why in audit.unjudged]
     return tuple(sorted(found, key=lambda f: -SEVERITIES.index(f.severity)))
@@ -92,7 +100,7 @@ def _of_cause(cause: Cause, gap: Gap) -> Finding:
         severity = "warning"
     headline = f"{cause.name} makes {cause.change.share.value:.0%} of the gap: {cause.said}"
     if cause.supposed:
-        severity, headline = "info", f"{cause.name}: {cause.said} ({cause.change.share.value:.0%})"
+        severity, headline = "info", f"{cause.name}: {cause.said}"
     elif severity == "info":
         small = gap.kl.value > KL_EXPERTS
         headline += "; what it takes away is small" if small else "; the gap is no larger than healthy engines show"
@@ -115,6 +123,24 @@ def _of_cause(cause: Cause, gap: Gap) -> Finding:
             "KL per token that goes with it": cause.change.kl_removed,
         },
         settings=settings(cause.fix, **cause.numbers) if cause.fix else {},
+    )
+
+
+def _of_seen(cause: Cause, gap: Gap) -> Finding:
+    """As grave as the gap, where it is of the size that such a cause makes; a larger one has others."""
+    own = cause.usual is None or gap.size.value <= STRONG * cause.usual
+    severity: Severity = "warning" if own and gap.kl.value > KL_EXPERTS else "info"
+    return Finding(
+        name=cause.name.replace(" ", "_").lower(),
+        kind="drift",
+        severity=severity,
+        headline=f"{cause.name}: {cause.said}",
+        meaning="Both sides round differently, at every token: drift that training will see at equal weights, and that "
+        "no sync takes away.",
+        fix="Nothing has to be done where the gap is healthy. Otherwise start the server with the trainer's precision "
+        "(vLLM: --dtype, --kv-cache-dtype auto, no --quantization), and compare.",
+        evidence={"gap, nats a token": gap.size}
+        | ({} if cause.usual is None else {"that this makes of the trainer's own model": cause.usual}),
     )
 
 
@@ -156,12 +182,22 @@ def _sync_finding(name: str, headline: str, sync: SyncCheck) -> Finding:
     )
 
 
-def _of_weights(gap: Gap, causes: Sequence[Cause], sync: SyncCheck, precision: str | None) -> Iterator[Finding]:
-    """Other weights behind the engine: shown by a sync, or left as the only cause of a gap that is too large."""
-    limit = LIMITS.get((precision or "").partition(",")[0], QUANTIZED_LIMIT)
+def _of_weights(
+    gap: Gap, causes: Sequence[Cause], sync: SyncCheck, precision: str | None, searched: bool
+) -> Iterator[Finding]:
+    """Other weights behind the engine: shown by a sync, or left as the only cause of a gap that is too large.
+
+    Too large: more than STRONG times what half precision makes of this very model, where that was measured, and else
+    more than engines of this precision show.
+    """
+    limit = min(LIMITS.get((precision or "").partition(",")[0], QUANTIZED_LIMIT), LIMITS["bfloat16"])
+    usual = next((cause.usual for cause in causes if cause.usual is not None), None)
+    if usual is not None:
+        limit = min(limit, max(STRONG * usual, LIMITS["float32"]))
     part = weights_part(sync)
     real = [cause.change for cause in causes if cause.change is not None and not cause.supposed]
     explained = any(found.share.high > EXPLAINED for found in real)
+    explained |= any(cause.state == "seen" and cause.usual is None for cause in causes)
     shown = {"gap, nats a token": gap.size}
     if part is not None:
         if part.share.low <= EXPLAINED or part.kl_removed.value <= KL_DENSE:
@@ -171,12 +207,19 @@ def _of_weights(gap: Gap, causes: Sequence[Cause], sync: SyncCheck, precision: s
             f"the engine began with other weights than the trainer's: syncing them took {part.share.value:.0%} of the "
             "gap away"
         )
-    elif explained or gap.size.low <= min(limit, LIMITS["bfloat16"]):
+    elif explained or gap.size.low <= limit:
+        return
+    elif not searched:
+        yield _unexplained(gap)
         return
     else:
+        makes = (
+            f" (half precision makes {usual:.2g} of this model)" if usual else ""
+        )  # f" (half precision makes {usual:.2g} of this model)"
         headline = (
-            f"engine and trainer differ by {gap.size.value:.2g} nats a token, and nothing that can be switched "
-            "explains it: the engine runs other weights, or another model"
+            f"engine and trainer differ by {gap.size.value:.2g} nats a token{makes}, and nothing that can be switched "
+            "explains it: the engine runs other weights, another model, or coarser numerics (quantised weights, a KV "
+            "cache in 8 bits)"
         )
     yield Finding(
         name="other_weights",
@@ -184,8 +227,22 @@ def _of_weights(gap: Gap, causes: Sequence[Cause], sync: SyncCheck, precision: s
         severity="critical",
         headline=headline,
         meaning="The first rollouts come from a policy that is not the one being trained.",
-        fix="Start the engine on the trainer's own model folder, at the same revision, or sync before the first batch.",
+        fix="Start the engine on the trainer's own model folder, at the same revision and without quantisation, or "
+        "sync before the first batch.",
         evidence=shown,
+    )
+
+
+def _unexplained(gap: Gap) -> Finding:
+    return Finding(
+        name="unexplained_gap",
+        kind="drift",
+        severity="critical",
+        headline=f"engine and trainer differ by {gap.size.value:.2g} nats a token, more than numerics make, and where "
+        "that comes from was not looked for",
+        meaning="The first rollouts come from a policy that is not the one being trained.",
+        fix="Run the preflight again without --no-switches.",
+        evidence={"gap, nats a token": gap.size},
     )
 
 

@@ -14,6 +14,8 @@ from holdfast.audit.read.columns import Column
 
 ENTROPY_EDGES = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0)
 """Nats, at which tokens are sorted by how open the trainer was."""
+SURE = 0.1
+"""Share of the gap that a cause must surely have to be named."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from holdfast.audit.judge.advice import SampleAdvice, advise_on
 from holdfast.audit.judge.auditor import Audit, Auditor
-from holdfast.audit.judge.checks.lights import KL_DENSE, KL_EXPERTS
+from holdfast.audit.judge.checks.lights import KL_DENSE, KL_EXPERTS, KL_HIGH
 from holdfast.audit.judge.finding import SEVERITIES, Finding, at_least
 from holdfast.audit.read.columns import pack
 from holdfast.audit.read.reading import Reading as LogReading
@@ -20,6 +20,7 @@ from holdfast.preflight.gap import Gap, Row, by_entropy, gap_of
 from holdfast.preflight.numerics import numerics
 from holdfast.preflight.observe import Observation
 from holdfast.preflight.plan import Plan
+from holdfast.preflight.served import own_defaults
 from holdfast.preflight.stability import Stability, stability
 from holdfast.preflight.sync import SyncCheck, check_sync
 from holdfast.preflight.thresholds import Proposal, propose
@@ -27,7 +28,10 @@ from holdfast.preflight.thresholds import Proposal, propose
 
 @dataclass(frozen=True)
 class Preflight:
-    """Everything that was seen; `audit` is that of the sampled log, with the findings of the switches among its own."""
+    """Everything that was seen; `audit` is that of the sampled log, with the findings of the switches among its own.
+
+    `experts`: the model is a mixture of experts.
+    """
 
     plan: Plan
     audit: Audit
@@ -39,6 +43,7 @@ class Preflight:
     sync: SyncCheck
     proposal: Proposal | None
     notes: tuple[str, ...] = ()
+    experts: bool = False
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -53,9 +58,10 @@ class Preflight:
             return f"Do not start: {worst.headline}."
         if worst is not None and worst.severity == "warning":
             return f"Look at this first: {worst.headline}."
+        kind, usual = ("mixtures of experts", KL_EXPERTS) if self.experts else ("dense models", KL_DENSE)
         return (
             f"Ready: engine and trainer differ by {self.gap.size.value:.2g} nats a token (k3 {self.gap.kl.value:.2g}; "
-            f"healthy engines show up to {KL_DENSE:g} for dense models, {KL_EXPERTS:g} for mixtures of experts)."
+            f"healthy engines show up to {usual:g} for {kind}, and more than {KL_HIGH:g} is a problem)."
         )
 
     @property
@@ -88,7 +94,7 @@ def preflight(bench: Bench) -> Preflight:
         bench.close()
     gap = gap_of(base.view)
     precision = None if bench.settings.kind == "server" else bench.settings.precision
-    findings = findings_of(audit, gap, found, sync, stable, precision)
+    findings = findings_of(audit, gap, found, sync, stable, precision, bench.plan.switches)
     proposal, notes = _proposal(bench, base, findings)
     return Preflight(
         plan=bench.plan,
@@ -101,20 +107,22 @@ def preflight(bench: Bench) -> Preflight:
         sync=sync,
         proposal=proposal,
         notes=notes,
+        experts=bool(getattr(bench.model.config.get_text_config(), "num_experts_per_tok", None)),
     )
 
 
 def _switched(bench: Bench, base: Observation) -> Sequence[Cause]:
     """Everything that is switched on the engine as it runs."""
-    at_one = switched.temperature_set(bench, base)
-    return [
+    found = [
         switched.temperature_told(bench, base),
-        *([at_one] if at_one else []),
+        switched.temperature_set(bench, base),
         switched.truncation(bench, base),
         switched.penalties(bench, base),
+        own_defaults(bench, base),
         switched.template(bench, base),
         switched.prefix_caching(bench, base),
     ]
+    return [cause for cause in found if cause is not None]
 
 
 def _audited(base: Observation) -> tuple[Audit, SampleAdvice]:

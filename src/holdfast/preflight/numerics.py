@@ -12,26 +12,36 @@ from holdfast.preflight.bench import Bench
 from holdfast.preflight.causes import Cause
 from holdfast.preflight.gap import change
 from holdfast.preflight.observe import Observation, observe
+from holdfast.preflight.served import precisions
 from holdfast.rollout.engines import EngineSettings
-
-SERVED = "a server's numerics are set where it is started; start it with others and compare"
 
 
 def numerics(bench: Bench, base: Observation) -> Iterator[Cause]:
     """All of them; the running engine is closed for those that need another one."""
     yield trainer_precision(bench, base)
+    if bench.settings.kind == "server":
+        yield from precisions(bench, base)
+        return
     for name, changes, said in switches(bench.settings):
         yield _rebuilt(bench, base, name, changes, said)
 
 
 def trainer_precision(bench: Bench, base: Observation) -> Cause:
-    """The same responses scored in float32."""
+    """The same responses scored in float32.
+
+    A server has weights of its own, so the trainer's are loaded anew; any other engine has those of the trainer.
+    """
     name, policy = "trainer precision", bench.trainer.policy
     dtype = str(policy.model.dtype).removeprefix("torch.")
     if dtype == "float32" and not policy.autocast:
         return Cause(name, "not set", "the trainer computes in float32")
     bench.told("scoring in float32", 0, 1)
-    model = policy.model if dtype == "float32" else copy.deepcopy(policy.model).float()
+    if dtype == "float32":
+        model = policy.model
+    elif bench.settings.kind == "server" and bench.reloaded is not None:
+        model = bench.reloaded("float32")
+    else:
+        model = copy.deepcopy(policy.model).float()
     wide = replace(bench.trainer, policy=replace(policy, model=model, autocast=False))
     seen = base.rescored(wide, base.asked.reading)
     was = "bfloat16 products" if policy.autocast else dtype
@@ -46,10 +56,6 @@ def switches(settings: EngineSettings) -> Iterator[tuple[str, dict[str, Any] | N
     for part in filter(None, parts.split(",")):
         key, _, value = part.strip().partition("=")
         own[key] = value
-    if kind == "server":
-        for name in ("head precision", "KV-cache precision", "engine precision"):
-            yield name, None, SERVED
-        return
     if kind == "vllm":
         yield from _switches_of_vllm(settings)
     elif settings.compile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import chunk_of
 from holdfast.errors import DataError, EngineError
+from holdfast.preflight.grid import Grid, grid_of
 from holdfast.preflight.prompts import Prompt
 from holdfast.rollout.engine import Completion, Engine, Sampling
 from holdfast.train.policy.forward import Policy, Sequences, stats_of
@@ -89,8 +90,8 @@ class Observation:
     """Sampled responses with both log-probabilities, one rollout each; the completions without their reports.
 
     `excluded` is the number of tokens at which the engine's report names tokens that could not be sampled, `reported`
-    that of all tokens with a report. `on_support` are the same rollouts with the trainer renormalised on the tokens
-    that the engine could sample, where it excludes any.
+    that of all tokens with a report, `grid` what the reports say of the precision of the logits. `on_support` are the
+    same rollouts with the trainer renormalised on the tokens that the engine could sample, where it excludes any.
     """
 
     asked: Asked
@@ -99,6 +100,7 @@ class Observation:
     excluded: int = 0
     reported: int = 0
     on_support: tuple[Rollout, ...] = ()
+    grid: Grid = field(default_factory=Grid)
 
     @cached_property
     def view(self) -> View:
@@ -121,6 +123,16 @@ class Observation:
             scored = trainer.score(_sequences(prompts, self.completions[some], trainer.pad, trained), reading)
             rollouts += _rollouts(self.asked, some, self.completions[some], scored, trained)
         return replace(self, rollouts=tuple(rollouts), on_support=())
+
+    def moved(self, other: Observation) -> float:
+        """Mean |Δ log p| of the trainer between two scorings of the same responses, nats a token."""
+        pairs = zip(self.rollouts, other.rollouts, strict=True)
+        gaps = [
+            abs(a - b)
+            for ours, theirs in pairs
+            for a, b in zip(ours.trainer_logprobs or (), theirs.trainer_logprobs or (), strict=True)
+        ]
+        return sum(gaps) / max(1, len(gaps))
 
 
 def observe(engine: Engine, trainer: Trainer, asked: Asked, told: Told, *, doing: str) -> Observation:
@@ -190,6 +202,7 @@ def _extended(found: Observation, trainer: Trainer, some: slice, completions: Se
         found.excluded + excluded,
         found.reported + sum(map(len, reports)),
         tuple(aside),
+        found.grid + grid_of(reports, asked.sampling.temperature),
     )
 
 

@@ -16,7 +16,8 @@ from holdfast.preflight.plan import Plan
 from holdfast.preflight.prompts import encode_prompts
 from holdfast.train.estimate import Estimate, Shape, estimate, shape_of_run
 from holdfast.train.keep.checkpoint import no_progress_bar
-from holdfast.train.policy.model import build_model
+from holdfast.train.policy.model import build_model, use_attention
+from holdfast.train.settings.config import RunConfig
 from holdfast.train.settings.device import check_attention, check_device, device_of
 from holdfast.train.settings.memory import free_memory
 from holdfast.train.settings.objective import objective_of
@@ -53,7 +54,16 @@ def run_preflight(plan: Plan, given: Sequence[Any], folder: Path, told: Told) ->
         given, tokenizer, chat=config.model.chat, engine_template=plan.engine_template, most=_room(plan, model)
     )
     make = maker(model, tokenizer, folder, plan.sync_folder)
-    return preflight(bench_of(plan, prompts, model, tokenizer, make, told)), tokenizer
+    bench = bench_of(plan, prompts, model, tokenizer, make, told)
+    bench.reloaded = lambda dtype: _reloaded(config, dtype)
+    return preflight(bench), tokenizer
+
+
+def _reloaded(config: RunConfig, dtype: str) -> Any:
+    settings = config.model.model_copy(update={"dtype": dtype})
+    model, _ = build_model(config.model_copy(update={"model": settings}), "")
+    use_attention(model, settings)
+    return model
 
 
 def check_fits(plan: Plan) -> None:

@@ -136,21 +136,10 @@ def _change(bench: Bench, before: Observation, kept: dict[str, torch.Tensor]) ->
             drawn = torch.randn(first.shape, generator=generator).to(first.device)
             tensor.copy_((first.float() + noise * spread * drawn).to(first.dtype))
         now = before.rescored(bench.trainer, reading)
-        moved = _moved(was, now)
+        moved = was.moved(now)
         if moved >= wanted or noise >= MOST_NOISE:
             return noise
         noise *= 2
-
-
-def _moved(was: Observation, now: Observation) -> float:
-    """Mean |Δ log p| of the trainer itself."""
-    pairs = zip(was.rollouts, now.rollouts, strict=True)
-    gaps = [
-        abs(a - b)
-        for old, new in pairs
-        for a, b in zip(old.trainer_logprobs or (), new.trainer_logprobs or (), strict=True)
-    ]
-    return sum(gaps) / max(1, len(gaps))
 
 
 @torch.no_grad()

@@ -39,6 +39,25 @@ def test_memory_widens_the_error():
     assert levels(series(out)).error > 2.5 * levels(series(white)).error
 
 
+@pytest.mark.parametrize(("memory", "most", "counted"), [(0.6, 0.8, 0.6), (0.95, 0.8, 0.8), (0.0, 0.8, 0.0)])
+def test_slow_noise_counts_as_noise_where_memory_is_allowed_for(memory, most, counted):
+    """AR(1) noise of deviation 1: γ₁ = 1 - ρ, so s = √((1 - ρ) (1 + c)) / (1 - c) with c = ρ, or what is allowed."""
+    rng = np.random.default_rng(0)
+    white, out = rng.normal(size=1000), np.zeros(1000)
+    for i in range(1, 1000):
+        out[i] = memory * out[i - 1] + math.sqrt(1 - memory**2) * white[i]
+    found = levels(replace(series(out), memory=most)).error / math.sqrt(2 / 200)
+    expected = math.sqrt((1 - memory) * (1 + counted)) / (1 - counted)
+    assert found == pytest.approx(max(expected, levels(series(out)).error / math.sqrt(2 / 200)), rel=0.15)
+    assert levels(replace(series([1.0] * 10), memory=most)).error == 0.0
+
+
+def test_a_trend_counts_as_no_more_memory_than_is_allowed_for():
+    """A straight line: γ₁ = 1/2, γ₂ = 2, so ρ = 3, which is cut to .5: s = √(1.5 / 2) / .5."""
+    line = Series(np.arange(1.0, 41.0), np.arange(40.0), memory=0.5)
+    assert levels(line).error == pytest.approx(math.sqrt(0.75) / 0.5 * math.sqrt(2 / 8))
+
+
 def test_given_errors_are_a_floor():
     """Equal values with standard errors .5: parts of 3, error .5 · √(2 / 3)."""
     found = levels(series([1.0] * 5 + [1.5] * 5, np.full(10, 0.5)))
@@ -46,13 +65,12 @@ def test_given_errors_are_a_floor():
     assert not found.rose()
 
 
-def test_what_went_before_is_a_floor_and_doubt_a_factor():
-    """Equal values have no error of their own. Before them 1, -1, ...: |Δ| = 2, deviation 1.4826 · 2 / √2 = 2.1."""
+def test_what_went_before_is_a_floor():
+    """Equal values have no error of their own. Before them 1, -1, ...: |Δ| = 2; twice 1.4826 · 2 / √2 = 2.1."""
     same, before = series([1.0] * 10), np.tile([1.0, -1.0], 30)
     assert levels(same).error == 0
     known = levels(replace(same, past=before)).error
-    assert known == pytest.approx(1.4826 * 2 / math.sqrt(2) * math.sqrt(2 / 3))
-    assert levels(replace(same, past=before, doubt=2.0)).error == pytest.approx(2 * known)
+    assert known == pytest.approx(2 * 1.4826 * 2 / math.sqrt(2) * math.sqrt(2 / 3))
     assert levels(replace(same, past=np.append(before, np.nan))).error == pytest.approx(known)
     assert levels(replace(same, past=before[:30])).error == 0, "too few to tell"
     logs = levels(replace(same, past=10.0**before), logs=True).error

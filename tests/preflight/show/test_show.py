@@ -12,7 +12,7 @@ from holdfast.preflight.causes import Cause
 from holdfast.preflight.show.jsonout import SCHEMA, preflight_dict
 from holdfast.preflight.show.page import write_preflight
 from holdfast.preflight.show.terminal import print_preflight
-from holdfast.preflight.show.words import cause_words, engine_of, repeat_words, scope
+from holdfast.preflight.show.words import cause_row, cause_words, engine_of, repeat_words, scope
 from holdfast.preflight.stability import Repeat
 
 EVIL = "<script>alert(1)</script>\x1b[31m"
@@ -92,6 +92,9 @@ def test_words_for_engines_causes_and_repeats(healthy):
     assert repeat_words(Repeat("twice", 4, 3, 0.5, 7)).startswith("3 of 4 responses are the same, the first parts at")
     assert cause_words(Cause("head", "not set", "it is float32")) == "head: not set: it is float32"
     batch = next(cause for cause in healthy.causes if cause.name == "batch size")
+    supposed = dataclasses.replace(batch, name="chat template", said="sent as text", supposed=True)
+    assert cause_words(supposed) == "chat template: not this run's: sent as text"
+    assert cause_row(supposed)[2:4] == ("–", "–")
     assert cause_words(batch).startswith("batch size: measured: ") and "are left; 8 responses one at a time" in (
         cause_words(batch)
     )

@@ -3,8 +3,12 @@
 Values of neighbouring steps resemble each other, so a mean of k of them is less certain than σ/√k. The long-run
 deviation s stands for σ: the largest of √(b · variance of means of b steps), b = 1, 2, 4, ... up to a tenth of the
 series, of what a running median leaves; never below the robust deviation of single steps' differences, nor below the
-root mean square of the standard errors that a log of tokens gives, nor below the long-run deviation of what went before
-(`Series.past`). The difference of two levels of k steps then has the standard error s · √(2/k), times `Series.doubt`.
+root mean square of the standard errors that a log of tokens gives, nor below TWICE the long-run deviation of what went
+before (`Series.past`). The difference of two levels of k steps then has the standard error s · √(2/k).
+
+What swings more slowly than a running median is not seen as noise. With `Series.memory` s is never below that of noise
+of which a share ρ is left at the next step, AR(1): γ₁ = half the mean squared difference over one step, γ₂ over two,
+ρ = γ₂/γ₁ - 1, s = √(γ₁ (1 + ρ)) / (1 - ρ). A trend looks like a long memory, so ρ is at most `Series.memory`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ CERTAIN = 4.0
 """Standard errors of a difference between two levels of a long series."""
 FEWEST_PAST = 40
 """With fewer values, what went before tells too little of how much they vary."""
+TWICE = 2.0
+"""What went before shows a few of a run's slow swings, and not the largest."""
 FEW = 30
 """With fewer steps a steady trend counts as certain too; with more, values that drift by chance look like one."""
 TREND, LEAST = 0.002, 2.0
@@ -44,7 +50,7 @@ class Levels:
     error: float
     count: int
     trend: float
-    """Chance of so steady a rise, one-sided; of a fall: one minus it."""
+    """Chance of so steady a rise; of a fall: one minus it. From FEW steps on it is not used, and one half."""
     changed: int
 
     def rose(self, by: float = 0.0) -> bool:
@@ -94,16 +100,18 @@ def levels(series: Series | None, *, logs: bool = False) -> Levels | None:
     part = max(3, count // 5)
     deviation = _deviation(values, errors)
     if past is not None and len(past) >= FEWEST_PAST:
-        deviation = max(deviation, _deviation(past, None))
+        deviation = max(deviation, TWICE * _deviation(past, None))
+    if series.memory:
+        deviation = max(deviation, _remembering(values, series.memory))
     windows = np.lib.stride_tricks.sliding_window_view(values, part)
     running = (np.median(windows, -1) if part >= 7 else windows.mean(-1)).tolist()
-    rises = trend_chance(values[:: max(1, count // 128)])
+    rises = trend_chance(values) if count < FEW else 0.5
     return Levels(
         first=running[0],
         last=running[-1],
         peak=max(running),
         trough=min(running),
-        error=series.doubt * deviation * math.sqrt(2 / part),
+        error=deviation * math.sqrt(2 / part),
         count=count,
         trend=rises,
         changed=int(steps[change_point(values)]),
@@ -142,6 +150,15 @@ def _deviation(values: Column, errors: Column | None) -> float:
     if errors is not None:
         found.append(float(np.sqrt(np.mean(np.square(errors)))))
     return max(found)
+
+
+def _remembering(values: Column, most: float) -> float:
+    """The long-run deviation of AR(1) noise with these differences, its memory at most `most`."""
+    one, two = (float(np.mean(np.square(values[lag:] - values[:-lag]))) / 2 for lag in (1, 2))
+    if one == 0:
+        return 0.0
+    memory = min(max(two / one - 1, 0.0), most)
+    return math.sqrt(one * (1 + memory)) / (1 - memory)
 
 
 def _logs(values: Column) -> Column:

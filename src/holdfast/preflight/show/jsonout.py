@@ -56,6 +56,7 @@ def _cause(cause: Cause) -> dict[str, Any]:
         "share": None if switched is None else switched.share,
         "left": None if switched is None else switched.left,
         "kl_removed": None if switched is None else switched.kl_removed,
+        "usual": cause.usual,
     }
 
 

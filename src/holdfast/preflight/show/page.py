@@ -85,7 +85,7 @@ def _tiles(found: Preflight) -> list[tuple[str, str, str]]:
 
 
 def _causes(found: Preflight) -> Markup:
-    measured = [cause for cause in found.causes if cause.change is not None]
+    measured = [cause for cause in found.causes if cause.change is not None and not cause.supposed]
     chart = ""
     if measured:
         values = [cause.change.share.value for cause in measured if cause.change]
@@ -103,7 +103,8 @@ def _causes(found: Preflight) -> Markup:
     )
     lead = (
         "Each was switched, on the engine or in what the trainer is told, and the gap measured again over the same "
-        "prompts. Not allowed: the engine has no such switch. Not set: there is nothing to switch."
+        "prompts. Seen: it is there, and cannot be switched from here. Not allowed: the engine has no such switch. Not "
+        "set: there is nothing to switch."
     )
     return section("Where the gap comes from", chart, listed, lead=lead)
 

@@ -39,17 +39,17 @@ def scope(found: Preflight) -> str:
 
 
 def cause_row(cause: Cause) -> tuple[str, str, str, str, str]:
-    """A row under CAUSE_HEADS."""
-    if cause.change is None:
-        return cause.name, cause.state, "–", "–", cause.said
+    """A row under CAUSE_HEADS; a gap that this run has not is only told of."""
+    if cause.change is None or cause.supposed:
+        return cause.name, "not this run's" if cause.supposed else cause.state, "–", "–", cause.said
     return cause.name, cause.state, shares(cause.change.share), interval(cause.change.left.size), cause.said
 
 
 def cause_words(cause: Cause) -> str:
     """The same in a line."""
-    if cause.change is None:
-        return f"{cause.name}: {cause.state}: {cause.said}"
     name, state, share, left, said = cause_row(cause)
+    if cause.change is None or cause.supposed:
+        return f"{name}: {state}: {said}"
     return f"{name}: {state}: {share} of the gap, {left} nats a token are left; {said}"
 
 

@@ -73,7 +73,7 @@ class ServerEngine:
         self.client, self.folder, self.eos_token_id, self.tokenizer = client, Path(folder), eos_token_id, tokenizer
         self.mode, self.concurrency, self.masks = sync, concurrency, masks
         self.request: dict[str, Any] = {}
-        """Further fields of every request, as they are."""
+        """Further fields of every request, as they are; None leaves a field out."""
         self._process = process
         self._version, self._due, self._closed = 0, False, False
         self._stamp: str | None = None
@@ -255,25 +255,23 @@ class ServerEngine:
             body = masked.body(self.model, request.prompt, sampling, **wanted)
             body["sampling_params"] |= self.request
             return masked.PATH, body
-        return (
-            "/v1/completions",
-            {
-                "model": self.model,
-                "prompt": list(request.prompt),
-                "max_tokens": sampling.max_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "min_p": sampling.min_p,
-                "seed": request.seed,
-                "logprobs": -1 if request.distributions else max(1, request.top),
-                "stop_token_ids": [self.eos_token_id],
-                "ignore_eos": True,
-                "return_token_ids": True,
-                "return_tokens_as_token_ids": True,
-                **self.request,
-            },
-        )
+        body = {
+            "model": self.model,
+            "prompt": list(request.prompt),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "seed": request.seed,
+            "logprobs": -1 if request.distributions else max(1, request.top),
+            "stop_token_ids": [self.eos_token_id],
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            **self.request,
+        }
+        return "/v1/completions", {key: value for key, value in body.items() if value is not None}
 
     def _largest(self, request: _Request) -> int:
         """Bytes that an answer may have: 64 for every reported token, which is twice what vLLM writes."""

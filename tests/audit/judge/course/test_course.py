@@ -5,7 +5,7 @@ import pytest
 
 from holdfast.audit.course import MISMATCH, VOCABULARY, Course, Series
 from holdfast.audit.judge.course import COURSE_CHECKS, judge_course
-from holdfast.audit.judge.course.numerics import LIGHTS
+from holdfast.audit.judge.course.numerics import LIGHTS, _distance
 from holdfast.audit.judge.more import MORE, WHAT, more_to_log
 from holdfast.audit.read.scalars.names import TABLES
 
@@ -120,3 +120,13 @@ def test_more_is_told_of_every_framework():
     told = more_to_log(Course(course(reward=RISING).series, "verl"))
     assert ("actor_rollout_ref.rollout.calculate_log_probs=true" in told[0][1]) and "records=" in told[-1][1]
     assert more_to_log(course(reward=RISING)) != ()
+
+
+def test_a_mismatch_is_judged_by_what_went_before_too():
+    """A guard's window forgets how much a number swung, unless its series tells; a ratio is one where both agree."""
+    series = Series(np.arange(1, 4), np.array([0.9, 1.2, 1.0]), past=np.array([1.5, 0.5]), memory=0.8)
+    for name, one in (("mismatch_ratio", 1.0), ("mismatch_kl", 0.0)):
+        found = _distance(Course({name: series}), name)
+        assert found.memory == 0.8
+        np.testing.assert_allclose(found.past, np.abs(series.past - one))
+        np.testing.assert_allclose(found.values, np.abs(series.values - one))

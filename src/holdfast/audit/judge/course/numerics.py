@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -79,8 +80,9 @@ def _distance(course: Course, name: str):
     series = course.finite(name)
     if series is None:
         return None
-    values = series.values - 1 if name == "mismatch_ratio" else series.values
-    return type(series)(series.steps, np.abs(values), series.errors, series.named)
+    apart = 1.0 if name == "mismatch_ratio" else 0.0
+    past = None if series.past is None else np.abs(series.past - apart)
+    return replace(series, values=np.abs(series.values - apart), past=past)
 
 
 def _jumps(values: np.ndarray) -> bool:
