@@ -42,6 +42,7 @@ ORDER = {
         "overlay run"
     ),
     "train": "settings keep policy sampling estimate warmstart update setup evaluate brake show loop compare session",
+    "train/brake": "step_gain snapshot judge certificate controller brake",
     "study": "definition plan statistics results run judge markdown page rollout_signals diagnosis evidence",
     "advice": "lines setting traits measured change advising rollouts show resolve choosing",
     "audit": "course read measure judge shards show simulate",

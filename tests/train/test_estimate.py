@@ -115,6 +115,9 @@ def test_the_brake_keeps_a_copy_of_what_is_trained_and_answers_what_is_held_out(
     more = found[True].parts["evaluation"] - found[False].parts["evaluation"]
     assert bare[True].at("evaluating") - bare[False].at("evaluating") == copied + more
     assert bare[True].at("writing responses") == bare[False].at("writing responses")
+    controlled = estimated(shape, config(lora=lora, batch=batch, guard=guard | {"brake": "controller"}))
+    assert controlled.parts["copy for the brake"] == copied
+    assert controlled.parts["evaluation"] == found[False].parts["evaluation"], "it asks for no new answers"
 
 
 def test_a_cpu_keeps_a_tenth_that_was_freed_and_a_gpu_does_not(shape):

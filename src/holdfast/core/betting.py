@@ -29,7 +29,7 @@ class EProcess:
     rollouts. Given everything before it, each must have a mean of at most the gain of its own update: prompts drawn
     afresh, a policy that has not seen them. So one process may run over the steps of a training run, before each step's
     update, and be looked at whenever one likes. The same holds of any other units from -1 on whose means are at most 0
-    under the hypothesis: `train.brake` tests "the update does no harm".
+    under the hypothesis: `train.brake.certificate` tests "the update does no harm".
 
     >>> test = EProcess()
     >>> test = test.update(torch.full((40,), 0.2))  # 40 prompts, each worth .2

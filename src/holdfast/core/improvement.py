@@ -67,7 +67,7 @@ def clipped_value(
     """R min(W, cap) in [0, cap], W = Π ρ_t: E_p of it is at most J(θ) for every cap, and J(θ) if nothing is cut. [18]
 
     Less the reward of a response that another policy wrote to the same prompt, it is at least -1 and its mean at most
-    what that policy loses against θ: what `train.brake` bets on. [21]
+    what that policy loses against θ: what `train.brake.certificate` bets on. [21]
 
     Raises ConfigError for a cap of 1 or less.
     """

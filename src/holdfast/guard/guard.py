@@ -51,8 +51,22 @@ class Look:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def standing_still(count: int, chance: float) -> Finding:
-    """The alarm of a brake that took none of the last `count` steps; `chance` is that of so many harmless ones."""
+def standing_still(count: int, chance: float | None = None) -> Finding:
+    """The alarm of a brake that took none of the last `count` steps.
+
+    `chance` is that of so many harmless ones; None where none is known, the learning rate being at its lowest.
+    """
+    if chance is None:
+        return Finding(
+            name="brake",
+            kind="training",
+            severity="critical",
+            headline=f"{count} steps in a row were not taken, the last at the lowest learning rate allowed",
+            meaning="The policy stands still: by the held-out prompts no step that short is sure to gain anything.",
+            fix="hold out more prompts (guard.brake_share, batch.prompts) or lower guard.brake_z; if the policy has "
+            "nothing left to learn, the run is done",
+            evidence={"steps": count},
+        )
     return Finding(
         name="brake",
         kind="training",

@@ -135,12 +135,21 @@ METRICS = (
     Metric("guard/worst", "guard", "severity", "of the worst alarm that is on: 0 none, 1 warning, 2 critical", "0"),
     Metric("guard/seconds", "guard", "s", "the guard has taken so far"),
     Metric("guard/*", "guard", "severity", "of one alarm that is on", "absent"),
-    Metric("braked", "guard", "0 or 1", "1: held-out prompts proved the step harmful, and it was not taken", "0"),
+    Metric("braked", "guard", "0 or 1", "1: the step was not taken, by held-out prompts", "0"),
     Metric("braked_in_a_row", "guard", "steps", "up to this one that were not taken", "0"),
     Metric("brake_e", "guard", "e-value", "highest of the test that the step does no harm", "below 1 / (1 - level)"),
     Metric("brake_harm", "guard", "reward", "lower limit of what the step costs of the mean reward", "below 0"),
     Metric("brake_reward", "guard", "reward", "mean of the updated policy's answers to held-out prompts", "rises"),
     Metric("brake_prompts", "guard", "prompts", "held out of the step's update", "as configured"),
+    Metric("brake_gain", "guard", "reward", "what held-out rollouts say that the step gains, first order", "above 0"),
+    Metric("brake_gain_se", "guard", "reward", "its standard error over prompts", "below brake_gain"),
+    Metric(
+        "brake_cost", "guard", "reward", "twice what the step's length can cost at most, second order", "near the gain"
+    ),
+    Metric("brake_fisher", "guard", "nats²", "mean squared change of a response's log-probability; about 2 KL"),
+    Metric("brake_informed", "guard", "prompts", "held out, with rewards that differ within them", "most of them"),
+    Metric("brake_best", "guard", "factor", "length of step with the highest lower bound, in steps", "around 1"),
+    Metric("brake_scale", "guard", "factor", "on the scheduled learning rate, from the next step on", "levels off"),
 )
 """In the order of the page. A healthy range is a rule of thumb, not a guarantee."""
 

@@ -346,7 +346,7 @@ def _evaluation(sizes: _Sizes) -> int:
     config, shape = sizes.config, sizes.shape
     if config.engine.kind != "embedded" and not config.asynchronous.staleness:
         return 0  # on the run's own engine
-    judged = config.held_out * config.batch.group_size  # answers for the brake
+    judged = config.held_out * config.batch.group_size if config.guard.brake == "certificate" else 0  # new answers
     most = max(config.evaluation.problems * config.evaluation.samples, judged)
     token = shape.cached * sizes.kept
     rows = block_rows(most, sizes.length * token, config.evaluation.cache_gib) or 1

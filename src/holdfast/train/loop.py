@@ -18,7 +18,7 @@ import torch
 from holdfast.errors import HoldfastError
 from holdfast.tasks import get_task
 from holdfast.tasks.verify import rewards_of
-from holdfast.train.brake import Brake, Taken, brake_warnings
+from holdfast.train.brake.brake import Taken, brake_of
 from holdfast.train.evaluate import evaluate, held_out_doubts
 from holdfast.train.keep.checkpoint import best_checkpoint, latest_checkpoint, mark_best, save_checkpoint, saved_model
 from holdfast.train.keep.folder import RunFolder
@@ -101,15 +101,14 @@ def train(
 
 def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[], bool]) -> Look | None:
     """The loop; what the guard saw where it halted."""
-    config, guard = run.config, guard_of(run.config, run.folder)
-    brake = None if config.guard.brake == "off" else Brake(run)
+    config, guard, brake = run.config, guard_of(run.config, run.folder), brake_of(run)
     page = LivePage(run.folder, config.log.report_every)
     if run.step == 0:
         doubts = held_out_doubts(run)
         report(run, {"step": 0} | evaluate(run) | ({"warnings": doubts} if doubts else {}), display, trackers)
     while run.step < config.steps and not stop():
         step, clock, spent = run.step + 1, Stopwatch(), run.sampler.cpu_seconds()
-        set_learning_rate(run.optimizer, learning_rate_at(config.optimizer, step, config.steps))
+        set_learning_rate(run.optimizer, brake.scale * learning_rate_at(config.optimizer, step, config.steps))
         run.begun, run.updater.moved = torch.get_rng_state(), False
         with clock.measure("generate"):
             episodes = run.sampler.episodes(step)
@@ -117,7 +116,7 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
         with clock.measure("reward"):
             rollouts, judged = score(run, episodes)
         routed = measured({}, "router_drift", lambda: run.router_drift(rollouts))  # noqa: B023
-        taken = take(run, brake, replace(rollouts, experts_changed=run.experts_changed), step, clock)
+        taken = brake.step(replace(rollouts, experts_changed=run.experts_changed), step, clock)
         with clock.measure("update"):
             trouble = failure_of(lambda: run.publish(step))  # noqa: B023
         run.step, run.begun = step, None
@@ -146,17 +145,9 @@ def take_steps(run: Run, trackers: Trackers, display: Display, stop: Callable[[]
     return None
 
 
-def take(run: Run, brake: Brake | None, rollouts: Rollouts, step: int, clock: Stopwatch) -> Taken:
-    """The step's updates, judged by the brake where there is one."""
-    if brake is None:
-        return Taken(rollouts, run.updater.step(rollouts, step, clock))
-    return brake.step(rollouts, step, clock)
-
-
 def warned(record: dict[str, Any], run: Run, taken: Taken) -> dict[str, Any]:
     """What a person should know about the step."""
-    told = step_warnings(recordable(record), run.objective, taken.updated)
-    return {"warnings": [*told, *(brake_warnings(taken.verdict) if taken.verdict else [])]}
+    return {"warnings": [*step_warnings(recordable(record), run.objective, taken.updated), *taken.warnings()]}
 
 
 def write(run: Run, taken: Taken) -> dict[str, Any]:

@@ -316,21 +316,22 @@ class RunConfig(Section):
     def _brake_can_act(self) -> RunConfig:
         if self.guard.brake == "off":
             return self
-        from holdfast.core.betting import fewest_units
-
         batch, guard, sampling = self.batch, self.guard, self.sampling
-        least = fewest_units(guard.brake_level, highest=1.0)
+        least, why = guard.fewest_held_out()
+        if guard.brake == "controller" and batch.group_size < 2:
+            raise ValueError(
+                'guard.brake = "controller" with batch.group_size = 1: a response is compared with the others to its '
+                "prompt, and there are none; nearest valid value: 2"
+            )
         if batch.prompts <= least:
             raise ValueError(
                 f"guard.brake: batch.prompts = {batch.prompts} leaves nothing to train on beside the {least} prompts "
-                f"that it takes to prove even the loss of all reward at guard.brake_level = {guard.brake_level:g}; "
-                f"nearest valid value: {least + 1}"
+                f"that it takes {why}; nearest valid value: {least + 1}"
             )
         if self.held_out < least:
             raise ValueError(
                 f"guard.brake_share = {guard.brake_share:g} of {batch.prompts} prompts holds out {self.held_out}, and "
-                f"it takes {least} to prove even the loss of all reward at guard.brake_level = {guard.brake_level:g}; "
-                f"nearest valid value: {math.ceil(100 * least / batch.prompts) / 100:g}"
+                f"it takes {least} {why}; nearest valid value: {math.ceil(100 * least / batch.prompts) / 100:g}"
             )
         if sampling.trainer_support == "raw" and (sampling.temperature != 1.0 or sampling.truncates):
             raise ValueError(

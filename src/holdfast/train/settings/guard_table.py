@@ -28,20 +28,29 @@ class GuardConfig(Section):
     halt_on: Literal["never", "critical", "warning"] = Field(
         default="never", description="severity of an alarm that ends the run, with a checkpoint and the evidence"
     )
-    brake: Literal["off", "certificate"] = Field(
-        default="off", description="certificate: a step that held-out prompts prove harmful is not taken"
+    brake: Literal["off", "certificate", "controller"] = Field(
+        default="off",
+        description="certificate: a step that held-out prompts prove harmful is not taken; controller: nor one that "
+        "they do not think worth taking, and they set the learning rate",
     )
     brake_share: float = Field(
         default=0.25, gt=0.0, lt=1.0, description="share of a step's prompts that are held out of its update [brake]"
     )
     brake_level: float = Field(
-        default=0.95, gt=0.0, lt=1.0, description="confidence of each step's test that it does harm [brake]"
+        default=0.95, gt=0.0, lt=1.0, description="confidence of each step's test that it does harm [certificate]"
     )
     brake_rewards: list[float] = Field(
         default_factory=lambda: [0.0, 1.0],
         min_length=2,
         max_length=2,
         description="lowest and highest reward that there can be [brake]",
+    )
+    brake_z: float = Field(default=0.5, ge=0.0, description="standard errors taken off a step's gain [controller]")
+    brake_scale_range: list[float] = Field(
+        default_factory=lambda: [0.001, 10.0],
+        min_length=2,
+        max_length=2,
+        description="lowest and highest factor on the scheduled learning rate [controller]",
     )
     brake_in_a_row: int = Field(
         default=3, ge=1, description="steps in a row that were not taken: a critical alarm [brake]"
@@ -56,6 +65,28 @@ class GuardConfig(Section):
                 "order, both finite; for example [0.0, 1.0]"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_rate_can_stay(self) -> GuardConfig:
+        low, high = self.brake_scale_range
+        if not (0 < low <= 1 <= high and math.isfinite(high)):
+            raise ValueError(
+                f"brake_scale_range = {self.brake_scale_range}: the lowest and the highest factor on the learning "
+                "rate, in this order, above 0, with 1 between them; for example [0.001, 10.0], or [0.001, 1.0] to "
+                "lower it alone"
+            )
+        if not math.isfinite(self.brake_z):
+            raise ValueError(f"brake_z = {self.brake_z}: a finite number from 0 on; nearest valid value: 1.0")
+        return self
+
+    def fewest_held_out(self) -> tuple[int, str]:
+        """The least number of held-out prompts that a verdict can rest on, and what it takes them for."""
+        if self.brake == "controller":
+            return 2, "for a standard error over prompts"
+        from holdfast.core.betting import fewest_units
+
+        needed = fewest_units(self.brake_level, highest=1.0)
+        return needed, f"to prove even the loss of all reward at guard.brake_level = {self.brake_level:g}"
 
     def settings(self) -> GuardSettings:
         """What the guard is told."""

@@ -40,13 +40,17 @@ def guarded(record: dict[str, Any], guard: Guard | None) -> tuple[dict[str, Any]
 
 
 def braked(record: dict[str, Any], look: Look | None, settings: GuardConfig) -> tuple[dict[str, Any], Look | None]:
-    """The same with a critical alarm where the brake took none of the last steps; it needs no `guard.on`."""
+    """The same with a critical alarm where the brake took none of the last steps; it needs no `guard.on`.
+
+    Under a controller they count once the learning rate is at its lowest: until then it is still looking for one.
+    """
     count = record.get("braked_in_a_row", 0)
-    if count < settings.brake_in_a_row:
+    if count < settings.brake_in_a_row or record.get("brake_scale", 0.0) > settings.brake_scale_range[0]:
         return record, look
     from holdfast.guard.guard import Look, standing_still
 
-    alarm = standing_still(count, chance=(1 - settings.brake_level) ** count)
+    proven = settings.brake == "certificate"
+    alarm = standing_still(count, chance=(1 - settings.brake_level) ** count if proven else None)
     look = look or Look(record["step"])
     look = replace(look, alarms=(alarm, *look.alarms), halt=look.halt or settings.halt_on != "never")
     values = {"guard/worst": 2.0, "guard/brake": 2.0}

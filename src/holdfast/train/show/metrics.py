@@ -20,7 +20,7 @@ from holdfast.core.bounds_measured import observed
 from holdfast.core.divergences import abs_log, k1, k2, k3
 from holdfast.objectives.metrics import LengthQuartiles
 from holdfast.tasks.verify import Score, mean_parts
-from holdfast.train.brake import Taken, brake_metrics
+from holdfast.train.brake.brake import Taken
 from holdfast.train.sampling.data import Rollouts
 from holdfast.train.update import Updated
 
@@ -42,9 +42,7 @@ _OF_OBJECTIVE = (
 
 def step_metrics(rollouts: Rollouts, taken: Taken) -> dict[str, Any]:
     """Everything about one step that is not time; drift and update are of the rollouts that were trained on."""
-    record, updated = outcome_metrics(rollouts), taken.updated
-    if taken.verdict is not None:
-        record |= brake_metrics(taken.verdict, taken.in_a_row)
+    record, updated = outcome_metrics(rollouts) | taken.metrics(), taken.updated
     for name, measure in (
         ("drift", lambda: drift_metrics(taken.trained, updated)),
         ("update", lambda: update_metrics(updated)),

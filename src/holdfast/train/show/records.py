@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from holdfast.rollout.models import token_texts
-from holdfast.train.brake import Taken
+from holdfast.train.brake.brake import Taken
 from holdfast.train.sampling.data import Rollouts
 from holdfast.train.sampling.episodes import Episode
 from holdfast.train.settings.config import RunConfig
