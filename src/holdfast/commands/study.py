@@ -142,6 +142,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     for path in sorted(STUDIES.glob("*.toml")):
         if (folder / f"{path.stem}.json").is_file():
             study = read_study(path)
+            print(f"reading the runs of {path.stem}", file=sys.stderr)
             runs += diagnosed_runs(study, path.stem, planned_runs(study, str(path), root / path.stem), root / path.stem)
     if not runs:
         raise ConfigError(
