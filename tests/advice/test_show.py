@@ -23,7 +23,7 @@ def test_a_change_comes_with_figures_page_and_lines_to_paste():
     text = said(advise(PPO, [seen(8, "shown")]))
     assert text.startswith("run.toml: ppo; int8 engine, 8 updates behind, 1 optimiser step a rollout batch, up to 48")
     assert "CHANGE: Take the ratio to the rollout policy (shown)\n" in text
-    assert "up to 48 tokens: at 8. [docs/evidence/s.md]" in text
+    assert "up to 48 tokens [docs/evidence/s.md]:\n    at 8." in text
     assert text.endswith('To write into the run:\n[objective]\npreset = "ppo"\ndenominator = "rollout"')
 
 

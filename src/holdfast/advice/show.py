@@ -84,7 +84,8 @@ def _spoken(found: Spoken) -> Iterator[str]:
         settings.setdefault((figure.page, figure.where), []).append(figure)
     shown = _nearest_two(settings)
     for page, words in shown:
-        yield f"  {words}: {' '.join(figure.text for figure in settings[page, words])} [{page}]"
+        yield f"  {words} [{page}]:"
+        yield from (f"    {figure.text}" for figure in settings[page, words])
     if rest := len(settings) - len(shown):
         yield f"  Measured at {rest} more setting{'s' if rest > 1 else ''}: docs/choosing.md"
     if not found.figures:
