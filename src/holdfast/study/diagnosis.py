@@ -178,8 +178,8 @@ def diagnosis_page(runs: Sequence[Run]) -> str:
         "# Which number speaks before a collapse?",
         f"{len(runs)} finished runs of the studies {links}: {len(collapsed)} had collapsed by the rule of their study, "
         f"{len(runs) - len(collapsed)} had not. In {len(seen)} of the collapsed ones the training reward fell below "
-        "the same share of the start as well; these are judged. Written by `holdfast study --diagnose` from "
-        "[diagnosis.json](diagnosis.json).",
+        "the same share of the start as well; these are judged. A setting that stands in several studies counts in "
+        "each. Written by `holdfast study --diagnose` from [diagnosis.json](diagnosis.json).",
         "**The rule.** A signal speaks at the first step at which it lies outside every value that it took in the runs "
         "of the same study and cell that did not collapse, those of its own seed left out (at least "
         f"{FEWEST_HEALTHY} runs, else it is not judged). The reward has fallen when its mean over {WINDOW} training "
