@@ -9,9 +9,8 @@ import tomli_w
 
 from holdfast.advice.choosing import BEGIN, END, Places
 from holdfast.study.definition import parse_study
-from holdfast.study.plan import cells
 from holdfast.study.results import write_results
-from small_study import STUDY
+from small_study import STUDY, results_without_runs
 
 SMALL: dict[str, Any] = STUDY | {
     "also": [
@@ -67,27 +66,8 @@ class Checkout:
     def results(self, ends: dict[str, list[float]], chosen: dict[str, Any] | None = None, **changes: Any) -> None:
         """Write the study's results: in every cell configurations end at these values, seed by seed from 2."""
         study = parse_study(SMALL | changes, "small")
-        runs = [
-            {
-                "configuration": name,
-                "cell": cell,
-                "seed": seed,
-                "for": "reporting",
-                "settings": {},
-                "state": "finished",
-                "value": value,
-                "start": 0.6,
-                "collapsed": value < 0.3,
-                "also": {"entropy:last": 0.25, "kl_exact_mean:highest": 0.02},
-                "curve": {"step": [0, 2], "value": [0.6, value]},
-            }
-            for cell in cells(study)
-            for name, values in ends.items()
-            for seed, value in enumerate(values, 2)
-        ]
-        head = {"study": study.model_dump(mode="json"), "hash": study.hash, "versions": {"torch": ["2.13.0"]}}
-        rest = {"planned": len(runs), "chosen": chosen or {}, "runs": runs, "dropped": []}
-        write_results(self.places.evidence / "small.json", head | rest)
+        results = results_without_runs(study, ends, start=0.6, chosen=chosen or {})
+        write_results(self.places.evidence / "small.json", results)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast.audit.judge.checks.drift.heavy_tails import EFFECTIVE, HEAVY, LIMITS
+from holdfast.audit.judge.checks.drift.signed_skew import STALE_LIMIT
 from holdfast.errors import DataError
 from holdfast.report.metrics import Metrics, is_number, read_metrics, step_of
 from holdfast.study.definition import Study
@@ -60,11 +62,16 @@ SIGNALS = (
     Signal("masked_sequences", "share of sequences masked", published=0.3, source="TRM's aim, arXiv 2512.23075"),
     Signal("entropy", "entropy", low=True),
     Signal("grad_norm", "gradient norm"),
-    Signal("signed_skew", "skew of the weights by the sign of the advantage", published=0.03, source=_AUDIT),
-    Signal("pareto_k", "Pareto's k of the token weights", published=0.7, source="PSIS, JMLR 25 (2024)"),
-    Signal("beyond_20", "share of tokens beyond a factor of 20", published=0.0015, source=_AUDIT),
-    Signal("confident_disagreement", "share of confident disagreements", published=0.0015, source=_AUDIT),
-    Signal("effective_share", "effective share of the tokens", low=True, published=0.8, source=_AUDIT),
+    Signal("signed_skew", "skew of the weights by the sign of the advantage", published=STALE_LIMIT, source=_AUDIT),
+    Signal("pareto_k", "Pareto's k of the token weights", published=HEAVY, source="PSIS, JMLR 25 (2024)"),
+    Signal("beyond_20", "share of tokens beyond a factor of 20", published=LIMITS["beyond 20"], source=_AUDIT),
+    Signal(
+        "confident_disagreement",
+        "share of confident disagreements",
+        published=LIMITS["confident disagreement"],
+        source=_AUDIT,
+    ),
+    Signal("effective_share", "effective share of the tokens", low=True, published=EFFECTIVE, source=_AUDIT),
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from holdfast.audit.measure.extremes import RATES, SIGNS
 from holdfast.audit.measure.statistics.tails import Largest, pareto_k
+from holdfast.audit.measure.tokens import LOG_RATIO_LIMIT
 from holdfast.audit.measure.view import View
 from holdfast.audit.read.columns import Chunk
 from holdfast.audit.read.reading import Reading
@@ -38,18 +39,19 @@ def step_signals(chunks: Iterable[Chunk]) -> dict[str, float]:
     `confident_disagreement`: share that the engine gave one half or more and the trainer 2 nats less.
     `effective_share`: (Σ w)² / (n Σ w²).
     """
-    views = [View(chunk) for chunk in chunks]
     found: dict[str, float] = {}
-    views = [view for view in views if view.has("rollout_logprobs", "trainer_logprobs") and view.measured.any()]
+    views = [view for view in map(View, chunks) if view.has("rollout_logprobs", "trainer_logprobs")]
+    views = [view for view in views if view.measured.any()]
     if not views:
         return found
     rates = np.sum([view.extremes.sum(axis=0) for view in views], axis=0)
     for key, name in (("beyond_20", "beyond 20"), ("confident_disagreement", "confident disagreement")):
         found[key] = float(rates[RATES.index(name)] / rates[-1])
-    weights = np.concatenate([np.exp(view.log_ratio[view.measured].astype(np.float64)) for view in views])
+    ratios = np.concatenate([view.log_ratio[view.measured].astype(np.float64) for view in views])
+    weights = np.exp(np.minimum(ratios, LOG_RATIO_LIMIT))
     found["effective_share"] = float(weights.sum() ** 2 / (len(weights) * np.square(weights).sum()))
     largest = Largest()
-    largest.add(np.log(weights))
+    largest.add(ratios)
     if (k := pareto_k(largest)) is not None:
         found["pareto_k"] = k.value
     if signed := [view.pulls.sum(axis=0) for view in views if view.has("advantages")]:
