@@ -28,7 +28,7 @@ BELOW = {
     "train": {"guard", "objectives", "core", "kernels", "rollout", "tasks", "report", "types", "errors"},
     "audit": {"objectives", "core", "rollout", "report", "types", "errors"},
     "study": {"audit", "train", "report", "errors"},
-    "advice": {"study", "audit", "train", "objectives", "core", "errors"},
+    "advice": {"study", "audit", "train", "integrations", "objectives", "core", "errors"},
     "preflight": {"audit", "train", "objectives", "core", "rollout", "report", "types", "errors"},
     "integrations": {"guard", "objectives", "core", "kernels", "rollout", "types", "errors"},
     "launch": {"integrations", "train", "guard", "objectives", "core", "rollout", "tasks", "types", "errors"},

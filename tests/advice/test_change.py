@@ -1,10 +1,13 @@
 """A change made to an objective's table is one that can be built, and is said in each framework's words."""
 
+import shlex
+
 import pytest
 
 from holdfast.advice.change import as_toml, changed, in_framework
 from holdfast.advice.lines import Change
 from holdfast.audit.judge.fixes import FRAMEWORKS
+from holdfast.integrations.verl.names import loss_overrides
 from holdfast.objectives.presets import preset
 
 
@@ -50,7 +53,9 @@ def test_frameworks():
     assert "_target_=holdfast" in verl and "own loss" not in verl
     assert "bypass_mode=true" in in_framework("verl", table, ("clip_on_rollout",))
     annealed = {"preset": "ppo+kl_cov", "anneal": {"kind": "anneal", "steps": 32}}
-    assert "settings.anneal='{kind:anneal,steps:32}'" in in_framework("verl", annealed, ())
+    assert "settings.anneal={kind:anneal,steps:32}' " in in_framework("verl", annealed, ()) + " "
+    for_a_shell = shlex.split(in_framework("verl", annealed, ()))
+    assert for_a_shell[1:] == loss_overrides("ppo+kl_cov", {"anneal": annealed["anneal"]})
     assert "anneal={'kind': 'anneal', 'steps': 32}" in in_framework("TRL", annealed, ())
     assert "use_decoupled_loss=false" in in_framework("AReaL", table, ("clip_on_rollout",))
     assert "no line is known for AReaL" in in_framework("AReaL", table, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,21 +61,14 @@ def in_framework(framework: str, table: Table, remedies: tuple[str, ...]) -> str
         words = "".join(f", {key}={_python(value)}" for key, value in options.items())
         return f'HoldfastGRPOTrainer(..., objective=holdfast.preset("{table["preset"]}"{words}))'
     if framework == "verl":
-        loss = "actor_rollout_ref.actor.policy_loss"
-        words = [f"{loss}._target_=holdfast.integrations.verl.config.HoldfastLossConfig"]
-        words += [f"{loss}.loss_mode=holdfast", f"+{loss}.objective={table['preset']}"]
-        words += [f"+{loss}.settings.{key}={_hydra(value)}" for key, value in options.items()]
-        ours = f"trainer.v1.trainer_mode=holdfast_sync {' '.join(words)}"
+        from holdfast.integrations.verl.names import TRAINER_MODE, loss_overrides
+
+        words = map(shlex.quote, loss_overrides(str(table["preset"]), options))
+        ours = f"trainer.v1.trainer_mode={TRAINER_MODE} {' '.join(words)}"
         return f"{ours}\n# or, with verl's own loss:\n{own}" if own else ours
     if framework == "Holdfast":
         return as_toml(table)
     return own or f"no line is known for {framework}; what is meant, as our TOML:\n{as_toml(table)}"
-
-
-def _hydra(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"'{{{','.join(f'{key}:{_hydra(inner)}' for key, inner in value.items())}}}'"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _python(value: Any) -> str:
